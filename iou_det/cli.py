@@ -1,0 +1,51 @@
+"""The `iou-det` command: one table from subcommand to the module that runs it."""
+
+import importlib
+import sys
+
+from absl import app, flags, logging
+
+from iou_det.errors import UserError
+
+COMMANDS = {
+  "prepare": ("iou_det.tools.prepare", "COCO-format folder -> checked TFDS ArrayRecord dataset"),
+  "train": ("iou_det.training.train", "train a config; resumes if the workdir has a checkpoint"),
+  "eval": ("iou_det.evaluation.eval", "COCO metrics and detections.json of a trained workdir"),
+  "predict": ("iou_det.tools.predict", "draw boxes on your own images with a trained workdir"),
+}
+
+
+def usage() -> str:
+  rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+  return f"usage: iou-det COMMAND [--flags]\n\n{rows}\n\n`iou-det COMMAND --help` explains each."
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs a subcommand and exits: 0 done, 2 bad input (one line on stderr), 1 a bug (traceback)."""
+  argv = sys.argv[1:] if argv is None else argv
+  if not argv or argv[0] in ("-h", "--help", "help"):
+    print(usage())
+    sys.exit(0 if argv else 2)
+  command = argv[0]
+  if command not in COMMANDS:
+    fail(command, f"unknown command; known: {', '.join(COMMANDS)}")
+  module = importlib.import_module(COMMANDS[command][0])  # defines the command's flags
+  app.define_help_flags()
+  if any(a in ("-h", "--help", "-help") for a in argv[1:]):
+    print(f"iou-det {command}: {COMMANDS[command][1]}\n\n{module.__doc__}")
+    print(flags.FLAGS.module_help(module))
+    sys.exit(0)
+  logging.use_absl_handler()
+  try:
+    rest = flags.FLAGS([f"iou-det {command}", *argv[1:]])
+    if len(rest) > 1:
+      raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    module.main()
+  except (UserError, flags.Error) as error:
+    fail(command, str(error))
+
+
+def fail(command: str, message: str) -> None:
+  """Prints one line and exits with code 2."""
+  print(f"iou-det {command}: " + " ".join(message.split()), file=sys.stderr)
+  sys.exit(2)
