@@ -1,0 +1,112 @@
+"""From the network's output to detections in pixels of the original image, inside jit."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from iou_det.ops.boxes import clip, decode
+from iou_det.ops.nms import nms as hard_nms
+from iou_det.ops.nms import soft_nms
+
+
+class Detections(NamedTuple):
+  """Detections by falling score; boxes are x1, y1, x2, y2 in pixels of the original image, exclusive ends.
+
+  Rows that are not `valid` are zeros.
+  """
+
+  boxes: Float[Array, "batch max 4"]
+  scores: Float[Array, "batch max"]
+  labels: Int[Array, "batch max"]
+  valid: Bool[Array, "batch max"]
+
+
+def detect(
+  logits: Float[Array, "batch anchors classes"],
+  deltas: Float[Array, "batch anchors 4"],
+  anchors: Float[Array, "anchors 4"],
+  image_size: Int[Array, "batch 2"],
+  scale: Float[Array, "batch 2"],
+  *,
+  level_sizes: Sequence[int],
+  convention: str,
+  score_threshold: float = 0.05,
+  candidates_per_level: int = 1000,
+  nms_iou: float = 0.5,
+  max_detections: int = 100,
+  nms: str = "hard",
+) -> Detections:
+  """Test-time protocol of the paper's codebase (mmdetection 0.6).
+
+  Of each pyramid level the `candidates_per_level` anchors with the highest best-class score are decoded,
+  clipped to the image and mapped to original pixels. Every class of those anchors with a score above
+  `score_threshold` enters NMS; the best `max_detections` over all classes remain.
+
+  Args:
+    anchors: x1, y1, x2, y2 in network pixels, level by level.
+    image_size: height and width of the image's content in network pixels (without padding).
+    scale: network pixels per original pixel, y and x.
+    level_sizes: number of anchors of each level, in the order of `anchors`.
+    convention: of the boxes, see `unscale_boxes`; "legacy" also clips as inclusive boxes were clipped.
+    nms: "hard", or soft-NMS "linear" or "gaussian" (sigma 0.5).
+
+  Raises:
+    ValueError: if level_sizes do not add up to the anchors, or nms is none of the three.
+  """
+  if sum(level_sizes) != len(anchors):
+    raise ValueError(f"levels of {tuple(level_sizes)} are {sum(level_sizes)} anchors, not {len(anchors)}")
+  limits: dict[str, Any] = {
+    "iou_threshold": nms_iou, "score_threshold": score_threshold, "max_detections": max_detections,
+  }  # fmt: skip
+
+  def one_image(logits, deltas, image_size, scale):
+    best = jnp.max(logits, axis=-1)  # of the logits: the sigmoid is monotonic and saturates
+    chosen, start = [], 0
+    for size in level_sizes:
+      level = jax.lax.top_k(best[start : start + size], min(candidates_per_level, size))[1]
+      chosen.append(start + level)
+      start += size
+    candidates = jnp.concatenate(chosen)
+    boxes = decode(deltas[candidates], anchors[candidates])
+    boxes = unscale_boxes(_clip_to_image(boxes, image_size, convention), scale, convention=convention)
+    scores = jax.nn.sigmoid(logits[candidates])
+    if nms == "hard":
+      kept = hard_nms(boxes, scores, **limits)
+    else:
+      kept = soft_nms(boxes, scores, method=nms, **limits)
+    boxes = jnp.where(kept.valid[:, None], boxes[kept.box], 0.0)
+    return Detections(boxes, kept.score, kept.label, kept.valid)
+
+  return jax.vmap(one_image)(logits, deltas, image_size, scale)
+
+
+def unscale_boxes(
+  boxes: Float[Array, "*batch n 4"], scale: Float[Array, "*batch 2"], *, convention: str
+) -> Float[Array, "*batch n 4"]:
+  """Maps boxes from network to original pixels.
+
+  "legacy" scaled inclusive corners (x2 - 1 here), so x2 = (x2 - 1) / s + 1; the others scale every edge.
+
+  Args:
+    boxes: x1, y1, x2, y2 in network pixels, x2 and y2 exclusive.
+    scale: network pixels per original pixel, y and x.
+  """
+  factors = jnp.concatenate([scale[..., ::-1]] * 2, axis=-1)[..., None, :]
+  inclusive = _inclusive(convention)
+  return (boxes - inclusive) / factors + inclusive
+
+
+def _clip_to_image(
+  boxes: Float[Array, "n 4"], image_size: Int[Array, " 2"], convention: str
+) -> Float[Array, "n 4"]:
+  """Clips to the image; "legacy" kept both inclusive corners in 0..size-1, so no box is under 1 pixel."""
+  inclusive = _inclusive(convention)
+  return clip(boxes - inclusive, image_size - (convention == "legacy")) + inclusive
+
+
+def _inclusive(convention: str) -> Float[Array, " 4"]:
+  """What turns an inclusive box into x1, y1, x2, y2 with exclusive ends."""
+  return jnp.array([0.0, 0.0, 1.0, 1.0]) * (convention == "legacy")
