@@ -1,6 +1,7 @@
 """COCO metrics: ground truth and detections in COCO's JSON formats, scored by pycocotools."""
 
 import contextlib
+import importlib.util
 import io
 import json
 from collections import Counter
@@ -207,6 +208,10 @@ def _accumulate(
   """COCOeval's precision and recall tables; -1 where there is no ground truth."""
   if backend not in BACKENDS:
     raise UserError(f"COCO backend {backend!r} is not known; use one of {', '.join(BACKENDS)}")
+  if backend == "hotcoco" and importlib.util.find_spec("hotcoco") is None:
+    raise UserError(
+      "COCO backend 'hotcoco' is not installed; pip install 'iou-det[fast-eval]', or use pycocotools"
+    )
   with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
     if backend == "hotcoco":
       import hotcoco  # extra "fast-eval"
