@@ -32,6 +32,7 @@ class Problem(NamedTuple):
 
   where: str  # file and record
   what: str
+  image_id: int | None = None  # of an image that must go, if its file is bad
 
   def __str__(self) -> str:
     return f"{self.where}: {self.what}"
@@ -110,6 +111,7 @@ class CocoFile:
   problems: list[Problem] = field(default_factory=list)
   defaults: Counter[str] = field(default_factory=Counter)  # values that were not in the file
   records: int = 0  # images and annotations in the file, good or bad
+  dropped_boxes: int = 0  # boxes that went with their image
 
 
 def read_coco(path: str | Path) -> CocoFile:
@@ -128,7 +130,7 @@ def read_coco(path: str | Path) -> CocoFile:
   coco = CocoFile(categories, from_rows([], []), records=len(content["images"]) + len(content["annotations"]))
   images: list[tuple[int, str, int, int]] = []
   place: dict[int, int] = {}
-  refused: set[int] = set()  # images with a problem: their annotations go with them without another word
+  refused: set[int] = set()  # ids of bad images: their annotations go with them without another word
   for number, image in enumerate(content["images"]):
     what = image_problem(image)
     if not what and image["id"] in place:
@@ -140,10 +142,12 @@ def read_coco(path: str | Path) -> CocoFile:
       continue
     place[image["id"]] = len(images)
     images.append((image["id"], image["file_name"], image["height"], image["width"]))
+  refused -= place.keys()
   boxes: list[list[tuple]] = [[] for _ in images]
   label = {c.id: i for i, c in enumerate(categories)}
   for number, ann in enumerate(content["annotations"]):
-    if isinstance(ann, dict) and ann.get("image_id") in refused - place.keys():
+    if isinstance(ann, dict) and ann.get("image_id") in refused:
+      coco.dropped_boxes += 1
       continue
     what = annotation_problem(ann, place, label)
     if what:
@@ -188,13 +192,13 @@ def load_json(path: Path) -> dict[str, list]:
 def read_categories(path: Path, rows: list) -> tuple[Category, ...]:
   """The category table sorted by id."""
   for number, row in enumerate(rows):
-    if not isinstance(row, dict) or not is_integer(row.get("id")) or not isinstance(row.get("name"), str):
+    if not isinstance(row, dict) or not is_integer(row.get("id")) or not is_name(row.get("name")):
       where = describe("category", row, number)
-      raise UserError(f"{path}, {where}: needs a whole number 'id' and a text 'name'")
+      raise UserError(f"{path}, {where}: needs a whole number 'id' and a 'name' of one line")
   for key in ("id", "name"):
-    often = [value for value, count in Counter(row[key] for row in rows).items() if count > 1]
+    often = [value for value, count in Counter(str(row[key]).strip() for row in rows).items() if count > 1]
     if often:
-      raise UserError(f"{path}: more than one category has the {key} {often[0]!r}; ids and names must differ")
+      raise UserError(f"{path}: more than one category has the {key} {often[0]}; ids and names must differ")
   return tuple(Category(row["id"], row["name"]) for row in sorted(rows, key=lambda row: row["id"]))
 
 
@@ -210,7 +214,7 @@ def image_problem(image: Any) -> str:
   if not isinstance(image["file_name"], str) or not image["file_name"]:
     return f"'file_name' is {image['file_name']!r}, must be a text"
   for key in ("height", "width"):
-    if not is_integer(image[key]) or image[key] < 1:
+    if not is_integer(image[key]) or not 1 <= image[key] < 2**31:
       return f"{key!r} is {image[key]!r}, must be a whole number above 0"
   return ""
 
@@ -241,12 +245,16 @@ def annotation_problem(ann: Any, place: dict[int, int], label: dict[int, int]) -
   return ""
 
 
+def is_name(value: Any) -> bool:
+  return isinstance(value, str) and value.strip() != "" and len(value.splitlines()) == 1
+
+
 def is_integer(value: Any) -> bool:
   return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 def is_finite(value: Any) -> bool:
-  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+  return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def describe(kind: str, row: Any, number: int) -> str:

@@ -4,8 +4,8 @@ A source has random access (`len`, `[]`), a category table and a name, and can b
 """
 
 import os
+import re
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, Int, Int32
 
-from iou_det.data.annotations import Annotations, Category, list_problems, read_coco
+from iou_det.data.annotations import Annotations, Category, CocoFile, Problem, list_problems, read_coco
 from iou_det.errors import UserError
 
 __all__ = ["Category", "CocoFolder", "Index", "Record", "Source", "TrainingFilter", "open_dataset", "scan"]
@@ -83,6 +83,9 @@ class CocoFolder:
   Opening it checks every annotation and that every image file is there; images are read when asked for.
   """
 
+  name: str
+  categories: tuple[Category, ...]
+
   def __init__(self, root: str | Path, split: str):
     root = Path(root)
     known = coco_splits(root)
@@ -91,37 +94,29 @@ class CocoFolder:
         f"{root} has no split {split!r}; " +
         (f"there are: {', '.join(known)}" if known else "it has no annotations/instances_*.json")
       )  # fmt: skip
-    self._open(root / split, root / "annotations" / f"instances_{split}.json", f"{root.name}/{split}")
+    coco = open_coco(root / split, root / "annotations" / f"instances_{split}.json")
+    self._set(root / split, coco.categories, coco.annotations, f"{root.name}/{split}")
 
   @classmethod
   def from_files(cls, images: str | Path, annotations: str | Path) -> "CocoFolder":
     """From a folder of images and an annotation file anywhere."""
+    coco = open_coco(Path(images), Path(annotations))
+    return cls.from_columns(images, coco.categories, coco.annotations, Path(annotations).stem)
+
+  @classmethod
+  def from_columns(
+    cls, images: str | Path, categories: tuple[Category, ...], annotations: Annotations, name: str
+  ) -> "CocoFolder":
+    """From annotations that were read and checked already."""
     self = cls.__new__(cls)
-    self._open(Path(images), Path(annotations), Path(annotations).stem)
+    self._set(Path(images), categories, annotations, name)
     return self
 
-  def _open(self, images: Path, annotations: Path, name: str) -> None:
-    if not images.is_dir():
-      raise UserError(f"image folder {images} does not exist; {annotations.name} names the files in it")
-    coco = read_coco(annotations)
-    missing = missing_files(images, coco.annotations.file_name)
-    if missing:
-      shown = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
-      raise UserError(
-        f"{images}: {len(missing)} of {len(coco.annotations)} images named in {annotations} are not there: "
-        f"{shown}; complete the folder, or drop them with `iou-det prepare --skip_bad`"
-      )
-    if coco.problems:
-      raise UserError(
-        f"{len(coco.problems)} bad records: {list_problems(coco.problems)}; mend the file, or drop them with "
-        "`iou-det prepare --skip_bad`"
-      )
-    if coco.defaults:
-      logging.info("%s: defaults for missing fields: %s", annotations, dict(coco.defaults))
-    self.name = name
-    self.categories = coco.categories
-    self._images = images
-    self._annotations = coco.annotations
+  def _set(
+    self, images: Path, categories: tuple[Category, ...], annotations: Annotations, name: str
+  ) -> None:
+    self._images, self._annotations = images, annotations
+    self.categories, self.name = categories, name
 
   def __len__(self) -> int:
     return len(self._annotations)
@@ -144,6 +139,22 @@ class CocoFolder:
     return self._annotations
 
 
+def open_coco(images: Path, annotations: Path) -> CocoFile:
+  """Reads an annotation file and checks that its images are there; a bad record is a UserError."""
+  coco = read_coco(annotations)
+  problems = coco.problems + missing_images(images, coco.annotations)
+  if problems:
+    raise UserError(
+      f"{len(problems)} bad records: {list_problems(problems)}; mend them, or drop them with "
+      "`iou-det prepare --skip_bad`"
+    )
+  if coco.defaults:
+    logging.info("%s: defaults for missing fields: %s", annotations, dict(coco.defaults))
+  if not len(coco.annotations):
+    raise UserError(f"{annotations} has no images; nothing to train or score on")
+  return coco
+
+
 def coco_splits(root: Path) -> list[str]:
   """Splits of a COCO folder, by its annotation files."""
   return sorted(
@@ -151,18 +162,26 @@ def coco_splits(root: Path) -> list[str]:
   )
 
 
-def missing_files(folder: Path, names: Sequence[str]) -> list[str]:
-  """Those of `names` that are not files below `folder`; lists each folder once, not file by file."""
+def missing_images(folder: Path, annotations: Annotations) -> list[Problem]:
+  """Images that are not in their folder; lists each folder once, not file by file."""
+  if not folder.is_dir():
+    raise UserError(f"image folder {folder} does not exist; give the folder that holds the images themselves")
   listed: dict[str, set[str]] = {}
-  missing = []
-  for name in names:
+  problems = []
+  for i, name in enumerate(annotations.file_name):
     parent, base = os.path.split(name)
     if parent not in listed:
       where = folder / parent
       listed[parent] = {e.name for e in os.scandir(where) if e.is_file()} if where.is_dir() else set()
     if base not in listed[parent]:
-      missing.append(name)
-  return missing
+      problems.append(image_file_problem(folder, annotations, i, "the file does not exist"))
+  return problems
+
+
+def image_file_problem(folder: Path, annotations: Annotations, i: int, what: str) -> Problem:
+  """A problem of the file of image `i`."""
+  where = f"{folder / annotations.file_name[i]} (image id {annotations.image_id[i]})"
+  return Problem(where, what, image_id=int(annotations.image_id[i]))
 
 
 def open_dataset(path: str | Path, split: str) -> Source:
@@ -199,14 +218,19 @@ def open_dataset(path: str | Path, split: str) -> Source:
 
 
 def find_version(folder: Path) -> Path | None:
-  """The newest version of the TFDS dataset in `folder` or up to two levels below it; None if there is none."""
-  for pattern in (".", "*", "*/*"):
-    found = [p for p in folder.glob(pattern) if (p / "dataset_info.json").is_file()]
+  """The TFDS dataset in `folder`, or the newest version up to two levels below it; None if there is none."""
+  if (folder / "dataset_info.json").is_file():
+    return folder
+  for pattern in ("*", "*/*"):
+    found = [
+      p for p in folder.glob(pattern)
+      if re.fullmatch(r"\d+\.\d+\.\d+", p.name) and (p / "dataset_info.json").is_file()
+    ]  # fmt: skip
     if len({p.parent for p in found}) > 1:
-      configs = ", ".join(sorted({str(p.parent) for p in found}))
-      raise UserError(f"data path {folder} holds more than one dataset ({configs}); name one")
+      datasets = ", ".join(sorted({str(p.parent) for p in found}))
+      raise UserError(f"data path {folder} holds more than one dataset ({datasets}); name one of them")
     if found:
-      return max(found, key=lambda p: [int(n) if n.isdigit() else -1 for n in p.name.split(".")])
+      return max(found, key=lambda p: [int(n) for n in p.name.split(".")])
   return None
 
 
