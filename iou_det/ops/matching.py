@@ -37,7 +37,7 @@ def match(
   every ground truth then takes all anchors that are tied at its own best IoU; where two want the same
   anchor the later one gets it. A ground truth that no anchor touches takes nothing.
 
-  Use `jax.vmap` for a batch. Peak memory is one float32 matrix of anchors x boxes.
+  Use `jax.vmap` for a batch. Needs 4 to 8 bytes for each pair of an anchor and a box.
 
   Args:
     anchors: x1, y1, x2, y2 in pixels.

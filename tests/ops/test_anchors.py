@@ -5,10 +5,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 
 from iou_det.ops import anchors as ops
+from tests import oracles
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ops.npz")
 STRIDES = (8, 16, 32, 64, 128)

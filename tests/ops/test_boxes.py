@@ -6,12 +6,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iou_det.ops import boxes as ops
+from tests import oracles
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ops.npz")
 N, M = 6, 4

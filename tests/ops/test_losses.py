@@ -2,19 +2,21 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from iou_det.ops import boxes as box_ops
 from iou_det.ops import losses
 from iou_det.ops.anchors import anchors as make_anchors
 from iou_det.ops.anchors import inside_padded_image
 from iou_det.ops.matching import match
+from tests import oracles
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ops.npz")
 LEVELS = (4, 2, 1)
@@ -171,6 +173,16 @@ def test_no_gradient_flows_through_weights(exponent):
 
   for gradient in jax.grad(total, argnums=(0, 1))(loss, iou):
     np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_sums_run_over_the_batch_of_all_devices():
+  loss, iou, target = (np.concatenate(x) for x in zip(*(draw(seed) for seed in range(10, 14)), strict=True))
+  weights = partial(losses.iou_balanced_classification_weights, eta=1.5, level_sizes=LEVELS)
+  expected = weights(*f32(loss, iou, target))
+  split = NamedSharding(Mesh(np.array(jax.devices()[:8]), "batch"), PartitionSpec("batch"))
+  got = jax.jit(weights, in_shardings=split, out_shardings=split)(*f32(loss, iou, target))
+  assert len(got.sharding.device_set) == 8
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("lambd,w_loc", [(0.0, 1.0), (0.5, 1.575), (1.5, 3.049)])

@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iou_det.ops.boxes import pairwise_iou
 from iou_det.ops.matching import match
+from tests import oracles
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ops.npz")
 A, N = 12, 4
