@@ -45,7 +45,7 @@ class Prepared:
     if missing:
       raise UserError(f"{directory}: split {split!r} lacks the files {', '.join(missing)}; prepare it again")
     self.name = f"{builder.info.name}/{split}"
-    self._own = "bbox_xywh" in builder.info.features.get("objects", ())
+    self._own = "bbox_xywh" in box_features(builder)
     self.categories = read_categories(self._directory) if self._own else tfds_coco_categories(builder)
     self._data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
 
@@ -134,19 +134,25 @@ COCO_CATEGORIES = tuple(
 )
 
 
+def box_features(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+  """The features of a dataset's boxes by name; empty if it has none."""
+  features = builder.info.features
+  objects = features["objects"] if "objects" in features else {}
+  return dict((objects.feature if isinstance(objects, tfds.features.Sequence) else objects).items())
+
+
 def tfds_coco_categories(builder: tfds.core.DatasetBuilder) -> tuple[Category, ...]:
   """The category table of one of TFDS's own COCO datasets."""
-  objects = builder.info.features.get("objects", {})
-  wanted = {"area", "bbox", "id", "is_crowd", "label"}
-  if not hasattr(objects, "feature") or not wanted <= set(objects.feature.keys()):
+  objects = box_features(builder)
+  if not {"area", "bbox", "id", "is_crowd", "label"} <= objects.keys():
     raise UserError(
       f"{builder.data_path} is neither a dataset of `iou-det prepare` nor one of TFDS's coco/2014, coco/2017 "
       f"(its features are {', '.join(builder.info.features)})"
     )
-  names = objects.feature["label"].names
+  names = objects["label"].names
   if names != [c.name for c in COCO_CATEGORIES]:
     raise UserError(
-      f"{builder.data_path}: its {len(names)} labels ({', '.join(names[:5])}, ...) are not COCO's 80, and TFDS "
-      "does not keep their ids; make the dataset with `iou-det prepare`"
+      f"{builder.data_path}: its {len(names)} labels ({', '.join(names[:5])}, ...) are not COCO's 80, and "
+      "TFDS does not keep their ids; make the dataset with `iou-det prepare`"
     )
   return COCO_CATEGORIES

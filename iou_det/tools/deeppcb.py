@@ -1,0 +1,114 @@
+"""Converts a clone of github.com/tangsanli5201/DeepPCB to a COCO-format folder.
+
+Usage: python -m iou_det.tools.deeppcb CLONE DEST   (launch/get_deeppcb.sh makes the clone and calls this)
+
+PCBData/trainval.txt and test.txt list `groupG/G/ID.jpg groupG/G_not/ID.txt`; the image to inspect is
+groupG/G/ID_test.jpg, and each line of the text file is `x1 y1 x2 y2 class` in pixels.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from iou_det.data.image_files import read_header
+from iou_det.errors import UserError
+
+CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # classes 1 to 6
+SPLITS = {"train": "trainval.txt", "test": "test.txt"}
+
+
+def convert(clone: str | Path, destination: str | Path) -> dict[str, tuple[int, int]]:
+  """Copies the images and writes the annotations of both splits.
+
+  Args:
+    clone: the repository's folder.
+    destination: gets annotations/instances_{train,test}.json, train/ and test/; must not exist.
+
+  Returns:
+    split -> (images, boxes).
+
+  Raises:
+    UserError: if the clone is not one, a file is missing or a line is not as above; nothing is left behind.
+  """
+  data, destination = Path(clone) / "PCBData", Path(destination)
+  if destination.exists():
+    raise UserError(f"{destination} exists already; remove it or give another destination")
+  part = destination.with_name(destination.name + ".part")
+  shutil.rmtree(part, ignore_errors=True)
+  counts = {}
+  annotation_id = 0
+  for split, listing in SPLITS.items():
+    (part / split).mkdir(parents=True)
+    coco: dict[str, list[dict[str, Any]]] = {
+      "images": [], "annotations": [],
+      "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
+    }  # fmt: skip
+    for number, line in enumerate(read(data / listing).splitlines(), 1):
+      names = line.split()
+      if not names:
+        continue
+      if len(names) != 2 or not Path(names[0]).stem.isdigit():
+        where = f"{data / listing}, line {number}"
+        raise UserError(f"{where}: {line!r} is not 'groupG/G/ID.jpg groupG/G_not/ID.txt'")
+      template = data / names[0]
+      image = template.with_name(f"{template.stem}_test.jpg")
+      image_id = int(template.stem)
+      coco["images"].append(copy_image(image, part / split, image_id))
+      for x1, y1, x2, y2, label in read_boxes(data / names[1]):
+        annotation_id += 1
+        coco["annotations"].append({
+          "id": annotation_id, "image_id": image_id, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1],
+          "area": (x2 - x1) * (y2 - y1), "iscrowd": 0,
+        })  # fmt: skip
+    (part / "annotations").mkdir(exist_ok=True)
+    (part / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
+    counts[split] = (len(coco["images"]), len(coco["annotations"]))
+  part.rename(destination)
+  return counts
+
+
+def read(path: Path) -> str:
+  if not path.is_file():
+    raise UserError(f"{path} does not exist; give a complete clone of github.com/tangsanli5201/DeepPCB")
+  return path.read_text()
+
+
+def copy_image(path: Path, folder: Path, image_id: int) -> dict[str, Any]:
+  """Copies an image; returns its entry in `images`."""
+  header = read_header(path.read_bytes()) if path.is_file() else None
+  if header is None:
+    raise UserError(f"{path} does not exist or is not a JPEG; clone the repository again")
+  shutil.copyfile(path, folder / path.name)
+  return {"id": image_id, "file_name": path.name, "width": header.width, "height": header.height}
+
+
+def read_boxes(path: Path) -> list[tuple[int, int, int, int, int]]:
+  """The boxes (x1, y1, x2, y2, class) of one image."""
+  boxes = []
+  for number, line in enumerate(read(path).splitlines(), 1):
+    fields = line.split()
+    if not fields:
+      continue
+    whole = len(fields) == 5 and all(f.isdigit() for f in fields)
+    x1, y1, x2, y2, label = map(int, fields if whole else "00000")
+    if not (x1 < x2 and y1 < y2 and 1 <= label <= len(CLASSES)):
+      raise UserError(f"{path}, line {number}: {line!r} is not 'x1 y1 x2 y2 class' with a class from 1 to 6")
+    boxes.append((x1, y1, x2, y2, label))
+  return boxes
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) != 2:
+    sys.exit("usage: python -m iou_det.tools.deeppcb CLONE DEST")
+  try:
+    for split, (images, boxes) in convert(*argv).items():
+      print(f"{split}: {images} images, {boxes} boxes")
+  except UserError as error:
+    print(f"deeppcb: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])

@@ -1,0 +1,342 @@
+"""What `prepare` writes equals the original, whatever happens on the way; what it refuses is named."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from coco_files import assert_same_records, content, picture, write
+
+from iou_det.data import builder
+from iou_det.data.annotations import Category, from_rows
+from iou_det.data.builder import prepare_dataset
+from iou_det.data.checks import check_coco, report
+from iou_det.data.prepared import Prepared
+from iou_det.data.records import CocoFolder, Record, TrainingFilter, open_dataset, scan
+from iou_det.errors import UserError
+
+
+def files(folder):
+  return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def cli(images, annotations, data_dir, *more, name="set", split="train"):
+  code = "import sys; from iou_det.cli import main; main(['prepare', *sys.argv[1:]])"
+  arguments = [
+    f"--images={images}", f"--annotations={annotations}", f"--name={name}", f"--split={split}",
+    f"--data_dir={data_dir}", *more,
+  ]  # fmt: skip
+  return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+
+def assert_refused(done, message):
+  assert done.returncode == 2, done.stderr
+  assert done.stderr.startswith("iou-det prepare: ") and done.stderr.count("\n") == 1, done.stderr
+  assert message in done.stderr
+
+
+def test_records_come_back_to_the_last_bit(tmp_path, monkeypatch):
+  monkeypatch.setattr(builder, "SHARD_IMAGES", 3)  # more than one shard
+  write(tmp_path)
+  source = CocoFolder(tmp_path, "train")
+  version = prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
+  assert version == tmp_path / "out" / "set" / "1.0.0" and len(list(version.glob("*array_record*"))) == 2
+  back = Prepared(version, "train")
+  assert back.name == "set/train"
+  assert_same_records(source, back)
+  for column in dataclasses.fields(source.annotations()):
+    a, b = (getattr(s.annotations(), column.name) for s in (source, back))
+    np.testing.assert_array_equal(a, b)
+  assert [back.image_id(i) for i in range(4)] == [40, 7, 1000000000007, 3]
+  for one, other in zip(scan(source, TrainingFilter()), scan(back, TrainingFilter()), strict=True):
+    np.testing.assert_array_equal(one, other)
+  assert "tensorflow" not in sys.modules
+
+
+def test_splits_are_added_and_replaced_one_by_one(tmp_path):
+  write(tmp_path, "train")
+  coco = content()
+  coco["annotations"] = coco["annotations"][1:]
+  write(tmp_path, "val", coco)
+  train, val = (CocoFolder(tmp_path, split) for split in ("train", "val"))
+  out = tmp_path / "out"
+  version = prepare_dataset(train, name="set", split="train", data_dir=out)
+  prepare_dataset(val, name="set", split="val", data_dir=out)
+  assert_same_records(open_dataset(out / "set", "train"), train)
+  assert_same_records(open_dataset(out / "set", "val"), val)
+
+  before = files(out)
+  with pytest.raises(UserError, match=r"has the split 'val' \(there are: train, val\); .*--overwrite"):
+    prepare_dataset(val, name="set", split="val", data_dir=out)
+  assert files(out) == before
+  prepare_dataset(train, name="set", split="val", data_dir=out, overwrite=True)
+  assert_same_records(open_dataset(out / "set", "val"), train)
+  assert_same_records(open_dataset(out / "set", "train"), train)
+  assert [p.name for p in out.iterdir()] == ["set"] and [p.name for p in version.parent.iterdir()] == ["1.0.0"]
+
+
+def test_the_only_split_is_replaced_with_other_categories(tmp_path):
+  write(tmp_path)
+  source = CocoFolder(tmp_path, "train")
+  prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
+  source.categories = tuple(Category(c.id, c.name + "s") for c in source.categories)
+  prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out", overwrite=True)
+  assert_same_records(open_dataset(tmp_path / "out" / "set", "train"), source)
+
+
+def test_splits_of_a_dataset_share_their_categories(tmp_path):
+  write(tmp_path)
+  source = CocoFolder(tmp_path, "train")
+  prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
+  source.categories = source.categories[:2] + (Category(9, "puma"),)
+  with pytest.raises(UserError, match=r"the categories 2: dog, .* 9: puma; 3 in all differ from those of"):
+    prepare_dataset(source, name="set", split="val", data_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+  "name, split", [("Set", "train"), ("", "train"), ("set", "a-b"), ("set", "all"), ("set", "")]
+)
+def test_names_that_tfds_cannot_take_are_refused(tmp_path, name, split):
+  write(tmp_path)
+  with pytest.raises(UserError, match="must be"):
+    prepare_dataset(CocoFolder(tmp_path, "train"), name=name, split=split, data_dir=tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
+class Breaks(CocoFolder):
+  """A source that dies at its third image."""
+
+  def __getitem__(self, i):
+    if i == 2:
+      raise KeyboardInterrupt
+    return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_interrupted_run_leaves_nothing_that_a_rerun_trusts(tmp_path, overwrite):
+  write(tmp_path)
+  out = tmp_path / "out"
+  good = CocoFolder(tmp_path, "train")
+  prepare_dataset(good, name="set", split="train" if overwrite else "other", data_dir=out)
+  before = files(out / "set")
+  with pytest.raises(KeyboardInterrupt):
+    prepare_dataset(
+      Breaks(tmp_path, "train"), name="set", split="train", data_dir=out, overwrite=overwrite)  # fmt: skip
+  assert files(out / "set") == before
+  prepare_dataset(good, name="set", split="train", data_dir=out, overwrite=overwrite)
+  assert_same_records(open_dataset(out / "set", "train"), good)
+
+
+def test_a_kill_during_the_last_moves_leaves_the_split_out(tmp_path, monkeypatch):
+  write(tmp_path)
+  good, out = CocoFolder(tmp_path, "train"), tmp_path / "out"
+  prepare_dataset(good, name="set", split="train", data_dir=out)
+  prepare_dataset(good, name="set", split="val", data_dir=out)
+  moves = []
+
+  def replace(a, b):
+    moves.append(b)
+    if len(moves) == 3:
+      raise KeyboardInterrupt
+    os.rename(a, b)
+
+  monkeypatch.setattr(builder.os, "replace", replace)
+  with pytest.raises(KeyboardInterrupt):
+    prepare_dataset(good, name="set", split="val", data_dir=out, overwrite=True)
+  monkeypatch.undo()
+  assert_same_records(open_dataset(out / "set", "train"), good)
+  with pytest.raises(UserError, match=r"split 'val' does not exist; there are: train \(4\)"):
+    open_dataset(out / "set", "val")
+  prepare_dataset(good, name="set", split="val", data_dir=out)
+  assert_same_records(open_dataset(out / "set", "val"), good)
+
+
+class Noise:
+  """150 records of 400,000 bytes each, made when asked for."""
+
+  name, categories = "noise", (Category(1, "thing"),)
+
+  def __len__(self):
+    return 150
+
+  def __getitem__(self, i):
+    a = self.annotations()
+    return Record(
+      image_id=i, file_name=str(i), image=bytes(400_000), height=9, width=9, boxes=a.bbox[:1],
+      labels=a.label[:1], crowd=a.crowd[:1], area=a.area[:1], annotation_id=a.annotation_id[:1])  # fmt: skip
+
+  def image_id(self, i):
+    return i
+
+  def annotations(self):
+    box = (0, 0, 5, 5, 0, False, 25)
+    return from_rows([(i, str(i), 9, 9) for i in range(150)], [[(*box, i)] for i in range(150)])
+
+
+def test_memory_does_not_hold_the_images(tmp_path):
+  tracemalloc.start()
+  prepare_dataset(Noise(), name="noise", split="train", data_dir=tmp_path)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 10e6  # of 60 MB
+
+
+def damaged(tmp_path):
+  """A folder with a bad file or record of each kind among good ones; returns what must be named."""
+  coco = content()
+  add = lambda i, name, height=40, width=50: coco["images"].append(
+    {"id": i, "file_name": name, "height": height, "width": width})  # fmt: skip
+  for i, name in enumerate(("truncated.jpg", "text.jpg", "missing.jpg", "turned.jpg", "twin.jpg"), 100):
+    add(i, name)
+    coco["annotations"].append(
+      {"id": i, "image_id": i, "category_id": 5, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0})  # fmt: skip
+  coco["annotations"] += [
+    {"id": 500, "image_id": 7, "category_id": 77, "bbox": [1, 2, 3, 4]},
+    {"id": 501, "image_id": 7, "category_id": 2, "bbox": [1, 2, 3, float("nan")]},
+    {"id": 502, "image_id": 7, "category_id": 2},
+    {"id": 503, "image_id": 12345, "category_id": 2, "bbox": [1, 2, 3, 4]},
+  ]
+  images, file = write(tmp_path, coco=coco)
+  whole = (images / "truncated.jpg").read_bytes()
+  (images / "truncated.jpg").write_bytes(whole[: len(whole) * 2 // 3])
+  (images / "text.jpg").write_text("404 not found")
+  (images / "missing.jpg").unlink()
+  (images / "turned.jpg").write_bytes(picture(50, 40))
+  (images / "twin.jpg").write_bytes((images / "b.jpg").read_bytes())
+  coco["images"][-1].update(height=48, width=64)
+  file.write_text(json.dumps(coco))
+  named = [
+    "truncated.jpg (image id 100): truncated JPEG", "text.jpg (image id 101): not a JPEG or PNG",
+    "missing.jpg (image id 102): the file does not exist", "turned.jpg (image id 103): has 40x50 pixels",
+    "annotation id 500 (image id 7): unknown category_id 77", "annotation id 501 (image id 7): 'bbox'",
+    "annotation id 502 (image id 7): has no 'bbox'", "annotation id 503 (image id 12345): there is no image",
+  ]  # fmt: skip
+  return images, file, named
+
+
+def test_everything_bad_is_named_at_once_and_nothing_written(tmp_path):
+  images, file, named = damaged(tmp_path)
+  done = cli(images, file, tmp_path / "out")
+  assert_refused(done, f"{len(named)} bad records of {9 + 17}: ")
+  for text in named:
+    assert text in done.stderr
+  assert "--skip_bad" in done.stderr and not (tmp_path / "out").exists()
+
+
+def test_skip_bad_drops_exactly_the_bad_records_and_lists_them(tmp_path):
+  images, file, named = damaged(tmp_path)
+  done = cli(images, file, tmp_path / "out", "--skip_bad")
+  assert done.returncode == 0, done.stderr
+  assert f"bad records dropped: {len(named)}, and 4 boxes of dropped images" in done.stdout
+  for text in named:
+    assert text in done.stdout
+  good = content()
+  good["images"].append({"id": 104, "file_name": "twin.jpg", "height": 48, "width": 64})
+  good["annotations"].append({"id": 104, "image_id": 104, "category_id": 5, "bbox": [1, 2, 3, 4], "area": 12})
+  file.write_text(json.dumps(good))
+  expected = CocoFolder.from_files(images, file)
+  assert_same_records(open_dataset(tmp_path / "out" / "set", "train"), expected)
+
+
+def test_report_counts_what_is_out_of_the_ordinary(tmp_path):
+  coco = content()
+  coco["annotations"][-1]["id"] = 17
+  coco["annotations"].append({"image_id": 3, "category_id": 9, "bbox": [1, 1, 5, 5], "id": 900})
+  coco["images"].append(dict(coco["images"][3], id=4))  # the same file under another id
+  images, file = write(tmp_path, coco=coco)
+  (images / "sub" / "c.png").write_bytes(picture(33, 35, extension=".png"))
+  text = report(check_coco(images, file, skip_bad=False), "set/train").splitlines()
+  assert text[0] == "set/train: 5 images, 9 boxes"
+  assert text[1] == "  boxes per class: dog 4, a very big bird 1, cat 4"
+  for line in (
+    "images without boxes: 2  (sub/c.png, small.jpg)", "grey images: 0",
+    "crowd boxes: 1  (annotation 14 (image 7))",
+    "zero-area boxes: 1  (annotation 13 (image 7))",
+    "boxes that reach out of their image: 1  (annotation 15 (image 40))",
+    f"boxes given twice: 1  (annotation {2**40} (image 40))",
+    "annotation ids given twice: 1  (annotation 17 (image 3))",
+    "file names given twice: 1  (small.jpg)",
+    "annotations without 'area' (default taken): 1", "annotations without 'iscrowd' (default taken): 1",
+  ):  # fmt: skip
+    assert f"  {line}" in text, line
+
+
+def test_images_of_equal_content_are_counted(tmp_path):
+  images, file = write(tmp_path)
+  coco = content()
+  coco["images"][1].update(height=48, width=64)
+  file.write_text(json.dumps(coco))
+  (images / "a.jpg").write_bytes((images / "b.jpg").read_bytes())
+  text = report(check_coco(images, file, skip_bad=False), "x")
+  assert "images with the same content as another: 1  (a.jpg = b.jpg)" in text
+
+
+def test_nothing_left_after_skipping_is_an_error(tmp_path):
+  images, file = write(tmp_path)
+  for path in images.rglob("*.*g"):
+    path.write_bytes(b"")
+  with pytest.raises(UserError, match="no image with a box is left after 4 bad records"):
+    check_coco(images, file, skip_bad=True)
+
+
+def test_the_command_refuses_in_one_line(tmp_path):
+  images, file = write(tmp_path)
+  out = tmp_path / "out"
+  assert_refused(cli(images, file, out, "--skip_bat"), "'skip_bat'. Did you mean: skip_bad")
+  assert_refused(cli(images, file.with_name("instances_trian.json"), out), "JSON files in")
+  assert_refused(cli(tmp_path / "trian", file, out), "image folder")
+  file.write_text(json.dumps(content() | {"annotations": []}))
+  assert_refused(cli(images, file, out), "the list 'annotations' is empty")
+  assert not out.exists()
+
+
+def test_the_command_prepares_and_refuses_a_rerun_before_it_reads_anything(tmp_path):
+  images, file = write(tmp_path)
+  out = tmp_path / "out"
+  done = cli(images, file, out)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith("set/train: 4 images, 8 boxes\n")
+  assert done.stdout.endswith(f"wrote {out}/set/1.0.0; use it with --config.data.path={out}/set\n")
+  file.unlink()
+  assert_refused(cli(images, file, out), "already has the split 'train'")
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
+  root = real_data / "coco_mini"
+  checked = check_coco(root / split, root / "annotations" / f"instances_{split}.json", skip_bad=False)
+  source = CocoFolder.from_columns(root / split, checked.coco.categories, checked.coco.annotations, "coco")
+  back = open_dataset(prepare_dataset(source, name="coco", split=split, data_dir=tmp_path), split)
+  original = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
+  rows = {a["id"]: a for a in original["annotations"]}
+  ids = {c.id: c.name for c in back.categories}
+  assert ids == {c["id"]: c["name"] for c in original["categories"]}
+  seen = 0
+  for i, image in enumerate(original["images"]):
+    r = back[i]
+    assert (r.image_id, r.file_name, r.height, r.width) == tuple(
+      image[k] for k in ("id", "file_name", "height", "width"))  # fmt: skip
+    assert r.image == (root / split / r.file_name).read_bytes()
+    for box, label, crowd, area, n in zip(r.boxes, r.labels, r.crowd, r.area, r.annotation_id, strict=True):
+      a = rows[n]
+      x, y, w, h = a["bbox"]
+      assert (a["image_id"], a["category_id"], a["iscrowd"], a["area"]) == (
+        r.image_id, back.categories[label].id, crowd, area)  # fmt: skip
+      assert box.tolist() == [x, y, x + w, y + h]
+      seen += 1
+  assert seen == len(rows)
+  crowds = sum(a["iscrowd"] for a in rows.values())
+  assert f"  crowd boxes: {crowds}  (" in report(checked, "x")
+
+
+@pytest.mark.real_data
+def test_real_bccd_has_its_two_zero_area_boxes(real_data):
+  root = real_data / "bccd"
+  for split, where in (("train", "2288 (image 343)"), ("val", "3692 (image 338)")):
+    checked = check_coco(root / split, root / "annotations" / f"instances_{split}.json", skip_bad=False)
+    assert f"  zero-area boxes: 1  (annotation {where})" in report(checked, "x").splitlines()

@@ -1,0 +1,177 @@
+"""COCO folders are read to the last digit, and everything that is wrong with one is named."""
+
+import json
+import logging
+import pickle
+
+import numpy as np
+import pytest
+from coco_files import content, write
+
+from iou_det.data.annotations import read_coco
+from iou_det.data.records import Category, CocoFolder, Source, TrainingFilter, open_dataset, scan
+from iou_det.errors import UserError
+
+
+def test_records_hold_what_the_file_says(tmp_path):
+  write(tmp_path)
+  source = open_dataset(tmp_path, "train")
+  assert isinstance(source, Source) and source.name == f"{tmp_path.name}/train"
+  assert source.categories == (Category(2, "dog"), Category(5, "a very big bird"), Category(9, "cat"))
+  assert [source.image_id(i) for i in range(len(source))] == [40, 7, 1000000000007, 3]
+  r = source[1]
+  assert (r.image_id, r.file_name, r.height, r.width) == (7, "a.jpg", 60, 40)
+  assert r.image == (tmp_path / "train" / "a.jpg").read_bytes()
+  first = [0.1, 0.7, 0.1 + 10.3, 0.7 + 20.9]
+  np.testing.assert_array_equal(r.boxes, [first, [3.3, 4.4, 8.8, 4.4], [1, 1, 21, 21]])
+  np.testing.assert_array_equal(r.labels, [2, 0, 1])
+  np.testing.assert_array_equal(r.crowd, [False, False, True])
+  np.testing.assert_array_equal(r.area, [100.123456789, 0.0, 150.5])
+  np.testing.assert_array_equal(r.annotation_id, [11, 13, 14])
+  assert source[2].file_name == "sub/c.png" and source[2].boxes.shape == (0, 4)
+  assert source[-1].image_id == 3
+  with pytest.raises(IndexError):
+    source[4]
+
+
+def test_sources_survive_pickling(tmp_path):
+  write(tmp_path)
+  source = CocoFolder(tmp_path, "train")
+  copy = pickle.loads(pickle.dumps(source))
+  np.testing.assert_array_equal(copy[0].boxes, source[0].boxes)
+  assert copy.categories == source.categories
+
+
+def test_scan_counts_what_the_filter_drops(tmp_path, caplog):
+  write(tmp_path)
+  source = CocoFolder(tmp_path, "train")
+  with caplog.at_level(logging.INFO, logger="absl"):
+    index = scan(source, TrainingFilter())
+  np.testing.assert_array_equal(index.heights, [48, 60, 33, 31])
+  np.testing.assert_array_equal(index.widths, [64, 40, 35, 90])
+  np.testing.assert_array_equal(index.num_boxes, [3, 1, 0, 1])
+  np.testing.assert_array_equal(index.usable, [True, True, False, False])
+  assert (
+    "2 of 4 images and 4 of 8 boxes to train on; left out: 1 images with a side below 32 px, 1 images "
+    "without usable boxes, 1 crowd boxes, 2 boxes with a side below 1 px or no area" in caplog.text
+  )
+  np.testing.assert_array_equal(scan(source, TrainingFilter(keep_empty=True)).usable, [1, 1, 1, 0])
+  np.testing.assert_array_equal(scan(source, TrainingFilter(min_image_side=31)).usable, [1, 1, 0, 1])
+  np.testing.assert_array_equal(scan(source, TrainingFilter(min_box_side=0.5)).num_boxes, [4, 1, 0, 1])
+  with pytest.raises(UserError, match="has nothing to train on: 0 of 4 images"):
+    scan(source, TrainingFilter(min_image_side=100))
+
+
+def test_scan_agrees_with_the_filter_on_every_record(tmp_path):
+  write(tmp_path)
+  source, keep = CocoFolder(tmp_path, "train"), TrainingFilter()
+  index = scan(source, keep)
+  for i in range(len(source)):
+    r = source[i]
+    assert keep.boxes(r.boxes, r.crowd, r.area).sum() == index.num_boxes[i]
+
+
+def test_missing_fields_get_defaults_that_are_counted(tmp_path):
+  coco = content()
+  for a in coco["annotations"][:2]:
+    del a["area"], a["iscrowd"]
+  del coco["annotations"][0]["id"]
+  _, file = write(tmp_path, coco=coco)
+  read = read_coco(file)
+  assert read.defaults == {"area": 2, "iscrowd": 2, "id": 1} and not read.problems
+  r = CocoFolder(tmp_path, "train")[1]
+  assert r.area[0] == pytest.approx(10.3 * 20.9) and r.annotation_id[0] == 1 and not r.crowd[0]
+
+
+BAD = {
+  "no_bbox": (lambda c: c["annotations"][0].pop("bbox"), "annotation id 11 (image id 7): has no 'bbox'"),
+  "category": (lambda c: c["annotations"][0].update(category_id=3), "unknown category_id 3; known: 2, 5, 9"),
+  "image": (lambda c: c["annotations"][0].update(image_id=8), "there is no image with the id 8"),
+  "nan": (lambda c: c["annotations"][0].update(bbox=[0, float("nan"), 1, 1]), "four finite numbers"),
+  "infinite": (lambda c: c["annotations"][0].update(area=float("inf")), "'area' is inf, must be a finite"),
+  "text": (lambda c: c["annotations"][0].update(bbox=["1", 2, 3, 4]), "four finite numbers"),
+  "three": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "'bbox' is [1, 2, 3]"),
+  "negative": (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "w and h must not be negative"),
+  "crowd": (lambda c: c["annotations"][0].update(iscrowd=2), "'iscrowd' is 2, must be 0 or 1"),
+  "list": (lambda c: c["annotations"].__setitem__(0, [1, 2]), "annotation number 0: is not an object"),
+  "width": (lambda c: c["images"][0].pop("width"), "image id 40 (b.jpg): has no 'width'"),
+  "height": (lambda c: c["images"][0].update(height=0), "'height' is 0, must be a whole number above 0"),
+  "size": (lambda c: c["images"][0].update(width=64.5), "'width' is 64.5, must be a whole number"),
+  "id": (lambda c: c["images"][0].update(id="40"), "'id' is '40', must be a whole number"),
+  "twice": (lambda c: c["images"][1].update(id=40), "image id 40 (a.jpg): a second image has this id"),
+  "file": (lambda c: c["images"][0].update(file_name="no.jpg"), "no.jpg (image id 40): the file does not"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_records_are_refused_and_named(tmp_path, name):
+  images, file = write(tmp_path)
+  coco = content()
+  damage, message = BAD[name]
+  damage(coco)
+  file.write_text(json.dumps(coco))
+  with pytest.raises(UserError) as error:
+    open_dataset(tmp_path, "train")
+  assert message in str(error.value) and "\n" not in str(error.value)
+  assert str(file) in str(error.value) or str(images) in str(error.value)
+
+
+def test_all_problems_are_counted_and_twenty_are_listed(tmp_path):
+  coco = content()
+  coco["annotations"] += [{"id": 100 + i, "image_id": 7, "category_id": 2, "bbox": "?"} for i in range(30)]
+  write(tmp_path, coco=coco)
+  with pytest.raises(UserError, match=r"30 bad records: .*and 10 more; mend them") as error:
+    open_dataset(tmp_path, "train")
+  assert str(error.value).count("'bbox' is '?'") == 20
+
+
+FILES = {
+  "not_json": ("{", "is not JSON"),
+  "binary": (b"\xff\xd8\xff", "is not JSON"),
+  "a_list": ("[]", "has no list 'images'"),
+  "no_images": ('{"annotations": [], "categories": []}', "has no list 'images'"),
+  "no_boxes": (json.dumps(content() | {"annotations": []}), "the list 'annotations' is empty"),
+  "empty": (json.dumps(content() | {"images": []}), "the list 'images' is empty"),
+  "category": (json.dumps(content() | {"categories": [{"id": 1}]}), "category id 1: needs a whole"),
+  "ids": (
+    json.dumps(content() | {"categories": [{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]}),
+    "more than one category has the id 1",
+  ),
+  "names": (
+    json.dumps(content() | {"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]}),
+    "more than one category has the name a",
+  ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_unusable_annotation_files_are_refused(tmp_path, name):
+  text, message = FILES[name]
+  file = tmp_path / "x.json"
+  file.write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(UserError) as error:
+    read_coco(file)
+  assert message in str(error.value) and str(file) in str(error.value)
+
+
+def test_paths_that_hold_no_data_say_what_is_allowed(tmp_path):
+  with pytest.raises(UserError, match="is not a folder; give a prepared dataset, a COCO folder"):
+    open_dataset(tmp_path / "nothing", "train")
+  with pytest.raises(UserError, match=r"neither a prepared dataset .* nor a COCO folder"):
+    open_dataset(tmp_path, "train")
+  images, file = write(tmp_path, "val")
+  with pytest.raises(UserError, match="has no split 'train'; there are: val"):
+    open_dataset(tmp_path, "train")
+  with pytest.raises(UserError, match=r"nope.json does not exist; JSON files in .*: instances_val.json"):
+    CocoFolder.from_files(images, file.with_name("nope.json"))
+  with pytest.raises(UserError, match=r"image folder .* does not exist"):
+    CocoFolder.from_files(tmp_path / "no_images", file)
+
+
+@pytest.mark.real_data
+def test_real_folders_open(real_data):
+  for name, split, images, boxes in (
+    ("coco_mini", "train2017", 78, 744), ("bccd", "train", 205, 2805), ("deeppcb", "test", 500, 3140),
+  ):  # fmt: skip
+    source = open_dataset(real_data / name, split)
+    assert (len(source), len(source.annotations().bbox)) == (images, boxes)
