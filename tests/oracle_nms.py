@@ -1,0 +1,38 @@
+"""NMS as float64 loops over scalars, class by class. Never imports iou_det."""
+
+import math
+
+from tests.oracles import iou
+
+
+def nms(boxes, scores, iou_threshold, score_threshold, max_detections):
+  """Per-class greedy NMS, then the best of all classes: [(box, class, score)], best first."""
+  kept = []
+  for label in range(scores.shape[1]):
+    mine = []
+    for box in sorted(range(len(boxes)), key=lambda b: (-scores[b, label], b)):
+      if not scores[box, label] > score_threshold:
+        continue
+      if all(iou(boxes[box], boxes[other]) <= iou_threshold for other in mine):
+        mine.append(box)
+    kept += [(box, label, float(scores[box, label])) for box in mine]
+  return sorted(kept, key=lambda k: (-k[2], k[0], k[1]))[:max_detections]
+
+
+def soft_nms(boxes, scores, method, iou_threshold, sigma, score_threshold, max_detections):
+  """Figure 2 of arXiv:1704.04503 for each class, then the best of all classes: [(box, class, score)]."""
+  kept = []
+  for label in range(scores.shape[1]):
+    left = {b: float(s) for b, s in enumerate(scores[:, label]) if s > score_threshold}
+    while left:
+      best = max(left, key=left.get)
+      kept.append((best, label, left.pop(best)))
+      for other in list(left):
+        u = iou(boxes[best], boxes[other])
+        if method == "gaussian":
+          left[other] *= math.exp(-u * u / sigma)
+        elif u > iou_threshold:
+          left[other] *= 1 - u
+        if not left[other] > score_threshold:
+          del left[other]
+  return sorted(kept, key=lambda k: (-k[2], k[0], k[1]))[:max_detections]
