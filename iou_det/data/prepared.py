@@ -147,7 +147,7 @@ def tfds_coco_categories(builder: tfds.core.DatasetBuilder) -> tuple[Category, .
   if not {"area", "bbox", "id", "is_crowd", "label"} <= objects.keys():
     raise UserError(
       f"{builder.data_path} is neither a dataset of `iou-det prepare` nor one of TFDS's coco/2014, coco/2017 "
-      f"(its features are {', '.join(builder.info.features)})"
+      f"(its features are {', '.join(sorted(builder.info.features))})"
     )
   names = objects["label"].names
   if names != [c.name for c in COCO_CATEGORIES]:

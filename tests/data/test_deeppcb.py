@@ -112,17 +112,16 @@ def test_the_script_clones_converts_and_cleans_up(tmp_path):
 
 @pytest.mark.real_data
 def test_real_annotations_survive_the_way_there_and_back(real_data, tmp_path):
-  original, splits = {}, {}
+  original, splits, header = {}, {}, picture(640, 640)[:2000]
   for split, listing in (("train", "trainval.txt"), ("test", "test.txt")):
     coco = json.loads((real_data / "deeppcb" / "annotations" / f"instances_{split}.json").read_text())
     original[split] = {as_tuple(a) for a in coco["annotations"]}
-    splits[listing] = {}
-    for image in coco["images"]:
-      boxes = [
-        (x, y, x + w, y + h, a["category_id"])
-        for a in coco["annotations"] if a["image_id"] == image["id"] for x, y, w, h in [a["bbox"]]
-      ]  # fmt: skip
-      splits[listing][image["file_name"].removesuffix("_test.jpg")] = (picture(640, 640)[:2000], boxes)
+    boxes = {image["id"]: [] for image in coco["images"]}
+    for a in coco["annotations"]:
+      x, y, w, h = a["bbox"]
+      boxes[a["image_id"]].append((x, y, x + w, y + h, a["category_id"]))
+    splits[listing] = {
+      i["file_name"].removesuffix("_test.jpg"): (header, boxes[i["id"]]) for i in coco["images"]}  # fmt: skip
   convert(write_clone(tmp_path / "clone", splits), tmp_path / "pcb")
   for split, counts in (("train", (1000, 6873)), ("test", (500, 3140))):
     coco = json.loads((tmp_path / "pcb" / "annotations" / f"instances_{split}.json").read_text())
