@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from iou_det.ops.anchors import CONVENTIONS
 from iou_det.ops.boxes import clip, decode
 from iou_det.ops.nms import nms as hard_nms
 from iou_det.ops.nms import soft_nms
@@ -54,8 +55,10 @@ def detect(
     nms: "hard", or soft-NMS "linear" or "gaussian" (sigma 0.5).
 
   Raises:
-    ValueError: if level_sizes do not add up to the anchors, or nms is none of the three.
+    ValueError: if level_sizes do not add up to the anchors, or for an unknown nms or convention.
   """
+  if nms not in ("hard", "linear", "gaussian"):
+    raise ValueError(f"NMS {nms!r} is not known; use 'hard', 'linear' or 'gaussian'")
   if sum(level_sizes) != len(anchors):
     raise ValueError(f"levels of {tuple(level_sizes)} are {sum(level_sizes)} anchors, not {len(anchors)}")
   limits: dict[str, Any] = {
@@ -93,6 +96,9 @@ def unscale_boxes(
   Args:
     boxes: x1, y1, x2, y2 in network pixels, x2 and y2 exclusive.
     scale: network pixels per original pixel, y and x.
+
+  Raises:
+    ValueError: for an unknown convention.
   """
   factors = jnp.concatenate([scale[..., ::-1]] * 2, axis=-1)[..., None, :]
   inclusive = _inclusive(convention)
@@ -109,4 +115,6 @@ def _clip_to_image(
 
 def _inclusive(convention: str) -> Float[Array, " 4"]:
   """What turns an inclusive box into x1, y1, x2, y2 with exclusive ends."""
+  if convention not in CONVENTIONS:
+    raise ValueError(f"box convention {convention!r} is not known; use one of {', '.join(CONVENTIONS)}")
   return jnp.array([0.0, 0.0, 1.0, 1.0]) * (convention == "legacy")
