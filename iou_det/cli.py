@@ -1,16 +1,18 @@
 """The `iou-det` command: one table from subcommand to the module that runs it."""
 
 import importlib
+import logging as std_logging
 import sys
 
 from absl import app, flags, logging
 
+from iou_det.config import check_command_line
 from iou_det.errors import UserError
 
 COMMANDS = {
   "prepare": ("iou_det.tools.prepare", "COCO-format folder -> checked TFDS ArrayRecord dataset"),
-  "train": ("iou_det.training.train", "train a config; resumes if the workdir has a checkpoint"),
-  "eval": ("iou_det.evaluation.eval", "COCO metrics and detections.json of a trained workdir"),
+  "train": ("iou_det.tools.train", "train a config; resumes if the workdir has a checkpoint"),
+  "eval": ("iou_det.tools.eval", "COCO metrics and detections.json of a trained workdir"),
   "predict": ("iou_det.tools.predict", "draw boxes on your own images with a trained workdir"),
 }
 
@@ -35,14 +37,28 @@ def main(argv: list[str] | None = None) -> None:
     print(f"iou-det {command}: {COMMANDS[command][1]}\n\n{module.__doc__}")
     print(flags.FLAGS.module_help(module))
     sys.exit(0)
-  logging.use_absl_handler()
+  set_up_logging()
+  sys.argv = [f"iou-det {command}", *argv[1:]]  # ml_collections looks for --config.a.b there
   try:
-    rest = flags.FLAGS([f"iou-det {command}", *argv[1:]])
-    if len(rest) > 1:
+    check_command_line(argv[1:])
+    rest = flags.FLAGS(sys.argv)
+    if command == "predict":
+      module.main(rest[1:])
+    elif len(rest) > 1:
       raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    module.main()
+    else:
+      module.main()
   except (UserError, flags.Error) as error:
     fail(command, str(error))
+
+
+def set_up_logging() -> None:
+  """Shows our own information and everybody's warnings, on stderr with the time."""
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  handler = logging.get_absl_handler()
+  handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  handler.addFilter(lambda record: record.levelno >= std_logging.WARNING or "iou_det" in record.pathname)
 
 
 def fail(command: str, message: str) -> None:

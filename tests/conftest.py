@@ -40,3 +40,14 @@ def pytest_report_header():
 def real_data() -> Path:
   """Folder with bccd/, coco_mini/ and deeppcb/."""
   return Path(str(REAL_DATA))
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory) -> Path:
+  """A COCO folder of shapes: 32 training and 13 validation images of 96x64."""
+  from iou_det.data.shapes import Shapes, export_coco  # after the import hook
+
+  root = tmp_path_factory.mktemp("shapes")
+  for split, images in (("train", 32), ("val", 13)):
+    export_coco(Shapes(split, images=images, height=64, width=96), root)
+  return root

@@ -1,0 +1,280 @@
+"""Every setting with its default, and strict reading of config files, their arguments and overrides.
+
+The defaults are the paper's recipe (arXiv:1908.05641 on mmdetection 0.6: RetinaNet R50, 1x schedule).
+A file in `configs/` starts from `base_config()` and changes what it must.
+"""
+
+import difflib
+import json
+import os
+import runpy
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from iou_det.errors import UserError
+
+# May differ between the run that wrote a workdir and the one that resumes it: they change no number.
+RUNTIME_FIELDS = ("data.path", "data.val_annotations", "data.threads", "data.workers", "train.log_every")
+
+
+def base_config() -> ConfigDict:
+  """The paper's RetinaNet; lengths in pixels, schedule lengths in epochs."""
+  return ConfigDict({
+    "seed": 0,
+    "model": {
+      "depth": 50,  # ResNet-18, 34, 50 or 101
+      "width": 64,  # channels of the stem; 64 is the standard network
+      "norm": "frozen_bn",  # or "gn" (GroupNorm, for training from scratch)
+      "frozen_stages": 1,  # -1: nothing, 0: stem, 1: stem and first stage
+      "pretrained": "",  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
+      "fpn_channels": 256,
+      "head_convs": 4,
+      "head_norm": "none",  # or "gn"
+      "min_level": 3,
+      "max_level": 7,
+      "p6_from": "c5",  # or "p5"
+      "p7_relu": False,  # ReLU between P6 and P7 (torchvision, detectron2)
+      "prior": 0.01,
+      "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
+    },
+    "anchors": {
+      "convention": "legacy",  # mmdetection 0.6; or "modern" (detectron2, mmdetection 2+), "torchvision"
+      "scale": 4.0,
+      "octaves": 3,
+      "ratios": (0.5, 1.0, 2.0),  # height / width
+    },
+    "match": {"positive_iou": 0.5, "negative_iou": 0.4, "force_match": True, "min_forced_iou": 0.0},
+    "loss": {
+      "alpha": 0.25,
+      "gamma": 2.0,
+      "delta": 0.11,
+      "eta": 0.0,  # Eq. (1)-(2); 0 is the baseline
+      "lambd": 0.0,  # Eq. (3)-(4); 0 is the baseline
+      "w_loc": 1.0,
+      "loc_weights": "eq4",  # or "eq5": the normalised weights
+      "normalizer": "global",  # sums of Eq. (2) and (5): the whole batch, or "level" (each pyramid level)
+    },
+    "data": {
+      "path": "",  # "shapes", a dataset made by `prepare` or TFDS, or a COCO folder
+      "train_split": "train",
+      "val_split": "val",
+      "val_annotations": "",  # original annotation file to score against
+      "short": 800,
+      "long": 1333,
+      "canvas": (640, 640),  # short and long side of the uint8 canvas that images are decoded into
+      "max_boxes": 100,
+      "mean": (123.675, 116.28, 103.53),
+      "std": (58.395, 57.12, 57.375),
+      "min_image_side": 32,
+      "min_box_side": 1.0,
+      "keep_empty": False,  # train on images without boxes
+      "flip_horizontal": 0.5,
+      "flip_vertical": 0.0,
+      "transpose": 0.0,
+      "scale_jitter": (1.0, 1.0),
+      "threads": 16,
+      "workers": 0,  # worker processes; 0: threads only
+    },
+    "train": {
+      "batch_size": 16,
+      "epochs": 12,
+      "learning_rate": 0.01,  # for 16 images; scaled by batch_size / 16
+      "momentum": 0.9,
+      "weight_decay": 1e-4,
+      "warmup_steps": 500,
+      "warmup_factor": 1 / 3,
+      "schedule": "step",  # or "cosine"
+      "decay_epochs": (8, 11),
+      "decay_factor": 0.1,
+      "clip_norm": 35.0,
+      "log_every": 50,
+      "eval_epochs": 1,  # evaluate every so many epochs, and at the end
+      "checkpoint_epochs": 1,
+      "keep_checkpoints": 2,  # the last so many, and the one with the best AP
+    },
+    "eval": {
+      "batch_size": 16,
+      "score_threshold": 0.05,
+      "candidates_per_level": 1000,
+      "nms": "hard",  # or "linear", "gaussian" (soft-NMS)
+      "nms_iou": 0.5,
+      "max_detections": 100,
+    },
+  })
+
+
+CHOICES = {
+  "model.depth": (18, 34, 50, 101),
+  "model.norm": ("frozen_bn", "gn"),
+  "model.frozen_stages": (-1, 0, 1, 2, 3, 4),
+  "model.head_norm": ("none", "gn"),
+  "model.p6_from": ("c5", "p5"),
+  "model.dtype": ("auto", "float32", "bfloat16"),
+  "anchors.convention": ("legacy", "modern", "torchvision"),
+  "loss.loc_weights": ("eq4", "eq5"),
+  "loss.normalizer": ("global", "level"),
+  "train.schedule": ("step", "cosine"),
+  "eval.nms": ("hard", "linear", "gaussian"),
+}
+POSITIVE = (
+  "model.width", "model.fpn_channels", "anchors.scale", "anchors.octaves", "loss.delta", "data.short", "data.long",
+  "data.max_boxes", "data.threads", "train.batch_size", "train.epochs", "train.learning_rate", "train.clip_norm",
+  "train.log_every", "train.eval_epochs", "train.checkpoint_epochs", "train.keep_checkpoints", "eval.batch_size",
+  "eval.candidates_per_level", "eval.max_detections",
+)  # fmt: skip
+NOT_NEGATIVE = (
+  "loss.eta", "loss.lambd", "loss.w_loc", "loss.alpha", "loss.gamma", "data.workers", "train.momentum",
+  "train.weight_decay", "train.warmup_steps",
+)  # fmt: skip
+PROBABILITIES = ("data.flip_horizontal", "data.flip_vertical", "data.transpose", "eval.score_threshold", "eval.nms_iou")
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks every value that has a closed set or a range; raises a UserError naming the field."""
+
+  def check(names, holds, allowed):
+    for name in names:
+      value = get_field(config, name)
+      if not holds(value):
+        raise UserError(f"config.{name}={value!r}: must be {allowed}")
+
+  for name, choices in CHOICES.items():
+    check([name], lambda v, c=choices: v in c, f"one of {', '.join(map(repr, choices))}")
+  check(POSITIVE, lambda v: v > 0, "above 0")
+  check(NOT_NEGATIVE, lambda v: v >= 0, "0 or more")
+  check(PROBABILITIES, lambda v: 0 <= v <= 1, "between 0 and 1")
+  if not config.data.path:
+    raise UserError('config.data.path is empty: give a prepared dataset, a COCO folder or "shapes"')
+  if config.data.short > config.data.long:
+    raise UserError(f"config.data.short={config.data.short} exceeds config.data.long={config.data.long}")
+  if not 3 <= config.model.min_level <= 5 <= config.model.max_level <= 7:
+    raise UserError(
+      f"config.model.min_level={config.model.min_level}, config.model.max_level={config.model.max_level}: "
+      "allowed are 3..5 and 5..7"
+    )
+  if config.data.transpose and padded(config.data.short) != padded(config.data.long):
+    raise UserError(
+      f"config.data.transpose={config.data.transpose} needs a square input, got short={config.data.short}, "
+      f"long={config.data.long}; make them equal or set transpose to 0"
+    )
+  low, high = config.data.scale_jitter
+  if not 0 < low <= high:
+    raise UserError(f"config.data.scale_jitter=({low}, {high}): must be 0 < min <= max")
+
+
+def padded(side: int) -> int:
+  """The next multiple of 32 (pixels): the network's input is padded to it."""
+  return -(-side // 32) * 32
+
+
+def input_size(config: ConfigDict, portrait: bool) -> tuple[int, int]:
+  """Height and width (pixels) of the network's input for a batch of one orientation."""
+  short, long = padded(config.data.short), padded(config.data.long)
+  return (long, short) if portrait else (short, long)
+
+
+def strides(config: ConfigDict) -> tuple[int, ...]:
+  return tuple(2**level for level in range(config.model.min_level, config.model.max_level + 1))
+
+
+def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
+  """Parses a config file's argument, `name=value,name=value`; values get the default's type.
+
+  Raises:
+    UserError: for a name that is not in `defaults` or a value of another type.
+  """
+  values = dict(defaults)
+  for item in filter(None, (arg or "").split(",")):
+    name, equals, text = item.partition("=")
+    if name not in defaults or not equals:
+      known = ", ".join(f"{k}={v}" for k, v in defaults.items())
+      raise UserError(f"config argument {item!r} is not known; known, with defaults: {known}")
+    try:
+      values[name] = type(defaults[name])(text)
+    except ValueError:
+      kind = type(defaults[name]).__name__
+      raise UserError(f"config argument {item!r}: {text!r} is not a value of type {kind}") from None
+  return values
+
+
+def get_field(config: ConfigDict, name: str) -> Any:
+  """`get_field(config, "a.b")` is `config.a.b`."""
+  for part in name.split("."):
+    config = config[part]
+  return config
+
+
+def check_command_line(argv: list[str]) -> None:
+  """Checks `--config=FILE:ARG` and the names of `--config.a.b` before absl parses them.
+
+  Raises:
+    UserError: for a file that is missing, an argument it refuses, or an unknown field; names the known ones.
+  """
+  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
+  given += [b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"]
+  overrides = [a.removeprefix("--").removeprefix("no") for a in argv if a.startswith(("--config.", "--noconfig."))]
+  if not given:
+    if overrides:
+      raise UserError(f"--{overrides[0]} is given without --config=FILE; name the file that it changes")
+    return
+  path, _, arg = given[-1].partition(":")
+  if not os.path.isfile(path):
+    folder = Path(path).parent
+    known = ", ".join(str(p) for p in sorted(folder.glob("*.py"))) or "none in that folder"
+    raise UserError(f"--config={path}: there is no such file; known: {known}")
+  get_config = runpy.run_path(path).get("get_config")
+  if get_config is None:
+    raise UserError(f"--config={path}: the file has no function get_config; see configs/ for examples")
+  config = get_config(arg) if arg else get_config()
+  for override in overrides:
+    node = config
+    for part in override.split("=", 1)[0].split(".")[1:]:
+      if not isinstance(node, ConfigDict) or part not in node:
+        known = sorted(node) if isinstance(node, ConfigDict) else []
+        near = difflib.get_close_matches(part, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UserError(f"--{override}: there is no field {part!r}; {hint}known here: {', '.join(known)}")
+      node = node[part]
+
+
+def config_from_flag(flag: flags.FlagHolder) -> ConfigDict:
+  """The validated config of a `--config` flag."""
+  if flag.value is None:
+    raise UserError("--config is missing; for example --config=configs/shapes.py")
+  config = flag.value
+  validate(config)
+  return config
+
+
+def to_json(config: ConfigDict) -> str:
+  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+  """A config as `to_json` wrote it (lists become tuples again)."""
+
+  def tuples(value):
+    if isinstance(value, dict):
+      return {k: tuples(v) for k, v in value.items()}
+    return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+  return ConfigDict(tuples(json.loads(text)))
+
+
+def differences(a: ConfigDict, b: ConfigDict) -> list[str]:
+  """`field: value in a != value in b` for every field that differs, fields in one only included."""
+
+  def flat(node, prefix=""):
+    for name, value in node.items():
+      if isinstance(value, dict):
+        yield from flat(value, f"{prefix}{name}.")
+      else:
+        yield prefix + name, value
+
+  # Through JSON: tuples and lists, 1 and 1.0 are the same setting.
+  left, right = (dict(flat(json.loads(to_json(c)))) for c in (a, b))
+  names = sorted(left.keys() | right.keys())
+  return [f"{n}: {left.get(n)!r} != {right.get(n)!r}" for n in names if left.get(n) != right.get(n)]

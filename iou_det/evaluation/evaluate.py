@@ -1,0 +1,139 @@
+"""Detects on a whole split, on any number of devices, and scores it with COCO metrics."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from iou_det.config import input_size
+from iou_det.data.pipeline import eval_batches
+from iou_det.data.preprocess import preprocess
+from iou_det.data.records import Category
+from iou_det.errors import UserError
+from iou_det.evaluation import coco
+from iou_det.evaluation.detect import Detections, detect
+from iou_det.models.retinanet import RetinaNet
+from iou_det.training.mesh import replicated, split_batch, to_device
+from iou_det.training.state import TrainState
+from iou_det.training.step import make_anchors
+
+
+def make_detect_step(config: ConfigDict, model: RetinaNet, mesh: Mesh) -> Callable[..., Detections]:
+  """The jitted `detect_step(state, batch, portrait) -> Detections` in original pixels."""
+  d, e = config.data, config.eval
+
+  def step(state: TrainState, batch: dict[str, jax.Array], portrait: bool) -> Detections:
+    size = input_size(config, portrait)
+    anchors, level_sizes = make_anchors(config, size)
+    inputs = preprocess(
+      batch, size=size, short=d.short, long=d.long, mean=tuple(d.mean), std=tuple(d.std),
+      convention=config.anchors.convention, augment=None, key=None)  # fmt: skip
+    logits, deltas = model.apply(
+      {"params": state.params, "batch_stats": state.batch_stats}, inputs.images)  # fmt: skip
+    return detect(
+      logits, deltas, anchors, inputs.image_size, inputs.scale, level_sizes=level_sizes,
+      score_threshold=e.score_threshold, candidates_per_level=e.candidates_per_level, nms_iou=e.nms_iou,
+      max_detections=e.max_detections, convention=config.anchors.convention, nms=e.nms,
+    )  # fmt: skip
+
+  return jax.jit(
+    step, static_argnums=2, in_shardings=(replicated(mesh), split_batch(mesh)),
+    out_shardings=split_batch(mesh))  # fmt: skip
+
+
+def detect_all(
+  detect_step: Callable[..., Detections], state: TrainState, source, config: ConfigDict, mesh: Mesh
+) -> list[dict[str, Any]]:
+  """Detections of every image of a source, as COCO results; every process gets all of them.
+
+  Raises:
+    AssertionError: if an image was seen twice or not at all.
+  """
+  results: list[dict[str, Any]] = []
+  seen: list[np.ndarray] = []
+
+  def collect(detections, index, example):
+    detections, index, example = multihost_utils.process_allgather((detections, index, example), tiled=True)
+    seen.append(index[example])
+    for row in np.flatnonzero(example):
+      valid = detections.valid[row]
+      results.extend(
+        coco.to_results(
+          source.image_id(int(index[row])), detections.boxes[row][valid], detections.scores[row][valid],
+          detections.labels[row][valid], source.categories)  # fmt: skip
+      )
+
+  batches = eval_batches(
+    source, batch_size=config.eval.batch_size, canvas=tuple(config.data.canvas),
+    process_index=jax.process_index(), process_count=jax.process_count(), threads=config.data.threads,
+    workers=config.data.workers)  # fmt: skip
+  waiting = None  # one batch stays in flight, so that the device works while the host collects
+  with tqdm(total=len(source), unit="img", desc="evaluate", disable=jax.process_index() != 0) as bar:
+    for batch, portrait in batches:
+      arrays = to_device(batch, mesh)
+      detections = detect_step(state, arrays, portrait)
+      if waiting:
+        collect(*waiting)
+      waiting = (detections, arrays["index"], arrays["example"])
+      bar.update(int(batch["example"].sum()) * jax.process_count())
+    if waiting:
+      collect(*waiting)
+  every = np.sort(np.concatenate(seen))
+  assert np.array_equal(every, np.arange(len(source))), "an image was evaluated twice or not at all"
+  return results
+
+
+def evaluate(
+  detect_step: Callable[..., Detections],
+  state: TrainState,
+  source,
+  config: ConfigDict,
+  mesh: Mesh,
+  *,
+  categories: tuple[Category, ...],
+  annotations: str,
+  split: str,
+  step: int,
+  folder: Path,
+) -> dict[str, Any]:
+  """Detects on a split, scores with pycocotools, writes both files to `folder`; returns the metrics.
+
+  Args:
+    categories: the detector's; the source must have the same table.
+    annotations: original COCO annotation file; "" scores against the source's own records.
+  """
+  if source.categories != categories:
+    raise UserError(
+      f"the detector knows the categories {describe(categories)}, split {split!r} of the data has "
+      f"{describe(source.categories)}; evaluate on data with the same ids and names"
+    )
+  results = detect_all(detect_step, state, source, config, mesh)
+  ground_truth = annotations or coco.coco_ground_truth(source)
+  metrics = coco.evaluate(ground_truth, results) | {"step": step, "split": split}
+  if jax.process_index() == 0:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "detections.json", results)
+    write_json(folder / "metrics.json", metrics)
+    logging.info("wrote %s (%d detections of %d images)", folder / "detections.json", len(results), len(source))
+  return metrics
+
+
+def describe(categories: tuple[Category, ...]) -> str:
+  shown = ", ".join(f"{c.id}: {c.name}" for c in categories[:5])
+  return f"({shown}{', ...' if len(categories) > 5 else ''}; {len(categories)} in all)"
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes beside and renames, so that a file that is there is whole."""
+  part = path.with_suffix(".part")
+  part.write_text(json.dumps(value) + "\n")
+  part.replace(path)
+

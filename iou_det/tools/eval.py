@@ -1,0 +1,39 @@
+"""Detects on a split with a trained workdir and scores it.
+
+Writes eval/SPLIT/detections.json (COCO results format: original category ids, original pixels) and
+eval/SPLIT/metrics.json into the workdir, and prints the COCO table. Every image is seen exactly once on
+any number of devices.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from iou_det.data.records import open_dataset
+from iou_det.evaluation import coco
+from iou_det.evaluation.evaluate import evaluate, make_detect_step
+from iou_det.training.state import load_run
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
+STEP = flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number.")
+SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; default: the config's data.val_split.")
+DATA = flags.DEFINE_string("data", None, "Dataset to evaluate on; default: the config's data.path.")
+ANNOTATIONS = flags.DEFINE_string(
+  "annotations",
+  None,
+  "Original COCO annotation file to score against; default: the config's data.val_annotations for its own "
+  "val_split, else the dataset's records.",
+)
+
+
+def main() -> None:
+  run = load_run(WORKDIR.value, STEP.value)
+  data = run.config.data
+  split = SPLIT.value or data.val_split
+  own = split == data.val_split and not DATA.value
+  metrics = evaluate(
+    make_detect_step(run.config, run.model, run.mesh), run.state,
+    open_dataset(DATA.value or data.path, split), run.config, run.mesh, categories=run.categories,
+    annotations=ANNOTATIONS.value or (data.val_annotations if own else ""), split=split, step=run.step,
+    folder=Path(WORKDIR.value) / "eval" / split)  # fmt: skip
+  print(coco.table(metrics))

@@ -1,0 +1,166 @@
+"""Detects objects in your own images, or in a split of the data, and draws them.
+
+  iou-det predict --workdir=runs/demo --out=pictures photo.jpg more/*.png folder/
+  iou-det predict --workdir=runs/demo --out=pictures --split=val --limit=12
+
+Writes one picture per image (boxes with class and score; ground truth dashed where --split has it) and
+detections.json: file, class name, original category id, score, and x, y, w, h in the image's pixels.
+"""
+
+import collections
+from pathlib import Path
+
+import cv2
+import numpy as np
+from absl import flags
+
+from iou_det.data.annotations import Annotations, Category, from_rows
+from iou_det.data.pipeline import decode_image
+from iou_det.data.records import Record, Source, open_dataset
+from iou_det.errors import UserError
+from iou_det.evaluation.evaluate import detect_all, make_detect_step, write_json
+from iou_det.tools.drawing import contact_sheet, draw_detections
+from iou_det.training.state import load_run
+
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
+STEP = flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number.")
+IMAGES = flags.DEFINE_multi_string("images", [], "JPEG or PNG file, or folder of them; more may follow as arguments.")
+SPLIT = flags.DEFINE_string("split", None, "Instead of files: a split of the config's data.")
+LIMIT = flags.DEFINE_integer("limit", 0, "With --split: only the first so many images; 0: all.", lower_bound=0)
+OUT = flags.DEFINE_string("out", None, "Folder for pictures and detections.json.", required=True)
+SCORE = flags.DEFINE_float("score", 0.3, "Boxes below this score are not drawn.", lower_bound=0, upper_bound=1)
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+SHEET = 12  # pictures on the contact sheet
+
+
+class ImageFiles:
+  """Image files as a data source without annotations; image ids count from 1."""
+
+  name = "images"
+
+  def __init__(self, files: tuple[Path, ...], categories: tuple[Category, ...]):
+    self.files, self.categories = files, categories
+    self.sizes = [image_size(path) for path in files]
+
+  def __len__(self) -> int:
+    return len(self.files)
+
+  def __getitem__(self, i: int) -> Record:
+    height, width = self.sizes[i]
+    none = np.zeros(0, np.int64)
+    return Record(
+      image_id=i + 1, file_name=str(self.files[i]), image=self.files[i].read_bytes(), height=height, width=width,
+      boxes=np.zeros((0, 4)), labels=none, crowd=none.astype(bool), area=np.zeros(0), annotation_id=none,
+    )  # fmt: skip
+
+  def image_id(self, i: int) -> int:
+    return i + 1
+
+  def annotations(self) -> Annotations:
+    return from_rows(
+      [(i + 1, str(f), h, w) for i, (f, (h, w)) in enumerate(zip(self.files, self.sizes, strict=True))],
+      [[] for _ in self.files])  # fmt: skip
+
+
+class First:
+  """The first images of a source."""
+
+  def __init__(self, source: Source, count: int):
+    self.source, self.count = source, min(count, len(source))
+    self.name, self.categories = source.name, source.categories
+
+  def __len__(self) -> int:
+    return self.count
+
+  def __getitem__(self, i: int) -> Record:
+    return self.source[i]
+
+  def image_id(self, i: int) -> int:
+    return self.source.image_id(i)
+
+  def annotations(self) -> Annotations:
+    return self.source.annotations().select(np.arange(self.count))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+  """Height and width in pixels as stored (EXIF rotation is not applied).
+
+  Raises:
+    UserError: if the file cannot be decoded.
+  """
+  image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+  if image is None:
+    raise UserError(f"{path}: not a readable JPEG or PNG image")
+  return image.shape[0], image.shape[1]
+
+
+def find_images(arguments: list[str]) -> tuple[Path, ...]:
+  """Files, and the JPEG and PNG files of folders, in the order given (folders sorted by name).
+
+  Raises:
+    UserError: for a path that is missing, no JPEG or PNG, or a folder without any.
+  """
+  files: list[Path] = []
+  for path in map(Path, arguments):
+    if path.is_dir():
+      inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+      if not inside:
+        raise UserError(f"{path}: the folder has no {', '.join(SUFFIXES)} files")
+      files += inside
+    elif not path.is_file():
+      raise UserError(f"{path}: there is no such file or folder")
+    elif path.suffix.lower() not in SUFFIXES:
+      raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
+    else:
+      files.append(path)
+  return tuple(files)
+
+
+def main(arguments: list[str]) -> None:
+  run = load_run(WORKDIR.value, STEP.value)
+  given = [*IMAGES.value, *arguments]
+  if bool(given) == bool(SPLIT.value):
+    raise UserError("give either image files (or folders), or --split=NAME of the config's data")
+  if given:
+    source: Source = ImageFiles(find_images(given), run.categories)
+  else:
+    source = open_dataset(run.config.data.path, SPLIT.value)
+    source = First(source, LIMIT.value) if LIMIT.value else source
+  out = Path(OUT.value)
+  out.mkdir(parents=True, exist_ok=True)
+
+  results = detect_all(
+    make_detect_step(run.config, run.model, run.mesh), run.state, source, run.config, run.mesh)  # fmt: skip
+  by_image = collections.defaultdict(list)
+  for result in results:
+    by_image[result["image_id"]].append(result)
+  names = {c.id: c.name for c in run.categories}
+  order = {c.id: k for k, c in enumerate(run.categories)}
+
+  rows, pictures = [], []
+  for index in range(len(source)):
+    record = source[index]
+    found = by_image[record.image_id]
+    rows += [
+      {"file": record.file_name, "class": names[r["category_id"]], "category_id": r["category_id"],
+       "score": r["score"], "bbox": r["bbox"]}
+      for r in found
+    ]  # fmt: skip
+    drawn = [r for r in found if r["score"] >= SCORE.value]
+    boxes = np.array([r["bbox"] for r in drawn], np.float32).reshape(-1, 4)
+    boxes[:, 2:] += boxes[:, :2]
+    picture = draw_detections(
+      decode_image(record), boxes,
+      np.array([order[r["category_id"]] for r in drawn], np.int32), np.array([r["score"] for r in drawn]),
+      [c.name for c in run.categories], ground_truth=record.boxes if SPLIT.value else None)  # fmt: skip
+    path = out / f"{index + 1:05d}_{Path(record.file_name).stem}.png"
+    cv2.imwrite(str(path), picture[..., ::-1])
+    if len(pictures) < SHEET:
+      pictures.append(picture)
+  cv2.imwrite(str(out / "contact_sheet.png"), contact_sheet(pictures)[..., ::-1])
+  write_json(out / "detections.json", rows)
+  print(
+    f"{len(source)} images, {len(rows)} detections (drawn: score >= {SCORE.value}); "
+    f"pictures and detections.json in {out}"
+  )

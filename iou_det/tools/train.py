@@ -1,0 +1,20 @@
+"""Trains a detector; with the same --config and --workdir it resumes, and finishes at once if done.
+
+--config=FILE.py:ARG names a file of configs/ and its argument; --config.a.b=value changes a field. The
+workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/SPLIT/.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from iou_det.config import config_from_flag
+from iou_det.evaluation import coco
+from iou_det.training.loop import train
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and argument, FILE.py:ARG.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and metrics.", required=True)
+
+
+def main() -> None:
+  metrics = train(config_from_flag(CONFIG), WORKDIR.value)
+  print(coco.table(metrics))

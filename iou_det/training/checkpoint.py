@@ -1,0 +1,112 @@
+"""Checkpoints: everything Orbax is here. State, step, config and category table in one folder per step."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+from orbax.checkpoint import checkpoint_managers as managers
+
+from iou_det.errors import UserError
+
+
+def average_precision(metrics: dict[str, Any]) -> float:
+  """The figure that "best" means: COCO AP (-1 where the split has no ground truth)."""
+  return -1.0 if metrics["AP"] is None else metrics["AP"]
+
+
+class Checkpoints:
+  """The folder `workdir/checkpoints`: saves in the background, keeps the last few and the best AP."""
+
+  def __init__(self, workdir: str | Path, keep: int = 1, read_only: bool = False):
+    self.folder = Path(workdir).absolute() / "checkpoints"
+    if read_only and not self.folder.is_dir():
+      raise UserError(f"{workdir} has no checkpoints; train first: iou-det train --config=... --workdir={workdir}")
+    policy = managers.AnyPreservationPolicy([
+      managers.LatestN(keep),
+      managers.BestN(get_metric_fn=average_precision, n=1, keep_checkpoints_without_metrics=False),
+    ])
+    self.manager = ocp.CheckpointManager(
+      self.folder,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy, read_only=read_only, create=not read_only,
+        cleanup_tmp_directories=not read_only),  # fmt: skip
+      item_names=("state", "run"),
+    )
+
+  def save(self, step: int, state: PyTree, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
+    """Starts saving; `run` is JSON (config, categories, data position), `metrics` the evaluation's, if any."""
+    self.manager.save(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
+      metrics=metrics,
+    )
+
+  def steps(self) -> list[int]:
+    return sorted(self.manager.all_steps())
+
+  def step_number(self, step: str) -> int:
+    """Turns "last", "best" or a number into a step that is there.
+
+    Raises:
+      UserError: naming the steps that are there.
+    """
+    steps = self.steps()
+    known = f"there are {', '.join(map(str, steps)) or 'none'} in {self.folder}"
+    if not steps:
+      raise UserError(f"no finished checkpoint to read: {known}")
+    if step == "last":
+      return steps[-1]
+    if step == "best":
+      scored = [(s, self.manager.metrics(s)) for s in steps]
+      best = max(((average_precision(m), s) for s, m in scored if m), default=None)
+      if best is None:
+        raise UserError(f"--step=best: no checkpoint was evaluated; {known}; use --step=last")
+      return best[1]
+    if not step.isdigit() or int(step) not in steps:
+      raise UserError(f"--step={step}: must be last, best or a saved step; {known}")
+    return int(step)
+
+  def restore(self, step: int, abstract_state: PyTree) -> PyTree:
+    """The state of a step; `abstract_state` gives shapes, types and where it should lie."""
+    return self._read(step, state=ocp.args.StandardRestore(abstract_state))["state"]
+
+  def run_information(self, step: int) -> dict[str, Any]:
+    """The JSON saved beside the state: data position, config, category table."""
+    return self._read(step, run=ocp.args.JsonRestore())["run"]
+
+  def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+    try:
+      return self.manager.restore(step, args=ocp.args.Composite(**items))
+    except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
+      others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
+      raise UserError(
+        f"the checkpoint {self.folder / str(step)} cannot be read "
+        f"({type(error).__name__}: {str(error)[:200]}); other steps there: {others}; "
+        "remove the damaged folder to go on from another, or train in a new --workdir"
+      ) from error
+
+  def close(self) -> None:
+    """Waits for saves in the background."""
+    self.manager.wait_until_finished()
+    self.manager.close()
+
+
+def abstract(state: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+  """Shapes and types of a state, to be restored onto `sharding`."""
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+  """Lines of a metrics.jsonl up to `last_step`; a line cut short by a kill ends it."""
+  rows: list[dict[str, Any]] = []
+  for line in path.read_text().splitlines() if path.exists() else []:
+    try:
+      row = json.loads(line)
+    except json.JSONDecodeError:
+      break
+    if row["step"] <= last_step:
+      rows.append(row)
+  return rows

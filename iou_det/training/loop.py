@@ -1,0 +1,185 @@
+"""The training loop, top to bottom: data, state, resume, steps, log, evaluate, save."""
+
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from iou_det import config as config_lib
+from iou_det.data.pipeline import Plan, train_batches
+from iou_det.data.records import TrainingFilter, open_dataset, scan
+from iou_det.errors import UserError
+from iou_det.evaluation.evaluate import evaluate, make_detect_step, write_json
+from iou_det.training.checkpoint import Checkpoints, abstract, read_metrics
+from iou_det.training.mesh import data_mesh, replicated, to_device
+from iou_det.training.state import create_state, make_model, run_information
+from iou_det.training.step import make_train_step
+
+
+def train(
+  config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+) -> dict[str, Any]:
+  """Trains to the last step, from the last checkpoint in `workdir` if there is one.
+
+  Args:
+    config: see `iou_det.config.base_config`.
+    workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/.
+    devices: defaults to all.
+
+  Returns:
+    The last evaluation's metrics.
+
+  Raises:
+    UserError: bad config or data, a workdir of another config, a loss that is not finite.
+  """
+  config_lib.validate(config)
+  workdir = Path(workdir)
+  lead = jax.process_index() == 0
+  mesh = data_mesh(config.train.batch_size, devices)
+  data_mesh(config.eval.batch_size, devices)  # fail now rather than at the first evaluation
+
+  # Data: what there is, and the order of all batches as a function of (seed, step).
+  d, t = config.data, config.train
+  source, val_source = open_dataset(d.path, d.train_split), open_dataset(d.path, d.val_split)
+  if source.categories != val_source.categories:
+    raise UserError(f"splits {d.train_split!r} and {d.val_split!r} of {d.path} have different category tables")
+  keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
+  index = scan(source, keep)
+  plan = Plan(index, batch_size=t.batch_size, seed=config.seed)
+  last_step = t.epochs * plan.steps_per_epoch
+  check_workdir(workdir, config)  # after the checks above: a config that cannot train leaves no trace
+
+  # State: fresh, or the last checkpoint.
+  model = make_model(config, len(source.categories))
+  state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh)
+  checkpoints = Checkpoints(workdir, keep=t.keep_checkpoints)
+  if checkpoints.steps():
+    state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, replicated(mesh)))
+  start_step = int(state.step)
+  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
+  detect_step = make_detect_step(config, model, mesh)
+  parameters = sum(x.size for x in jax.tree.leaves(state.params))
+  logging.info(
+    "%d devices (%s), %.1f million parameters, steps %d..%d, %d an epoch", mesh.size,
+    mesh.devices.flat[0].device_kind, parameters / 1e6, start_step, last_step, plan.steps_per_epoch)  # fmt: skip
+
+  log = MetricsLog(workdir, start_step) if lead else None
+  metrics: dict[str, Any] | None = None
+  batches = train_batches(
+    source, plan, start_step=start_step, stop_step=last_step, canvas=tuple(d.canvas), max_boxes=d.max_boxes,
+    keep=keep, process_index=jax.process_index(), process_count=jax.process_count(), threads=d.threads,
+    workers=d.workers)  # fmt: skip
+  window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log line, on the device
+  running: deque[jax.Array] = deque()
+  waited, since = 0.0, time.monotonic()
+  bar = tqdm(total=last_step, initial=start_step, unit="step", desc="train", disable=not lead)
+  for step in range(start_step + 1, last_step + 1):
+    before = time.monotonic()
+    batch, portrait = next(batches)
+    waited += time.monotonic() - before
+    arrays = to_device(batch, mesh)
+    with jax.transfer_guard("disallow"):
+      state, out = train_step(state, arrays, portrait)
+    window.append(out)
+    running.append(out["loss"])
+    if len(running) > 2:  # no more than two steps ahead of the device: bounds the memory of waiting batches
+      jax.block_until_ready(running.popleft())
+    bar.update()
+
+    epoch, rest = divmod(step, plan.steps_per_epoch)
+    end_of_epoch = rest == 0
+    last = step == last_step
+    save = last or (end_of_epoch and epoch % t.checkpoint_epochs == 0)
+    if step % t.log_every == 0 or save or step == start_step + 1:
+      rows = jax.device_get(window)
+      check_finite(rows, step - len(rows), plan, source)
+      seconds = time.monotonic() - since
+      row = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+      row |= {
+        "learning_rate": float(rows[-1]["learning_rate"]), "epoch": step / plan.steps_per_epoch,
+        "images_per_second": len(rows) * t.batch_size / seconds, "input_wait_share": waited / seconds}  # fmt: skip
+      if log:
+        log.write(step, row)
+      bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['images_per_second']:.1f} img/s", refresh=False)
+      window, waited, since = [], 0.0, time.monotonic()
+
+    scores = None
+    if last or (end_of_epoch and epoch % t.eval_epochs == 0):
+      scores = metrics = evaluate(
+        detect_step, state, val_source, config, mesh, categories=source.categories,
+        annotations=d.val_annotations, split=d.val_split, step=step,
+        folder=workdir / "eval" / d.val_split)  # fmt: skip
+      if log:
+        log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
+    if save or scores:
+      checkpoints.save(step, state, run_information(config, source.categories, step, epoch), scores)
+    if scores:
+      since = time.monotonic()
+    assert train_step._cache_size() <= 2, "the step was compiled more than once for each orientation"
+  bar.close()
+  checkpoints.close()
+  if metrics is None:  # already at the last step
+    metrics = json.loads((workdir / "eval" / d.val_split / "metrics.json").read_text())
+  return metrics
+
+
+def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: Any) -> None:
+  """Raises a UserError with the first step (after `before`) whose loss is not finite, and its images."""
+  for step, row in enumerate(rows, before + 1):
+    if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
+      ids = [source[int(i)].image_id for i in plan.batch(step - 1).records]
+      raise UserError(
+        f"step {step}: the loss is {row['loss']}, its gradient norm {row['gradient_norm']}, on the images "
+        f"with ids {', '.join(map(str, ids))}; lower train.learning_rate, lengthen train.warmup_steps or look "
+        "at the boxes of these images; earlier checkpoints are kept"
+      )
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+  """Writes config.json into a new workdir; refuses one that belongs to another config."""
+  path = workdir / "config.json"
+  if path.exists():
+    different = [
+      line for line in config_lib.differences(config_lib.from_json(path.read_text()), config)
+      if line.split(":")[0] not in config_lib.RUNTIME_FIELDS
+    ]  # fmt: skip
+    if different:
+      raise UserError(
+        f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
+        "give another --workdir, or the same config to resume"
+      )
+  elif workdir.is_dir() and any(workdir.iterdir()):
+    raise UserError(f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder")
+  elif jax.process_index() == 0:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, config.to_dict())
+
+
+class MetricsLog:
+  """metrics.jsonl and TensorBoard events; rows after the step that a run resumes from are dropped."""
+
+  def __init__(self, workdir: Path, start_step: int):
+    path = workdir / "metrics.jsonl"
+    rows = read_metrics(path, start_step)
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(path)
+    self.file = path.open("a")
+    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+  def write(self, step: int, row: dict[str, float]) -> None:
+    self.file.write(json.dumps({"step": step, **row}) + "\n")
+    self.file.flush()
+    for name, value in row.items():
+      self.board.add_scalar(name, value, step)
+    self.board.flush()

@@ -1,0 +1,122 @@
+"""The training state: made sharded, or read back from a workdir."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
+from ml_collections import ConfigDict
+
+from iou_det import config as config_lib
+from iou_det.data.records import Category
+from iou_det.errors import UserError
+from iou_det.models.pretrained import load_pretrained
+from iou_det.models.retinanet import RetinaNet, trainable_mask
+from iou_det.training.checkpoint import Checkpoints, abstract
+from iou_det.training.mesh import data_mesh, replicated
+from iou_det.training.optimizer import make_optimizer
+
+
+@flax.struct.dataclass
+class TrainState:
+  """What a step changes (step, params, opt_state) and the norm statistics, which stay constant."""
+
+  step: Int[Array, ""]
+  params: PyTree
+  batch_stats: PyTree
+  opt_state: PyTree
+
+
+def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
+  """The network that a config describes; bfloat16 compute on accelerators if dtype is "auto"."""
+  m = config.model
+  dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(
+    m.dtype, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)  # fmt: skip
+  return RetinaNet(
+    num_classes=num_classes, depth=m.depth, width=m.width, norm=m.norm, frozen_stages=m.frozen_stages,
+    fpn_channels=m.fpn_channels, head_convs=m.head_convs, head_norm=m.head_norm, min_level=m.min_level,
+    max_level=m.max_level, p6_from=m.p6_from, p7_relu=m.p7_relu, prior=m.prior, dtype=dtype,
+    anchors_per_cell=config.anchors.octaves * len(config.anchors.ratios),
+  )  # fmt: skip
+
+
+def state_maker(config: ConfigDict, model: RetinaNet, steps_per_epoch: int):
+  """Returns the optimizer and a function key -> TrainState, to be traced or jitted."""
+  # Parameters do not depend on the input's size; a small one keeps tracing cheap.
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  optimizer = make_optimizer(
+    config.train, steps_per_epoch, trainable_mask(shapes["params"], config.model.frozen_stages))  # fmt: skip
+
+  def make(key: jax.Array) -> TrainState:
+    variables = model.init(key, jnp.zeros(images.shape, images.dtype))
+    params = variables["params"]
+    return TrainState(
+      step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get("batch_stats", {}),
+      opt_state=optimizer.init(params))  # fmt: skip
+
+  return optimizer, make
+
+
+def create_state(
+  config: ConfigDict, model: RetinaNet, steps_per_epoch: int, mesh: Mesh
+) -> tuple[TrainState, optax.GradientTransformation]:
+  """A fresh state on the mesh, with the pretrained backbone if the config names one."""
+  optimizer, make = state_maker(config, model, steps_per_epoch)
+  state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+  if config.model.pretrained:
+    variables = load_pretrained(
+      config.model.pretrained, {"params": state.params, "batch_stats": state.batch_stats})  # fmt: skip
+    state = state.replace(**jax.device_put(variables, replicated(mesh)))
+  return state, optimizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A trained detector read from a workdir."""
+
+  config: ConfigDict
+  categories: tuple[Category, ...]
+  model: RetinaNet
+  state: TrainState
+  mesh: Mesh
+  step: int
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+  """The config that a workdir was trained with."""
+  path = Path(workdir) / "config.json"
+  if not path.is_file():
+    raise UserError(f"--workdir={workdir} is not a training run (it has no config.json); give train's --workdir")
+  return config_lib.from_json(path.read_text())
+
+
+def load_run(workdir: str | Path, step: str = "last") -> Run:
+  """Reads a workdir's config and one of its checkpoints ("last", "best" or a number) onto all devices."""
+  config = read_config(workdir)
+  checkpoints = Checkpoints(workdir, read_only=True)
+  number = checkpoints.step_number(step)
+  categories = tuple(Category(**c) for c in checkpoints.run_information(number)["categories"])
+  model = make_model(config, len(categories))
+  _, make = state_maker(config, model, steps_per_epoch=1)
+  mesh = data_mesh(config.eval.batch_size)
+  shapes = jax.eval_shape(make, jax.random.key(0))
+  state = checkpoints.restore(number, abstract(shapes, replicated(mesh)))
+  checkpoints.close()
+  return Run(config, categories, model, state, mesh, number)
+
+
+def run_information(
+  config: ConfigDict, categories: tuple[Category, ...], step: int, epoch: int
+) -> dict[str, Any]:
+  """What a checkpoint holds beside the state, as JSON: data position, config, category table."""
+  return {
+    "data": {"step": step, "epoch": epoch},
+    "config": config.to_dict(),
+    "categories": [dataclasses.asdict(c) for c in categories],
+  }

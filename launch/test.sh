@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Installs into .venv, then lint (ruff), types (mypy) and the tests. Arguments go to pytest.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+SECONDS=0
+source launch/install.sh "[test]"
+echo "== ruff (${SECONDS} s)"
+ruff check .
+echo "== mypy (${SECONDS} s)"
+mypy
+echo "== pytest (${SECONDS} s)"
+python -m pytest -n 2 "$@"
+echo "== done in ${SECONDS} s"

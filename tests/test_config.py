@@ -1,0 +1,109 @@
+"""Config files, arguments and overrides: what is accepted, and that errors name what is allowed."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from iou_det import config as config_lib
+from iou_det.config import base_config, check_command_line, differences, from_json, parse_arg, to_json, validate
+from iou_det.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def shapes_config():
+  config = base_config()
+  config.data.path = "shapes"
+  return config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.name)
+def test_every_config_loads_and_is_valid(path):
+  config = runpy.run_path(str(path))["get_config"]()
+  config.data.path = config.data.path or "some/folder"
+  validate(config)
+  assert set(config) == set(base_config())
+
+
+def test_parse_arg_is_strict():
+  assert parse_arg("eta=0.5", eta=1.5, backbone="r50") == {"eta": 0.5, "backbone": "r50"}
+  with pytest.raises(UserError, match=r"'etta=1'.*known.*eta=1.5"):
+    parse_arg("etta=1", eta=1.5)
+  with pytest.raises(UserError, match="float"):
+    parse_arg("eta=high", eta=1.5)
+  with pytest.raises(UserError, match="known"):
+    parse_arg("eta", eta=1.5)
+
+
+@pytest.mark.parametrize(
+  ("argument", "expected"),
+  [
+    ("", ("eta", 1.5, "w_loc", 3.049)),
+    ("lambd=0.5", ("lambd", 0.5, "w_loc", 1.575)),
+    ("backbone=r101,short=800", ("w_loc", 2.878)),
+    ("lambd=0,eta=0", ("eta", 0.0, "w_loc", 1.0)),
+  ],
+)
+def test_paper_config_takes_w_loc_from_table_4(argument, expected):
+  loss = runpy.run_path(str(CONFIGS / "retinanet.py"))["get_config"](argument).loss
+  for name, value in zip(expected[::2], expected[1::2], strict=True):
+    assert loss[name] == value
+
+
+@pytest.mark.parametrize("argument", ["backbone=r34", "short=640", "lambd=0.7", "size=600"])
+def test_paper_config_refuses_other_arguments(argument):
+  with pytest.raises(UserError):
+    runpy.run_path(str(CONFIGS / "retinanet.py"))["get_config"](argument)
+
+
+@pytest.mark.parametrize(
+  ("field", "value", "message"),
+  [
+    ("model.norm", "bn", "'frozen_bn', 'gn'"),
+    ("train.batch_size", 0, "above 0"),
+    ("loss.eta", -1.0, "0 or more"),
+    ("data.flip_vertical", 1.5, "between 0 and 1"),
+    ("data.path", "", "prepared dataset"),
+    ("data.transpose", 0.5, "square"),
+    ("model.max_level", 8, "5..7"),
+    ("data.short", 2000, "exceeds"),
+    ("data.scale_jitter", (2.0, 1.0), "min <= max"),
+  ],
+)
+def test_validate_names_field_and_allowed_values(field, value, message):
+  config = shapes_config()
+  section, name = field.split(".")
+  config[section][name] = value
+  with pytest.raises(UserError, match=message) as error:
+    validate(config)
+  assert field in str(error.value)
+
+
+def test_json_round_trip_and_differences():
+  config = shapes_config()
+  again = from_json(to_json(config))
+  assert again.to_dict() == config.to_dict()
+  again.train.epochs = 3
+  assert differences(config, again) == ["train.epochs: 12 != 3"]
+  validate(again)
+
+
+def test_command_line_check_names_the_near_field():
+  file = f"--config={CONFIGS / 'shapes.py'}"
+  check_command_line([file, "--config.train.epochs=3", "--noconfig.match.force_match"])
+  with pytest.raises(UserError, match=r"'epoch'; did you mean 'epochs'.*known here: batch_size"):
+    check_command_line([file, "--config.train.epoch=3"])
+  with pytest.raises(UserError, match=r"no such file.*shapes\.py"):
+    check_command_line([f"--config={CONFIGS / 'shape.py'}"])
+  with pytest.raises(UserError, match="known, with defaults"):
+    check_command_line([file + ":zeta=1"])
+  with pytest.raises(UserError, match="without --config"):
+    check_command_line(["--config.train.epochs=3"])
+
+
+@pytest.mark.parametrize(("short", "portrait", "size"), [(800, False, (800, 1344)), (600, True, (1024, 608))])
+def test_input_size_is_padded_to_32(short, portrait, size):
+  config = shapes_config()
+  config.data.update(short=short, long=1333 if short == 800 else 1000)
+  assert config_lib.input_size(config, portrait) == size

@@ -1,0 +1,133 @@
+"""The whole RetinaNet loss against one float64 loop over images and anchors; identities; empty batches."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iou_det.ops import anchors as anchor_ops
+from iou_det.training.step import detection_losses
+from tests import oracles
+
+SIZE, STRIDES = (64, 96), (16, 32)
+ANCHORS = anchor_ops.anchors(SIZE, strides=STRIDES, octaves=1, convention="modern", scale=1.5)
+LEVELS = tuple(h * w * 3 for h, w in anchor_ops.level_shapes(SIZE, STRIDES))
+MATCH = {"positive_iou": 0.5, "negative_iou": 0.4, "force_match": True, "min_forced_iou": 0.0}
+PLAIN = {"alpha": 0.25, "gamma": 2.0, "delta": 0.11, "eta": 0.0, "lambd": 0.0, "w_loc": 1.0,
+         "loc_weights": "eq4", "level_sizes": None}  # fmt: skip
+
+
+def draw(seed):
+  """Two images with 3 and 1 boxes (and padding), random outputs."""
+  rng = np.random.default_rng(seed)
+  a, k = len(ANCHORS), 3
+  corner = rng.uniform(0, 40, (2, 4, 2))
+  boxes = np.concatenate([corner, corner + rng.uniform(12, 40, (2, 4, 2))], axis=-1)
+  valid = np.array([[True, True, True, False], [True, False, False, False]])
+  boxes[~valid] = 0
+  return {
+    "logits": rng.normal(0, 2, (2, a, k)), "deltas": rng.normal(0, 0.2, (2, a, 4)), "boxes": boxes,
+    "labels": rng.integers(0, k, (2, 4)), "valid": valid, "inside": rng.uniform(size=(2, a)) > 0.1,
+  }  # fmt: skip
+
+
+@jax.jit(static_argnames=("settings",))
+def jitted(arrays, settings):
+  return detection_losses(**arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, **dict(settings))
+
+
+def run(drawn, **changes):
+  arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
+  return jitted(arrays, tuple((PLAIN | changes).items()))
+
+
+def oracle(drawn, *, eta, lambd, w_loc, loc_weights, level_sizes, alpha, gamma, delta):
+  """Loops over images, anchors and classes."""
+  images, anchors, classes = drawn["logits"].shape
+  shape = (images, anchors)
+  positive, own, l1, iou = np.zeros(shape, bool), np.zeros(shape), np.zeros(shape), np.zeros(shape)
+  others, normalizer = 0.0, 0
+  for b in range(images):
+    candidates = [ANCHORS[a] if drawn["inside"][b, a] else np.zeros(4) for a in range(anchors)]
+    matched = oracles.match(candidates, drawn["boxes"][b], drawn["valid"][b], **MATCH)
+    for a in range(anchors):
+      if not drawn["inside"][b, a] or matched[a] == -2:
+        continue
+      label = drawn["labels"][b, matched[a]] if matched[a] >= 0 else None
+      for k in range(classes):
+        value = oracles.sigmoid_focal_loss(drawn["logits"][b, a, k], k == label, alpha, gamma)
+        if k == label:
+          own[b, a] = value
+        else:
+          others += value
+      if label is not None:
+        box = drawn["boxes"][b, matched[a]]
+        positive[b, a] = True
+        iou[b, a] = oracles.iou(oracles.decode(drawn["deltas"][b, a], ANCHORS[a]), box)
+        d = drawn["deltas"][b, a] - oracles.encode(box, ANCHORS[a])
+        l1[b, a] = sum(oracles.smooth_l1(x, delta) for x in d)
+    normalizer += max(positive[b].sum(), 1)
+  levels = level_sizes or (anchors,)
+  classification = (own * oracles.balanced_weights(own, iou, positive, eta, levels)).sum() + others
+  if loc_weights == "eq5":
+    weights = w_loc * oracles.balanced_weights(l1, iou, positive, lambd, levels)
+  else:
+    weights = w_loc * iou**lambd
+  return classification / normalizer, (l1 * weights)[positive].sum() / normalizer
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"eta": 1.5, "lambd": 1.5, "w_loc": 3.049},
+    {"eta": 1.5, "lambd": 0.5, "loc_weights": "eq5", "level_sizes": LEVELS},
+  ],
+  ids=["baseline", "both", "eq5 per level"],
+)
+def test_matches_the_float64_loop(changes):
+  drawn = draw(seed=0)
+  out = run(drawn, **changes)
+  classification, localization = oracle(drawn, **(PLAIN | changes))
+  np.testing.assert_allclose(out.classification, classification, rtol=2e-5)
+  np.testing.assert_allclose(out.localization, localization, rtol=2e-5)
+
+
+def test_classification_weights_keep_the_sum_and_eq4_starts_where_it_should():
+  drawn = draw(seed=1)
+  plain, balanced = run(drawn), run(drawn, eta=1.5, lambd=0.0)
+  np.testing.assert_allclose(balanced.classification, plain.classification, rtol=1e-5)
+  np.testing.assert_allclose(run(drawn, w_loc=2.0).localization, 2 * plain.localization, rtol=1e-6)
+  np.testing.assert_allclose(plain.loc_weight, 1.0, rtol=1e-6)
+
+
+def test_boxes_get_no_gradient_from_the_classification_loss():
+  drawn = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in draw(seed=2).items()}
+
+  def classification(deltas):
+    settings = PLAIN | {"eta": 1.5}
+    arrays = drawn | {"deltas": deltas}
+    return detection_losses(
+      **arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, **settings).classification  # fmt: skip
+
+  np.testing.assert_array_equal(jax.grad(classification)(drawn["deltas"]), 0.0)
+
+
+@pytest.mark.parametrize("loc_weights", ["eq4", "eq5"])
+def test_batch_without_boxes_has_finite_loss_and_gradients(loc_weights):
+  drawn = draw(seed=3)
+  drawn["valid"][:] = False
+  drawn["boxes"][:] = 0
+  settings = PLAIN | {"eta": 0.5, "lambd": 0.5, "loc_weights": loc_weights}
+
+  def total(logits, deltas):
+    arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
+    arrays |= {"logits": logits, "deltas": deltas}
+    out = detection_losses(**arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, **settings)
+    return out.classification + out.localization, out
+
+  logits, deltas = jnp.float32(drawn["logits"]), jnp.float32(drawn["deltas"])
+  (loss, out), gradients = jax.value_and_grad(total, (0, 1), has_aux=True)(logits, deltas)
+  assert np.isfinite(loss) and out.localization == 0 and out.positives == 0
+  assert np.isfinite(gradients[0]).all()
+  np.testing.assert_array_equal(gradients[1], 0.0)
