@@ -16,16 +16,35 @@ def get_config(arg: str = "") -> ConfigDict:
   loss = parse_arg(arg, eta=1.5, lambd=1.5, w_loc=3.049)
   config = base_config()
   config.model.update(
-    depth=18, width=32, norm="gn", frozen_stages=-1, fpn_channels=96, head_convs=2, head_norm="gn", max_level=6,
-  )  # fmt: skip
+    depth=18,
+    width=32,
+    norm="gn",
+    frozen_stages=-1,
+    fpn_channels=96,
+    head_convs=2,
+    head_norm="gn",
+    max_level=6,
+  )
   config.anchors.update(convention="modern", scale=3.0)  # platelets are 24 pixels after resizing
   config.loss.update(**loss)
   config.data.update(
-    path="datasets/bccd", short=288, long=384, canvas=(480, 640), max_boxes=64, flip_vertical=0.5,
-    scale_jitter=(0.8, 1.2), threads=2,
-  )  # fmt: skip
+    path="datasets/bccd",
+    short=288,
+    long=384,
+    canvas=(480, 640),
+    max_boxes=64,
+    flip_vertical=0.5,
+    scale_jitter=(0.8, 1.2),
+    threads=2,
+  )
   config.train.update(
-    batch_size=4, epochs=45, learning_rate=0.04, warmup_steps=200, schedule="cosine", clip_norm=10.0, eval_epochs=15,
+    batch_size=4,
+    epochs=45,
+    learning_rate=0.04,
+    warmup_steps=200,
+    schedule="cosine",
+    clip_norm=10.0,
+    eval_epochs=15,
     checkpoint_epochs=5,
-  )  # fmt: skip
+  )
   return config

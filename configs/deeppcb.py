@@ -18,11 +18,23 @@ def get_config(arg: str = "") -> ConfigDict:
   config.anchors.convention = "modern"
   config.loss.update(**loss)
   config.data.update(
-    path="datasets/deeppcb", val_split="test", short=640, long=640, canvas=(640, 640), max_boxes=32, flip_vertical=0.5,
+    path="datasets/deeppcb",
+    val_split="test",
+    short=640,
+    long=640,
+    canvas=(640, 640),
+    max_boxes=32,
+    flip_vertical=0.5,
     transpose=0.5,
-  )  # fmt: skip
+  )
   config.train.update(
-    batch_size=16, epochs=40, learning_rate=0.02, warmup_steps=300, schedule="cosine", clip_norm=10.0, eval_epochs=40,
+    batch_size=16,
+    epochs=40,
+    learning_rate=0.02,
+    warmup_steps=300,
+    schedule="cosine",
+    clip_norm=10.0,
+    eval_epochs=40,
     checkpoint_epochs=20,
-  )  # fmt: skip
+  )
   return config

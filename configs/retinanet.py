@@ -6,7 +6,7 @@ Command:  iou-det train --config=configs/retinanet.py:backbone=r50,short=600,eta
           `iou-det prepare` made of it (then with --config.data.train_split=train and val_split=validation).
 Argument: backbone=r50|r101, short=600 ([600,1000], the ablations) or 800 ([800,1333], Table 1),
           eta (0: plain focal loss; the paper's best 1.5), lambd (0: plain smooth L1; the paper's best 1.5),
-          w_loc (default 0: the paper's value for lambd, Table 4; the authors' code has 2.878 for R101 at 800).
+          w_loc (default 0: Table 4's for this lambd; 2.878 for R101 at 800, as the authors' code).
 Hardware: hours not measured.
 Expected: AP on val-2017 at [600,1000], R50 (paper, Table 2): baseline 34.4, eta 35.1, lambd 35.2, both 35.7;
           on test-dev at [800,1333] (paper, Table 1): R50 35.9 -> 37.0, R101 38.1 -> 39.2. Ours: not measured.
@@ -41,6 +41,9 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   config.loss.update(eta=args["eta"], lambd=args["lambd"], w_loc=w_loc, normalizer="level")
   config.data.update(
-    train_split="train2017", val_split="val2017", short=args["short"], long=1000 if args["short"] == 600 else 1333
+    train_split="train2017",
+    val_split="val2017",
+    short=args["short"],
+    long=1000 if args["short"] == 600 else 1333,
   )
   return config

@@ -13,15 +13,34 @@ def get_config(arg: str = "") -> ConfigDict:
   loss = parse_arg(arg, eta=1.5, lambd=1.5, w_loc=3.049)
   config = base_config()
   config.model.update(
-    depth=18, width=16, norm="gn", frozen_stages=-1, fpn_channels=48, head_convs=2, head_norm="gn", max_level=5,
-  )  # fmt: skip
+    depth=18,
+    width=16,
+    norm="gn",
+    frozen_stages=-1,
+    fpn_channels=48,
+    head_convs=2,
+    head_norm="gn",
+    max_level=5,
+  )
   config.anchors.update(convention="modern", scale=3.0)
   config.loss.update(**loss)
   config.data.update(
-    path="shapes", short=128, long=160, canvas=(128, 160), max_boxes=16, flip_vertical=0.5, threads=2,
-  )  # fmt: skip
+    path="shapes",
+    short=128,
+    long=160,
+    canvas=(128, 160),
+    max_boxes=16,
+    flip_vertical=0.5,
+    threads=2,
+  )
   config.train.update(
-    batch_size=16, epochs=8, learning_rate=0.02, warmup_steps=100, schedule="cosine", clip_norm=10.0,
-    eval_epochs=4, checkpoint_epochs=1,
-  )  # fmt: skip
+    batch_size=16,
+    epochs=8,
+    learning_rate=0.02,
+    warmup_steps=100,
+    schedule="cosine",
+    clip_norm=10.0,
+    eval_epochs=4,
+    checkpoint_epochs=1,
+  )
   return config

@@ -5,6 +5,7 @@ A file in `configs/` starts from `base_config()` and changes what it must.
 """
 
 import difflib
+import itertools
 import json
 import os
 import runpy
@@ -22,88 +23,90 @@ RUNTIME_FIELDS = ("data.path", "data.val_annotations", "data.threads", "data.wor
 
 def base_config() -> ConfigDict:
   """The paper's RetinaNet; lengths in pixels, schedule lengths in epochs."""
-  return ConfigDict({
-    "seed": 0,
-    "model": {
-      "depth": 50,  # ResNet-18, 34, 50 or 101
-      "width": 64,  # channels of the stem; 64 is the standard network
-      "norm": "frozen_bn",  # or "gn" (GroupNorm, for training from scratch)
-      "frozen_stages": 1,  # -1: nothing, 0: stem, 1: stem and first stage
-      "pretrained": "",  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
-      "fpn_channels": 256,
-      "head_convs": 4,
-      "head_norm": "none",  # or "gn"
-      "min_level": 3,
-      "max_level": 7,
-      "p6_from": "c5",  # or "p5"
-      "p7_relu": False,  # ReLU between P6 and P7 (torchvision, detectron2)
-      "prior": 0.01,
-      "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
-    },
-    "anchors": {
-      "convention": "legacy",  # mmdetection 0.6; or "modern" (detectron2, mmdetection 2+), "torchvision"
-      "scale": 4.0,
-      "octaves": 3,
-      "ratios": (0.5, 1.0, 2.0),  # height / width
-    },
-    "match": {"positive_iou": 0.5, "negative_iou": 0.4, "force_match": True, "min_forced_iou": 0.0},
-    "loss": {
-      "alpha": 0.25,
-      "gamma": 2.0,
-      "delta": 0.11,
-      "eta": 0.0,  # Eq. (1)-(2); 0 is the baseline
-      "lambd": 0.0,  # Eq. (3)-(4); 0 is the baseline
-      "w_loc": 1.0,
-      "loc_weights": "eq4",  # or "eq5": the normalised weights
-      "normalizer": "global",  # sums of Eq. (2) and (5): the whole batch, or "level" (each pyramid level)
-    },
-    "data": {
-      "path": "",  # "shapes", a dataset made by `prepare` or TFDS, or a COCO folder
-      "train_split": "train",
-      "val_split": "val",
-      "val_annotations": "",  # original annotation file to score against
-      "short": 800,
-      "long": 1333,
-      "canvas": (640, 640),  # short and long side of the uint8 canvas that images are decoded into
-      "max_boxes": 100,
-      "mean": (123.675, 116.28, 103.53),
-      "std": (58.395, 57.12, 57.375),
-      "min_image_side": 32,
-      "min_box_side": 1.0,
-      "keep_empty": False,  # train on images without boxes
-      "flip_horizontal": 0.5,
-      "flip_vertical": 0.0,
-      "transpose": 0.0,
-      "scale_jitter": (1.0, 1.0),
-      "threads": 16,
-      "workers": 0,  # worker processes; 0: threads only
-    },
-    "train": {
-      "batch_size": 16,
-      "epochs": 12,
-      "learning_rate": 0.01,  # for 16 images; scaled by batch_size / 16
-      "momentum": 0.9,
-      "weight_decay": 1e-4,
-      "warmup_steps": 500,
-      "warmup_factor": 1 / 3,
-      "schedule": "step",  # or "cosine"
-      "decay_epochs": (8, 11),
-      "decay_factor": 0.1,
-      "clip_norm": 35.0,
-      "log_every": 50,
-      "eval_epochs": 1,  # evaluate every so many epochs, and at the end
-      "checkpoint_epochs": 1,
-      "keep_checkpoints": 2,  # the last so many, and the one with the best AP
-    },
-    "eval": {
-      "batch_size": 16,
-      "score_threshold": 0.05,
-      "candidates_per_level": 1000,
-      "nms": "hard",  # or "linear", "gaussian" (soft-NMS)
-      "nms_iou": 0.5,
-      "max_detections": 100,
-    },
-  })
+  return ConfigDict(
+    {
+      "seed": 0,
+      "model": {
+        "depth": 50,  # ResNet-18, 34, 50 or 101
+        "width": 64,  # channels of the stem; 64 is the standard network
+        "norm": "frozen_bn",  # or "gn" (GroupNorm, for training from scratch)
+        "frozen_stages": 1,  # -1: nothing, 0: stem, 1: stem and first stage
+        "pretrained": "",  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
+        "fpn_channels": 256,
+        "head_convs": 4,
+        "head_norm": "none",  # or "gn"
+        "min_level": 3,
+        "max_level": 7,
+        "p6_from": "c5",  # or "p5"
+        "p7_relu": False,  # ReLU between P6 and P7 (torchvision, detectron2)
+        "prior": 0.01,
+        "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
+      },
+      "anchors": {
+        "convention": "legacy",  # mmdetection 0.6; or "modern" (detectron2, mmdetection 2+), "torchvision"
+        "scale": 4.0,
+        "octaves": 3,
+        "ratios": (0.5, 1.0, 2.0),  # height / width
+      },
+      "match": {"positive_iou": 0.5, "negative_iou": 0.4, "force_match": True, "min_forced_iou": 0.0},
+      "loss": {
+        "alpha": 0.25,
+        "gamma": 2.0,
+        "delta": 0.11,
+        "eta": 0.0,  # Eq. (1)-(2); 0 is the baseline
+        "lambd": 0.0,  # Eq. (3)-(4); 0 is the baseline
+        "w_loc": 1.0,
+        "loc_weights": "eq4",  # or "eq5": the normalised weights
+        "normalizer": "global",  # sums of Eq. (2) and (5): the whole batch, or "level" (each pyramid level)
+      },
+      "data": {
+        "path": "",  # "shapes", a dataset made by `prepare` or TFDS, or a COCO folder
+        "train_split": "train",
+        "val_split": "val",
+        "val_annotations": "",  # original annotation file to score against
+        "short": 800,
+        "long": 1333,
+        "canvas": (640, 640),  # short and long side of the uint8 canvas that images are decoded into
+        "max_boxes": 100,
+        "mean": (123.675, 116.28, 103.53),
+        "std": (58.395, 57.12, 57.375),
+        "min_image_side": 32,
+        "min_box_side": 1.0,
+        "keep_empty": False,  # train on images without boxes
+        "flip_horizontal": 0.5,
+        "flip_vertical": 0.0,
+        "transpose": 0.0,
+        "scale_jitter": (1.0, 1.0),
+        "threads": 16,
+        "workers": 0,  # worker processes; 0: threads only
+      },
+      "train": {
+        "batch_size": 16,
+        "epochs": 12,
+        "learning_rate": 0.01,  # for 16 images; scaled by batch_size / 16
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "warmup_steps": 500,
+        "warmup_factor": 1 / 3,
+        "schedule": "step",  # or "cosine"
+        "decay_epochs": (8, 11),
+        "decay_factor": 0.1,
+        "clip_norm": 35.0,
+        "log_every": 50,
+        "eval_epochs": 1,  # evaluate every so many epochs, and at the end
+        "checkpoint_epochs": 1,
+        "keep_checkpoints": 2,  # the last so many, and the one with the best AP
+      },
+      "eval": {
+        "batch_size": 16,
+        "score_threshold": 0.05,
+        "candidates_per_level": 1000,
+        "nms": "hard",  # or "linear", "gaussian" (soft-NMS)
+        "nms_iou": 0.5,
+        "max_detections": 100,
+      },
+    }
+  )
 
 
 CHOICES = {
@@ -120,16 +123,45 @@ CHOICES = {
   "eval.nms": ("hard", "linear", "gaussian"),
 }
 POSITIVE = (
-  "model.width", "model.fpn_channels", "anchors.scale", "anchors.octaves", "loss.delta", "data.short", "data.long",
-  "data.max_boxes", "data.threads", "train.batch_size", "train.epochs", "train.learning_rate", "train.clip_norm",
-  "train.log_every", "train.eval_epochs", "train.checkpoint_epochs", "train.keep_checkpoints", "eval.batch_size",
-  "eval.candidates_per_level", "eval.max_detections",
-)  # fmt: skip
+  "model.width",
+  "model.fpn_channels",
+  "anchors.scale",
+  "anchors.octaves",
+  "loss.delta",
+  "data.short",
+  "data.long",
+  "data.max_boxes",
+  "data.threads",
+  "train.batch_size",
+  "train.epochs",
+  "train.learning_rate",
+  "train.clip_norm",
+  "train.log_every",
+  "train.eval_epochs",
+  "train.checkpoint_epochs",
+  "train.keep_checkpoints",
+  "eval.batch_size",
+  "eval.candidates_per_level",
+  "eval.max_detections",
+)
 NOT_NEGATIVE = (
-  "loss.eta", "loss.lambd", "loss.w_loc", "loss.alpha", "loss.gamma", "data.workers", "train.momentum",
-  "train.weight_decay", "train.warmup_steps",
-)  # fmt: skip
-PROBABILITIES = ("data.flip_horizontal", "data.flip_vertical", "data.transpose", "eval.score_threshold", "eval.nms_iou")
+  "loss.eta",
+  "loss.lambd",
+  "loss.w_loc",
+  "loss.alpha",
+  "loss.gamma",
+  "data.workers",
+  "train.momentum",
+  "train.weight_decay",
+  "train.warmup_steps",
+)
+PROBABILITIES = (
+  "data.flip_horizontal",
+  "data.flip_vertical",
+  "data.transpose",
+  "eval.score_threshold",
+  "eval.nms_iou",
+)
 
 
 def validate(config: ConfigDict) -> None:
@@ -214,8 +246,10 @@ def check_command_line(argv: list[str]) -> None:
     UserError: for a file that is missing, an argument it refuses, or an unknown field; names the known ones.
   """
   given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-  given += [b for a, b in zip(argv, argv[1:], strict=False) if a == "--config"]
-  overrides = [a.removeprefix("--").removeprefix("no") for a in argv if a.startswith(("--config.", "--noconfig."))]
+  given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
+  overrides = [
+    a.removeprefix("--").removeprefix("no") for a in argv if a.startswith(("--config.", "--noconfig."))
+  ]
   if not given:
     if overrides:
       raise UserError(f"--{overrides[0]} is given without --config=FILE; name the file that it changes")
@@ -230,13 +264,13 @@ def check_command_line(argv: list[str]) -> None:
     raise UserError(f"--config={path}: the file has no function get_config; see configs/ for examples")
   config = get_config(arg) if arg else get_config()
   for override in overrides:
-    node = config
+    node: Any = config
     for part in override.split("=", 1)[0].split(".")[1:]:
       if not isinstance(node, ConfigDict) or part not in node:
-        known = sorted(node) if isinstance(node, ConfigDict) else []
-        near = difflib.get_close_matches(part, known, n=1)
+        fields = sorted(node) if isinstance(node, ConfigDict) else []
+        near = difflib.get_close_matches(part, fields, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"--{override}: there is no field {part!r}; {hint}known here: {', '.join(known)}")
+        raise UserError(f"--{override}: there is no field {part!r}; {hint}known here: {', '.join(fields)}")
       node = node[part]
 
 

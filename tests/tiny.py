@@ -4,9 +4,11 @@ from iou_det.config import base_config
 
 
 def tiny_config(path, epochs=2, eta=1.5):
-  """For the fixture `shapes_folder`: 4 steps an epoch, a tiny network, evaluation and checkpoint each epoch."""
+  """For the fixture `shapes_folder`: 4 steps an epoch, evaluation and checkpoint each epoch."""
   config = base_config()
-  config.model.update(depth=18, width=8, norm="gn", frozen_stages=-1, fpn_channels=16, head_convs=1, max_level=5)
+  config.model.update(
+    depth=18, width=8, norm="gn", frozen_stages=-1, fpn_channels=16, head_convs=1, max_level=5
+  )
   config.anchors.update(convention="modern", octaves=1)
   config.loss.update(eta=eta, lambd=1.5, w_loc=3.049)
   config.data.update(path=str(path), short=64, long=96, canvas=(64, 96), max_boxes=16, threads=2)

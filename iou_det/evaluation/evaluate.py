@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from iou_det.evaluation import coco
 from iou_det.evaluation.detect import Detections, detect
 from iou_det.models.retinanet import RetinaNet
 from iou_det.training.mesh import replicated, split_batch, to_device
-from iou_det.training.state import TrainState
+from iou_det.training.state import TrainState, forward
 from iou_det.training.step import make_anchors
 
 
@@ -34,19 +35,41 @@ def make_detect_step(config: ConfigDict, model: RetinaNet, mesh: Mesh) -> Callab
     size = input_size(config, portrait)
     anchors, level_sizes = make_anchors(config, size)
     inputs = preprocess(
-      batch, size=size, short=d.short, long=d.long, mean=tuple(d.mean), std=tuple(d.std),
-      convention=config.anchors.convention, augment=None, key=None)  # fmt: skip
-    logits, deltas = model.apply(
-      {"params": state.params, "batch_stats": state.batch_stats}, inputs.images)  # fmt: skip
-    return detect(
-      logits, deltas, anchors, inputs.image_size, inputs.scale, level_sizes=level_sizes,
-      score_threshold=e.score_threshold, candidates_per_level=e.candidates_per_level, nms_iou=e.nms_iou,
-      max_detections=e.max_detections, convention=config.anchors.convention, nms=e.nms,
-    )  # fmt: skip
+      batch,
+      size=size,
+      short=d.short,
+      long=d.long,
+      mean=tuple(d.mean),
+      std=tuple(d.std),
+      convention=config.anchors.convention,
+      augment=None,
+      key=None,
+    )
+    logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
+    # Per device: left to itself, XLA would gather all images for the sort inside.
+    rows = PartitionSpec("data")
+    return jax.shard_map(
+      partial(
+        detect,
+        level_sizes=level_sizes,
+        score_threshold=e.score_threshold,
+        candidates_per_level=e.candidates_per_level,
+        nms_iou=e.nms_iou,
+        max_detections=e.max_detections,
+        convention=config.anchors.convention,
+        nms=e.nms,
+      ),
+      mesh=mesh,
+      in_specs=(rows, rows, PartitionSpec(), rows, rows),
+      out_specs=rows,
+    )(logits, deltas, anchors, inputs.image_size, inputs.scale)
 
   return jax.jit(
-    step, static_argnums=2, in_shardings=(replicated(mesh), split_batch(mesh)),
-    out_shardings=split_batch(mesh))  # fmt: skip
+    step,
+    static_argnums=2,
+    in_shardings=(replicated(mesh), split_batch(mesh)),
+    out_shardings=split_batch(mesh),
+  )
 
 
 def detect_all(
@@ -67,14 +90,23 @@ def detect_all(
       valid = detections.valid[row]
       results.extend(
         coco.to_results(
-          source.image_id(int(index[row])), detections.boxes[row][valid], detections.scores[row][valid],
-          detections.labels[row][valid], source.categories)  # fmt: skip
+          source.image_id(int(index[row])),
+          detections.boxes[row][valid],
+          detections.scores[row][valid],
+          detections.labels[row][valid],
+          source.categories,
+        )
       )
 
   batches = eval_batches(
-    source, batch_size=config.eval.batch_size, canvas=tuple(config.data.canvas),
-    process_index=jax.process_index(), process_count=jax.process_count(), threads=config.data.threads,
-    workers=config.data.workers)  # fmt: skip
+    source,
+    batch_size=config.eval.batch_size,
+    canvas=tuple(config.data.canvas),
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    threads=config.data.threads,
+    workers=config.data.workers,
+  )
   waiting = None  # one batch stays in flight, so that the device works while the host collects
   with tqdm(total=len(source), unit="img", desc="evaluate", disable=jax.process_index() != 0) as bar:
     for batch, portrait in batches:
@@ -122,7 +154,9 @@ def evaluate(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "detections.json", results)
     write_json(folder / "metrics.json", metrics)
-    logging.info("wrote %s (%d detections of %d images)", folder / "detections.json", len(results), len(source))
+    logging.info(
+      "wrote %s (%d detections of %d images)", folder / "detections.json", len(results), len(source)
+    )
   return metrics
 
 
@@ -136,4 +170,3 @@ def write_json(path: Path, value: Any) -> None:
   part = path.with_suffix(".part")
   part.write_text(json.dumps(value) + "\n")
   part.replace(path)
-

@@ -24,11 +24,17 @@ from iou_det.training.state import load_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
 STEP = flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number.")
-IMAGES = flags.DEFINE_multi_string("images", [], "JPEG or PNG file, or folder of them; more may follow as arguments.")
+IMAGES = flags.DEFINE_multi_string(
+  "images", [], "JPEG or PNG file, or folder of them; more may follow as arguments."
+)
 SPLIT = flags.DEFINE_string("split", None, "Instead of files: a split of the config's data.")
-LIMIT = flags.DEFINE_integer("limit", 0, "With --split: only the first so many images; 0: all.", lower_bound=0)
+LIMIT = flags.DEFINE_integer(
+  "limit", 0, "With --split: only the first so many images; 0: all.", lower_bound=0
+)
 OUT = flags.DEFINE_string("out", None, "Folder for pictures and detections.json.", required=True)
-SCORE = flags.DEFINE_float("score", 0.3, "Boxes below this score are not drawn.", lower_bound=0, upper_bound=1)
+SCORE = flags.DEFINE_float(
+  "score", 0.3, "Boxes below this score are not drawn.", lower_bound=0, upper_bound=1
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 SHEET = 12  # pictures on the contact sheet
@@ -50,9 +56,17 @@ class ImageFiles:
     height, width = self.sizes[i]
     none = np.zeros(0, np.int64)
     return Record(
-      image_id=i + 1, file_name=str(self.files[i]), image=self.files[i].read_bytes(), height=height, width=width,
-      boxes=np.zeros((0, 4)), labels=none, crowd=none.astype(bool), area=np.zeros(0), annotation_id=none,
-    )  # fmt: skip
+      image_id=i + 1,
+      file_name=str(self.files[i]),
+      image=self.files[i].read_bytes(),
+      height=height,
+      width=width,
+      boxes=np.zeros((0, 4)),
+      labels=none,
+      crowd=none.astype(bool),
+      area=np.zeros(0),
+      annotation_id=none,
+    )
 
   def image_id(self, i: int) -> int:
     return i + 1
@@ -60,7 +74,8 @@ class ImageFiles:
   def annotations(self) -> Annotations:
     return from_rows(
       [(i + 1, str(f), h, w) for i, (f, (h, w)) in enumerate(zip(self.files, self.sizes, strict=True))],
-      [[] for _ in self.files])  # fmt: skip
+      [[] for _ in self.files],
+    )
 
 
 class First:
@@ -120,9 +135,9 @@ def find_images(arguments: list[str]) -> tuple[Path, ...]:
 def main(arguments: list[str]) -> None:
   run = load_run(WORKDIR.value, STEP.value)
   given = [*IMAGES.value, *arguments]
-  if bool(given) == bool(SPLIT.value):
+  if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")
-  if given:
+  if SPLIT.value is None:
     source: Source = ImageFiles(find_images(given), run.categories)
   else:
     source = open_dataset(run.config.data.path, SPLIT.value)
@@ -131,29 +146,40 @@ def main(arguments: list[str]) -> None:
   out.mkdir(parents=True, exist_ok=True)
 
   results = detect_all(
-    make_detect_step(run.config, run.model, run.mesh), run.state, source, run.config, run.mesh)  # fmt: skip
+    make_detect_step(run.config, run.model, run.mesh), run.state, source, run.config, run.mesh
+  )
   by_image = collections.defaultdict(list)
   for result in results:
     by_image[result["image_id"]].append(result)
   names = {c.id: c.name for c in run.categories}
   order = {c.id: k for k, c in enumerate(run.categories)}
 
-  rows, pictures = [], []
+  rows: list[dict] = []
+  pictures: list[np.ndarray] = []
   for index in range(len(source)):
     record = source[index]
     found = by_image[record.image_id]
     rows += [
-      {"file": record.file_name, "class": names[r["category_id"]], "category_id": r["category_id"],
-       "score": r["score"], "bbox": r["bbox"]}
+      {
+        "file": record.file_name,
+        "class": names[r["category_id"]],
+        "category_id": r["category_id"],
+        "score": r["score"],
+        "bbox": r["bbox"],
+      }
       for r in found
-    ]  # fmt: skip
+    ]
     drawn = [r for r in found if r["score"] >= SCORE.value]
     boxes = np.array([r["bbox"] for r in drawn], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     picture = draw_detections(
-      decode_image(record), boxes,
-      np.array([order[r["category_id"]] for r in drawn], np.int32), np.array([r["score"] for r in drawn]),
-      [c.name for c in run.categories], ground_truth=record.boxes if SPLIT.value else None)  # fmt: skip
+      decode_image(record),
+      boxes,
+      np.array([order[r["category_id"]] for r in drawn], np.int32),
+      np.array([r["score"] for r in drawn]),
+      [c.name for c in run.categories],
+      ground_truth=record.boxes if SPLIT.value else None,
+    )
     path = out / f"{index + 1:05d}_{Path(record.file_name).stem}.png"
     cv2.imwrite(str(path), picture[..., ::-1])
     if len(pictures) < SHEET:

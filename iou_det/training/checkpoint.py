@@ -23,21 +23,28 @@ class Checkpoints:
   def __init__(self, workdir: str | Path, keep: int = 1, read_only: bool = False):
     self.folder = Path(workdir).absolute() / "checkpoints"
     if read_only and not self.folder.is_dir():
-      raise UserError(f"{workdir} has no checkpoints; train first: iou-det train --config=... --workdir={workdir}")
-    policy = managers.AnyPreservationPolicy([
-      managers.LatestN(keep),
-      managers.BestN(get_metric_fn=average_precision, n=1, keep_checkpoints_without_metrics=False),
-    ])
+      raise UserError(
+        f"{workdir} has no checkpoints; train first: iou-det train --config=... --workdir={workdir}"
+      )
+    policy = managers.AnyPreservationPolicy(
+      [
+        managers.LatestN(keep),
+        managers.BestN(get_metric_fn=average_precision, n=1, keep_checkpoints_without_metrics=False),
+      ]
+    )
     self.manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy, read_only=read_only, create=not read_only,
-        cleanup_tmp_directories=not read_only),  # fmt: skip
+        preservation_policy=policy,
+        read_only=read_only,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+      ),
       item_names=("state", "run"),
     )
 
   def save(self, step: int, state: PyTree, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
-    """Starts saving; `run` is JSON (config, categories, data position), `metrics` the evaluation's, if any."""
+    """Starts saving; `run` is JSON (config, categories, data position), `metrics` an evaluation's."""
     self.manager.save(
       step,
       args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),

@@ -52,7 +52,9 @@ def train(
   d, t = config.data, config.train
   source, val_source = open_dataset(d.path, d.train_split), open_dataset(d.path, d.val_split)
   if source.categories != val_source.categories:
-    raise UserError(f"splits {d.train_split!r} and {d.val_split!r} of {d.path} have different category tables")
+    raise UserError(
+      f"splits {d.train_split!r} and {d.val_split!r} of {d.path} have different category tables"
+    )
   keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
   index = scan(source, keep)
   plan = Plan(index, batch_size=t.batch_size, seed=config.seed)
@@ -70,15 +72,30 @@ def train(
   detect_step = make_detect_step(config, model, mesh)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   logging.info(
-    "%d devices (%s), %.1f million parameters, steps %d..%d, %d an epoch", mesh.size,
-    mesh.devices.flat[0].device_kind, parameters / 1e6, start_step, last_step, plan.steps_per_epoch)  # fmt: skip
+    "%d devices (%s), %.1f million parameters, steps %d..%d, %d an epoch",
+    mesh.size,
+    mesh.devices.flat[0].device_kind,
+    parameters / 1e6,
+    start_step,
+    last_step,
+    plan.steps_per_epoch,
+  )
 
   log = MetricsLog(workdir, start_step) if lead else None
   metrics: dict[str, Any] | None = None
   batches = train_batches(
-    source, plan, start_step=start_step, stop_step=last_step, canvas=tuple(d.canvas), max_boxes=d.max_boxes,
-    keep=keep, process_index=jax.process_index(), process_count=jax.process_count(), threads=d.threads,
-    workers=d.workers)  # fmt: skip
+    source,
+    plan,
+    start_step=start_step,
+    stop_step=last_step,
+    canvas=tuple(d.canvas),
+    max_boxes=d.max_boxes,
+    keep=keep,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    threads=d.threads,
+    workers=d.workers,
+  )
   window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log line, on the device
   running: deque[jax.Array] = deque()
   waited, since = 0.0, time.monotonic()
@@ -106,8 +123,11 @@ def train(
       seconds = time.monotonic() - since
       row = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
       row |= {
-        "learning_rate": float(rows[-1]["learning_rate"]), "epoch": step / plan.steps_per_epoch,
-        "images_per_second": len(rows) * t.batch_size / seconds, "input_wait_share": waited / seconds}  # fmt: skip
+        "learning_rate": float(rows[-1]["learning_rate"]),
+        "epoch": step / plan.steps_per_epoch,
+        "images_per_second": len(rows) * t.batch_size / seconds,
+        "input_wait_share": waited / seconds,
+      }
       if log:
         log.write(step, row)
       bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['images_per_second']:.1f} img/s", refresh=False)
@@ -116,16 +136,25 @@ def train(
     scores = None
     if last or (end_of_epoch and epoch % t.eval_epochs == 0):
       scores = metrics = evaluate(
-        detect_step, state, val_source, config, mesh, categories=source.categories,
-        annotations=d.val_annotations, split=d.val_split, step=step,
-        folder=workdir / "eval" / d.val_split)  # fmt: skip
+        detect_step,
+        state,
+        val_source,
+        config,
+        mesh,
+        categories=source.categories,
+        annotations=d.val_annotations,
+        split=d.val_split,
+        step=step,
+        folder=workdir / "eval" / d.val_split,
+      )
       if log:
         log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
     if save or scores:
       checkpoints.save(step, state, run_information(config, source.categories, step, epoch), scores)
     if scores:
       since = time.monotonic()
-    assert train_step._cache_size() <= 2, "the step was compiled more than once for each orientation"
+    compiled = train_step._cache_size()  # type: ignore[attr-defined]
+    assert compiled <= 2, "the step was compiled more than once for each orientation"
   bar.close()
   checkpoints.close()
   if metrics is None:  # already at the last step
@@ -140,8 +169,8 @@ def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: An
       ids = [source[int(i)].image_id for i in plan.batch(step - 1).records]
       raise UserError(
         f"step {step}: the loss is {row['loss']}, its gradient norm {row['gradient_norm']}, on the images "
-        f"with ids {', '.join(map(str, ids))}; lower train.learning_rate, lengthen train.warmup_steps or look "
-        "at the boxes of these images; earlier checkpoints are kept"
+        f"with ids {', '.join(map(str, ids))}; lower train.learning_rate, lengthen train.warmup_steps or "
+        "look at the boxes of these images; earlier checkpoints are kept"
       )
 
 
@@ -150,16 +179,19 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
   path = workdir / "config.json"
   if path.exists():
     different = [
-      line for line in config_lib.differences(config_lib.from_json(path.read_text()), config)
+      line
+      for line in config_lib.differences(config_lib.from_json(path.read_text()), config)
       if line.split(":")[0] not in config_lib.RUNTIME_FIELDS
-    ]  # fmt: skip
+    ]
     if different:
       raise UserError(
         f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
         "give another --workdir, or the same config to resume"
       )
   elif workdir.is_dir() and any(workdir.iterdir()):
-    raise UserError(f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder")
+    raise UserError(
+      f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder"
+    )
   elif jax.process_index() == 0:
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(path, config.to_dict())

@@ -9,7 +9,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 
-def learning_rate(train: ConfigDict, steps_per_epoch: int) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+def learning_rate(
+  train: ConfigDict, steps_per_epoch: int
+) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
   """Learning rate at a step.
 
   The peak is `learning_rate * batch_size / 16`. During the first `warmup_steps` it is multiplied by a

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
@@ -36,13 +36,33 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
   """The network that a config describes; bfloat16 compute on accelerators if dtype is "auto"."""
   m = config.model
   dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(
-    m.dtype, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16)  # fmt: skip
+    m.dtype, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  )
   return RetinaNet(
-    num_classes=num_classes, depth=m.depth, width=m.width, norm=m.norm, frozen_stages=m.frozen_stages,
-    fpn_channels=m.fpn_channels, head_convs=m.head_convs, head_norm=m.head_norm, min_level=m.min_level,
-    max_level=m.max_level, p6_from=m.p6_from, p7_relu=m.p7_relu, prior=m.prior, dtype=dtype,
+    num_classes=num_classes,
+    depth=m.depth,
+    width=m.width,
+    norm=m.norm,
+    frozen_stages=m.frozen_stages,
+    fpn_channels=m.fpn_channels,
+    head_convs=m.head_convs,
+    head_norm=m.head_norm,
+    min_level=m.min_level,
+    max_level=m.max_level,
+    p6_from=m.p6_from,
+    p7_relu=m.p7_relu,
+    prior=m.prior,
+    dtype=dtype,
     anchors_per_cell=config.anchors.octaves * len(config.anchors.ratios),
-  )  # fmt: skip
+  )
+
+
+def forward(
+  model: RetinaNet, params: PyTree, batch_stats: PyTree, images: Float[Array, "b h w 3"]
+) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
+  """Logits and box offsets; see `RetinaNet`."""
+  outputs: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
+  return outputs
 
 
 def state_maker(config: ConfigDict, model: RetinaNet, steps_per_epoch: int):
@@ -51,14 +71,18 @@ def state_maker(config: ConfigDict, model: RetinaNet, steps_per_epoch: int):
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), images)
   optimizer = make_optimizer(
-    config.train, steps_per_epoch, trainable_mask(shapes["params"], config.model.frozen_stages))  # fmt: skip
+    config.train, steps_per_epoch, trainable_mask(shapes["params"], config.model.frozen_stages)
+  )
 
   def make(key: jax.Array) -> TrainState:
     variables = model.init(key, jnp.zeros(images.shape, images.dtype))
     params = variables["params"]
     return TrainState(
-      step=jnp.zeros((), jnp.int32), params=params, batch_stats=variables.get("batch_stats", {}),
-      opt_state=optimizer.init(params))  # fmt: skip
+      step=jnp.zeros((), jnp.int32),
+      params=params,
+      batch_stats=variables.get("batch_stats", {}),
+      opt_state=optimizer.init(params),
+    )
 
   return optimizer, make
 
@@ -71,8 +95,9 @@ def create_state(
   state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed))
   if config.model.pretrained:
     variables = load_pretrained(
-      config.model.pretrained, {"params": state.params, "batch_stats": state.batch_stats})  # fmt: skip
-    state = state.replace(**jax.device_put(variables, replicated(mesh)))
+      config.model.pretrained, {"params": state.params, "batch_stats": state.batch_stats}
+    )
+    state = dataclasses.replace(state, **jax.device_put(variables, replicated(mesh)))
   return state, optimizer
 
 
@@ -92,7 +117,9 @@ def read_config(workdir: str | Path) -> ConfigDict:
   """The config that a workdir was trained with."""
   path = Path(workdir) / "config.json"
   if not path.is_file():
-    raise UserError(f"--workdir={workdir} is not a training run (it has no config.json); give train's --workdir")
+    raise UserError(
+      f"--workdir={workdir} is not a training run (it has no config.json); give train's --workdir"
+    )
   return config_lib.from_json(path.read_text())
 
 

@@ -1,5 +1,6 @@
 """One training step: preprocess, forward, match, IoU-balanced losses, update. All of it in one jit."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from iou_det.ops import losses
 from iou_det.ops.matching import match
 from iou_det.training.mesh import replicated, split_batch
 from iou_det.training.optimizer import learning_rate
-from iou_det.training.state import TrainState
+from iou_det.training.state import TrainState, forward
 
 
 class Losses(NamedTuple):
@@ -88,11 +89,13 @@ def detection_losses(
 
   focal = losses.sigmoid_focal_loss(logits, target.astype(logits.dtype), alpha=alpha, gamma=gamma)
   class_weights = losses.iou_balanced_classification_weights(
-    focal, iou, target, eta=eta, level_sizes=level_sizes)  # fmt: skip
+    focal, iou, target, eta=eta, level_sizes=level_sizes
+  )
   l1 = losses.smooth_l1(deltas - box_ops.encode(target_boxes, anchors), delta=delta).sum(axis=-1)
   if loc_weights == "eq5":
     box_weights = w_loc * losses.normalized_localization_weights(
-      l1, iou, positive, lambd=lambd, level_sizes=level_sizes)  # fmt: skip
+      l1, iou, positive, lambd=lambd, level_sizes=level_sizes
+    )
   else:
     box_weights = losses.iou_balanced_localization_weights(iou, lambd=lambd, w_loc=w_loc)
 
@@ -114,8 +117,13 @@ def make_anchors(
   """Anchors (x1, y1, x2, y2 pixels) of an input of `size` (height, width) and their number per level."""
   a = config.anchors
   anchors = anchor_ops.anchors(
-    size, strides=strides(config), scale=a.scale, octaves=a.octaves, ratios=tuple(a.ratios),
-    convention=a.convention)  # fmt: skip
+    size,
+    strides=strides(config),
+    scale=a.scale,
+    octaves=a.octaves,
+    ratios=tuple(a.ratios),
+    convention=a.convention,
+  )
   per_cell = a.octaves * len(a.ratios)
   shapes = anchor_ops.level_shapes(size, strides(config))
   return jnp.asarray(anchors), tuple(h * w * per_cell for h, w in shapes)
@@ -136,8 +144,11 @@ def make_train_step(
   schedule = learning_rate(config.train, steps_per_epoch)
   d, loss = config.data, config.loss
   augment = Augment(
-    flip_horizontal=d.flip_horizontal, flip_vertical=d.flip_vertical, transpose=d.transpose,
-    scale_jitter=tuple(d.scale_jitter))  # fmt: skip
+    flip_horizontal=d.flip_horizontal,
+    flip_vertical=d.flip_vertical,
+    transpose=d.transpose,
+    scale_jitter=tuple(d.scale_jitter),
+  )
   key = jax.random.key(config.seed)
   convention = config.anchors.convention
 
@@ -145,22 +156,43 @@ def make_train_step(
     size = input_size(config, portrait)
     anchors, level_sizes = make_anchors(config, size)
     inputs = preprocess(
-      batch, size=size, short=d.short, long=d.long, mean=tuple(d.mean), std=tuple(d.std),
-      convention=convention, augment=augment, key=key)  # fmt: skip
+      batch,
+      size=size,
+      short=d.short,
+      long=d.long,
+      mean=tuple(d.mean),
+      std=tuple(d.std),
+      convention=convention,
+      augment=augment,
+      key=key,
+    )
     if convention == "legacy":
       inside = anchor_ops.inside_padded_image(
-        size, inputs.image_size, strides=strides(config), anchors_per_cell=model.anchors_per_cell)  # fmt: skip
+        size, inputs.image_size, strides=strides(config), anchors_per_cell=model.anchors_per_cell
+      )
     else:
       inside = jnp.ones((inputs.images.shape[0], anchors.shape[0]), bool)
 
     def loss_fn(params):
-      logits, deltas = model.apply({"params": params, "batch_stats": state.batch_stats}, inputs.images)
+      logits, deltas = forward(model, params, state.batch_stats, inputs.images)
       out = detection_losses(
-        logits, deltas, anchors, inputs.boxes, inputs.labels, inputs.valid, inside,
-        match_settings=config.match.to_dict(), alpha=loss.alpha, gamma=loss.gamma, delta=loss.delta,
-        eta=loss.eta, lambd=loss.lambd, w_loc=loss.w_loc, loc_weights=loss.loc_weights,
+        logits,
+        deltas,
+        anchors,
+        inputs.boxes,
+        inputs.labels,
+        inputs.valid,
+        inside,
+        match_settings=config.match.to_dict(),
+        alpha=loss.alpha,
+        gamma=loss.gamma,
+        delta=loss.delta,
+        eta=loss.eta,
+        lambd=loss.lambd,
+        w_loc=loss.w_loc,
+        loc_weights=loss.loc_weights,
         level_sizes=level_sizes if loss.normalizer == "level" else None,
-      )  # fmt: skip
+      )
       return out.classification + out.localization, out
 
     (total, out), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
@@ -175,11 +207,16 @@ def make_train_step(
       "gradient_norm": optax.tree.norm(gradients),
       "learning_rate": schedule(state.step),
     }
-    state = state.replace(
-      step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state)  # fmt: skip
+    state = dataclasses.replace(
+      state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
+    )
     return state, metrics
 
   everywhere = replicated(mesh)
   return jax.jit(
-    step, static_argnums=2, donate_argnums=0,
-    in_shardings=(everywhere, split_batch(mesh)), out_shardings=(everywhere, everywhere))  # fmt: skip
+    step,
+    static_argnums=2,
+    donate_argnums=0,
+    in_shardings=(everywhere, split_batch(mesh)),
+    out_shardings=(everywhere, everywhere),
+  )

@@ -52,13 +52,23 @@ def reference(tmp_path_factory, shapes_folder):
 
 def test_run_directory(reference):
   workdir, metrics = reference
-  assert {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "eval"} <= {p.name for p in workdir.iterdir()}
+  assert {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "eval"} <= {
+    p.name for p in workdir.iterdir()
+  }
   assert json.loads((workdir / "eval/val/metrics.json").read_text()) == json.loads(json.dumps(metrics))
   logged = rows(workdir)
   train_rows = [row for row in logged if "loss" in row]
   assert [row["step"] for row in train_rows] == [1, 2, 4, 6, 8]
-  for name in ("loss_classification", "loss_localization", "learning_rate", "gradient_norm", "positives_per_image",
-               "images_per_second", "input_wait_share", "epoch"):  # fmt: skip
+  for name in (
+    "loss_classification",
+    "loss_localization",
+    "learning_rate",
+    "gradient_norm",
+    "positives_per_image",
+    "images_per_second",
+    "input_wait_share",
+    "epoch",
+  ):
     assert all(np.isfinite(row[name]) for row in train_rows), name
   assert [row["step"] for row in logged if "val/AP" in row] == [4, 8]
 
@@ -69,15 +79,19 @@ def test_eight_devices_give_the_same_losses_and_parameters(reference, shapes_fol
   one, eight = rows(workdir), rows(tmp_path)
   for name in ("loss", "gradient_norm", "positives_per_image"):
     np.testing.assert_allclose(
-      [r[name] for r in eight if name in r], [r[name] for r in one if name in r], rtol=1e-4)  # fmt: skip
+      [r[name] for r in eight if name in r], [r[name] for r in one if name in r], rtol=1e-4
+    )
   assert_same(parameters(workdir), parameters(tmp_path), rtol=1e-3, atol=1e-5)
 
 
 def test_resuming_after_kill_9_is_bit_identical(reference, shapes_folder, tmp_path):
   workdir, _ = reference
   killed = subprocess.Popen(
-    [sys.executable, "-c", PROGRAM, str(tmp_path), str(shapes_folder)], env=os.environ | {"PYTHONPATH": os.getcwd()},
-    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    [sys.executable, "-c", PROGRAM, str(tmp_path), str(shapes_folder)],
+    env=os.environ | {"PYTHONPATH": os.getcwd()},
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
   deadline = time.monotonic() + 240
   while not (tmp_path / "checkpoints" / "4").is_dir():
     assert killed.poll() is None and time.monotonic() < deadline, "it ended before the first checkpoint"

@@ -13,8 +13,16 @@ SIZE, STRIDES = (64, 96), (16, 32)
 ANCHORS = anchor_ops.anchors(SIZE, strides=STRIDES, octaves=1, convention="modern", scale=1.5)
 LEVELS = tuple(h * w * 3 for h, w in anchor_ops.level_shapes(SIZE, STRIDES))
 MATCH = {"positive_iou": 0.5, "negative_iou": 0.4, "force_match": True, "min_forced_iou": 0.0}
-PLAIN = {"alpha": 0.25, "gamma": 2.0, "delta": 0.11, "eta": 0.0, "lambd": 0.0, "w_loc": 1.0,
-         "loc_weights": "eq4", "level_sizes": None}  # fmt: skip
+PLAIN = {
+  "alpha": 0.25,
+  "gamma": 2.0,
+  "delta": 0.11,
+  "eta": 0.0,
+  "lambd": 0.0,
+  "w_loc": 1.0,
+  "loc_weights": "eq4",
+  "level_sizes": None,
+}
 
 
 def draw(seed):
@@ -26,9 +34,13 @@ def draw(seed):
   valid = np.array([[True, True, True, False], [True, False, False, False]])
   boxes[~valid] = 0
   return {
-    "logits": rng.normal(0, 2, (2, a, k)), "deltas": rng.normal(0, 0.2, (2, a, 4)), "boxes": boxes,
-    "labels": rng.integers(0, k, (2, 4)), "valid": valid, "inside": rng.uniform(size=(2, a)) > 0.1,
-  }  # fmt: skip
+    "logits": rng.normal(0, 2, (2, a, k)),
+    "deltas": rng.normal(0, 0.2, (2, a, 4)),
+    "boxes": boxes,
+    "labels": rng.integers(0, k, (2, 4)),
+    "valid": valid,
+    "inside": rng.uniform(size=(2, a)) > 0.1,
+  }
 
 
 @jax.jit(static_argnames=("settings",))
@@ -108,7 +120,8 @@ def test_boxes_get_no_gradient_from_the_classification_loss():
     settings = PLAIN | {"eta": 1.5}
     arrays = drawn | {"deltas": deltas}
     return detection_losses(
-      **arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, **settings).classification  # fmt: skip
+      **arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, **settings
+    ).classification
 
   np.testing.assert_array_equal(jax.grad(classification)(drawn["deltas"]), 0.0)
 

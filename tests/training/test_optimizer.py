@@ -1,4 +1,4 @@
-"""The schedule against the numbers of mmdetection's 1x recipe; SGD against a float64 loop of PyTorch's rule."""
+"""The schedule against mmdetection's 1x recipe; SGD against a float64 loop of PyTorch's rule."""
 
 import jax
 import jax.numpy as jnp
