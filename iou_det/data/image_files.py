@@ -48,14 +48,17 @@ def read_header(data: bytes) -> Header | None:
 
 def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
   """(marker, content) of each segment of a JPEG up to its end marker, or to where the data stop."""
-  at = 2
-  while data.startswith(JPEG) and at + 2 <= len(data) and data[at] == 0xFF:
+  at = 2 if data.startswith(JPEG) else len(data)
+  while True:
+    at = data.find(b"\xff", at)  # like libjpeg, over stray bytes between segments
+    if at < 0 or at + 2 > len(data):
+      return
     marker = data[at + 1]
     at += 1 if marker == 0xFF else 2
     if marker == EOI:
       yield marker, b""
       return
-    if marker == 0xFF or marker == 0x01 or 0xD0 <= marker <= 0xD7:
+    if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD7:  # no segment follows
       continue
     if at + 2 > len(data):
       return

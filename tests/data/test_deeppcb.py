@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from coco_files import picture
 
 from iou_det.data.records import CocoFolder
 from iou_det.errors import UserError
 from iou_det.tools.deeppcb import CLASSES, convert
+from tests.data.coco_files import picture
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,11 +6,13 @@ import struct
 import cv2
 import numpy as np
 import pytest
-from coco_files import picture
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from iou_det.data import image_files
 from iou_det.data.image_files import check, exif_orientation, read_header, scratch_file
+from tests.data.coco_files import picture
 
 JPEG = picture(48, 64)
 PNG = picture(48, 64, extension=".png")
@@ -102,6 +104,19 @@ def test_other_files_and_sizes_are_refused():
   turned = problem(smooth(exif=with_orientation(6)), 64, 48)[0]
   assert "its annotation says 48x64 (EXIF orientation 6 turns it by 90 degrees" in turned
   assert "EXIF" not in problem(JPEG, 64, 48)[0]
+
+
+def test_stray_bytes_between_segments_are_a_warning():
+  at = JPEG.index(b"\xff\xdb")
+  data = JPEG[:at] + b"\0\1\2" + JPEG[at:]
+  assert read_header(data) == read_header(JPEG) == (48, 64, 3, 1)
+  assert problem(data) == ("", ["images with decoder warnings"])
+
+
+@given(st.binary(max_size=64), st.integers(0, len(JPEG)), st.sampled_from([JPEG, PNG, b"\xff\xd8", b"\x89P"]))
+def test_headers_of_damaged_files_never_fail(noise, at, data):
+  read_header(data[:at] + noise + data[at + len(noise) :])
+  assert image_files.exif_orientation(noise) in range(1, 9)
 
 
 def test_a_broken_exif_block_is_no_orientation():

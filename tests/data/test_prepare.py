@@ -9,7 +9,6 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from coco_files import assert_same_records, content, picture, write
 
 from iou_det.data import builder
 from iou_det.data.annotations import Category, from_rows
@@ -18,6 +17,7 @@ from iou_det.data.checks import check_coco, report
 from iou_det.data.prepared import Prepared
 from iou_det.data.records import CocoFolder, Record, TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
+from tests.data.coco_files import assert_same_records, content, picture, write
 
 
 def files(folder):
@@ -77,6 +77,20 @@ def test_splits_are_added_and_replaced_one_by_one(tmp_path):
   assert_same_records(open_dataset(out / "set", "val"), train)
   assert_same_records(open_dataset(out / "set", "train"), train)
   assert os.listdir(out) == ["set"] and os.listdir(version.parent) == ["1.0.0"]
+
+
+def test_a_replaced_split_leaves_no_files(tmp_path, monkeypatch):
+  write(tmp_path)
+  source, out = CocoFolder(tmp_path, "train"), tmp_path / "out"
+  prepare_dataset(source, name="set", split="train", data_dir=out)
+  version = prepare_dataset(source, name="set", split="val", data_dir=out)
+  names = sorted(os.listdir(version))
+  monkeypatch.setattr(builder, "SHARD_IMAGES", 3)
+  prepare_dataset(source, name="set", split="val", data_dir=out, overwrite=True)
+  assert len(os.listdir(version)) == len(names) + 1
+  monkeypatch.undo()
+  prepare_dataset(source, name="set", split="val", data_dir=out, overwrite=True)
+  assert sorted(os.listdir(version)) == names
 
 
 def test_the_only_split_is_replaced_with_other_categories(tmp_path):

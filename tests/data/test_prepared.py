@@ -7,12 +7,12 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from coco_files import assert_same_records, content, picture, write
 
 from iou_det.data.builder import prepare_dataset
 from iou_det.data.prepared import COCO_CATEGORIES, Prepared
 from iou_det.data.records import CocoFolder, TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
+from tests.data.coco_files import assert_same_records, content, picture, write
 
 
 class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -204,6 +204,9 @@ def test_pickling_and_reading_from_threads(prepared):
   source, path = prepared
   back = pickle.loads(pickle.dumps(Prepared(path / "1.0.0", "train")))
   assert_same_records(back, source)
+  assert back[-1].image_id == 3
+  with pytest.raises(IndexError):
+    back[4]
   with ThreadPoolExecutor(8) as pool:
     ids = list(pool.map(lambda i: back[i % 4].image_id, range(64)))
   assert ids == [40, 7, 1000000000007, 3] * 16

@@ -6,11 +6,11 @@ import pickle
 
 import numpy as np
 import pytest
-from coco_files import content, write
 
 from iou_det.data.annotations import read_coco
 from iou_det.data.records import Category, CocoFolder, Source, TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
+from tests.data.coco_files import content, write
 
 
 def test_records_hold_what_the_file_says(tmp_path):
@@ -92,6 +92,7 @@ BAD = {
   "text": (lambda c: c["annotations"][0].update(bbox=["1", 2, 3, 4]), "four finite numbers"),
   "three": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), "'bbox' is [1, 2, 3]"),
   "negative": (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "w and h must not be negative"),
+  "negative_height": (lambda c: c["annotations"][0].update(bbox=[1, 2, 3, -4]), "must not be negative"),
   "crowd": (lambda c: c["annotations"][0].update(iscrowd=2), "'iscrowd' is 2, must be 0 or 1"),
   "list": (lambda c: c["annotations"].__setitem__(0, [1, 2]), "annotation number 0: is not an object"),
   "width": (lambda c: c["images"][0].pop("width"), "image id 40 (b.jpg): has no 'width'"),
@@ -114,6 +115,25 @@ def test_bad_records_are_refused_and_named(tmp_path, name):
     open_dataset(tmp_path, "train")
   assert message in str(error.value) and "\n" not in str(error.value)
   assert str(file) in str(error.value) or str(images) in str(error.value)
+
+
+def test_boxes_go_with_their_bad_image_unless_another_image_has_the_id(tmp_path):
+  coco = content()
+  del coco["images"][0]["width"]
+  _, file = write(tmp_path)
+  file.write_text(json.dumps(coco))
+  read = read_coco(file)
+  assert len(read.problems) == 1 and read.dropped_boxes == 4
+  assert read.annotations.annotation_id.tolist() == [11, 13, 14, 18]
+  coco["images"].append(dict(coco["images"][0], width=64))
+  file.write_text(json.dumps(coco))
+  read = read_coco(file)
+  assert len(read.problems) == 1 and read.dropped_boxes == 0 and len(read.annotations.bbox) == 8
+
+
+def test_boxes_without_area_are_not_trained_on():
+  boxes, crowd = np.array([[0.0, 0, 9, 9], [0, 0, 9, 9]]), np.zeros(2, bool)
+  np.testing.assert_array_equal(TrainingFilter().boxes(boxes, crowd, np.array([0.0, 0.1])), [False, True])
 
 
 def test_all_problems_are_counted_and_twenty_are_listed(tmp_path):
