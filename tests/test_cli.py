@@ -34,7 +34,10 @@ def test_no_and_unknown_command_exit_2(capsys):
   [
     (["train", "--config=configs/nothing.py", "--workdir=w"], "no such file"),
     (["train", "--config=configs/shapes.py:zeta=1", "--workdir=w"], "'zeta=1' is not known"),
-    (["train", "--config=configs/shapes.py", "--config.trian.epochs=1", "--workdir=w"], "'trian'; did you mean 'train'"),
+    (
+      ["train", "--config=configs/shapes.py", "--config.trian.epochs=1", "--workdir=w"],
+      "'trian'; did you mean 'train'",
+    ),
     (["train", "--config=configs/shapes.py", "--config.train.epochs=many", "--workdir=w"], "many"),
     (["train", "--workdir=w"], "--config is missing"),
     (["train", "--config=configs/shapes.py"], "workdir"),

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from iou_det import config as config_lib
-from iou_det.config import base_config, check_command_line, differences, from_json, parse_arg, to_json, validate
+from iou_det.config import (
+  base_config,
+  check_command_line,
+  differences,
+  from_json,
+  parse_arg,
+  to_json,
+  validate,
+)
 from iou_det.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -32,8 +32,15 @@ def main() -> None:
   split = SPLIT.value or data.val_split
   own = split == data.val_split and not DATA.value
   metrics = evaluate(
-    make_detect_step(run.config, run.model, run.mesh), run.state,
-    open_dataset(DATA.value or data.path, split), run.config, run.mesh, categories=run.categories,
-    annotations=ANNOTATIONS.value or (data.val_annotations if own else ""), split=split, step=run.step,
-    folder=Path(WORKDIR.value) / "eval" / split)  # fmt: skip
+    make_detect_step(run.config, run.model, run.mesh),
+    run.state,
+    open_dataset(DATA.value or data.path, split),
+    run.config,
+    run.mesh,
+    categories=run.categories,
+    annotations=ANNOTATIONS.value or (data.val_annotations if own else ""),
+    split=split,
+    step=run.step,
+    folder=Path(WORKDIR.value) / "eval" / split,
+  )
   print(coco.table(metrics))
