@@ -1,0 +1,279 @@
+"""Shapes: a procedural data set, drawn when asked for, so that training needs no download.
+
+Each image holds 1 to 8 filled shapes of five classes on textured clutter. Everything about image i of a split
+follows from (seed, split, i) alone: coordinates are whole sixteenths of a pixel and drawing is done on
+integers, so the pixels are the same on any machine (the encoded bytes as far as the encoder is the same).
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from iou_det.data.annotations import Annotations, Category, from_rows
+from iou_det.data.records import Record, corners
+from iou_det.errors import UserError
+
+__all__ = ["Shapes", "export_coco"]
+
+NAMES = ("triangle", "rectangle", "star", "ellipse", "cross")
+SPLITS = {"train": 4000, "val": 500}  # default numbers of images
+MAX_OBJECTS = 8
+MIN_SIDE, MAX_SIDE = 12.0, 80.0  # longer side of a box, pixels
+MIN_VISIBLE = 0.6
+UNITS = 16  # coordinates are counted in 1/16 px
+MIN_IMAGE_SIDE = 32
+
+
+class Shape(NamedTuple):
+  label: int
+  polygon: Int[np.ndarray, "v 2"]  # x, y, 1/16 px; (0, 0) is the image's top left corner
+
+  def window(self) -> tuple[int, int, int, int]:
+    """The whole pixels it touches: x1, y1, x2, y2 (exclusive)."""
+    x1, y1 = self.polygon.min(axis=0) // UNITS
+    x2, y2 = -(-self.polygon.max(axis=0) // UNITS)
+    return int(x1), int(y1), int(x2), int(y2)
+
+  def mask(self, oversampling: int) -> UInt8[np.ndarray, "h w"]:
+    """Its window with 255 where the shape covers the pixel (or the part of it, 1 / oversampling^2)."""
+    x1, y1, x2, y2 = self.window()
+    mask = np.zeros(((y2 - y1) * oversampling, (x2 - x1) * oversampling), np.uint8)
+    unit = UNITS // oversampling
+    # OpenCV's coordinates are those of pixel centres
+    points = self.polygon - np.array([x1, y1]) * UNITS - unit // 2
+    cv2.fillPoly(mask, [points.astype(np.int32)], 255, shift=unit.bit_length() - 1)
+    return mask
+
+  def cover(self) -> UInt8[np.ndarray, "h w"]:
+    """Its window with the covered share of each pixel, 0 to 255."""
+    x1, y1, x2, y2 = self.window()
+    return cv2.resize(self.mask(4), (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA)
+
+
+class Scene(NamedTuple):
+  height: int
+  width: int
+  shapes: list[Shape]  # later ones lie on top
+
+
+class Shapes:
+  """The embedded data set; a source (see `records.Source`).
+
+  Boxes are those of the full shape, tight around its corners (ellipses have 64); all shapes lie inside the
+  image. `area` is that of the full polygon. A shape is only placed if at least 60 % of the pixels of every
+  earlier shape stay visible.
+
+  Args:
+    split: "train" (4000 images) or "val" (500).
+    images: another number of images; the first ones of a split do not depend on it.
+    height, width: pixels, at least 32. Shapes have a longer side of 12 to 80 pixels, at most 60 % of the
+      image's shorter side.
+    seed: another data set.
+    encoding: of the images; JPEG has quality 95.
+    portrait_share: share of the images that have height and width swapped.
+
+  Raises:
+    UserError: for an unknown split or impossible sizes.
+  """
+
+  def __init__(
+    self, split: str, *, images: int | None = None, height: int = 128, width: int = 160, seed: int = 0,
+    encoding: Literal["png", "jpeg"] = "png", portrait_share: float = 0.0,
+  ):  # fmt: skip
+    if split not in SPLITS:
+      raise UserError(f"shapes has no split {split!r}; there are: {', '.join(SPLITS)}")
+    if min(height, width) < MIN_IMAGE_SIDE:
+      raise UserError(f"shapes cannot be {width}x{height} pixels; both sides must be >= {MIN_IMAGE_SIDE}")
+    self.split = split
+    self.name = f"shapes/{split}"
+    self.categories = tuple(Category(i, name) for i, name in enumerate(NAMES, 1))
+    self._images = SPLITS[split] if images is None else images
+    self._height, self._width, self._seed = height, width, seed
+    self._suffix = "jpg" if encoding == "jpeg" else "png"
+    self._portrait_share = portrait_share
+
+  def __len__(self) -> int:
+    return self._images
+
+  def __getitem__(self, i: int) -> Record:
+    i = range(len(self))[i]
+    scene = self._scene(i)
+    image, boxes = self._rows(i, scene)
+    a = from_rows([image], [boxes])
+    # Two generators, so that boxes can be had without drawing.
+    pixels = draw(scene, self._generator(i, 1))
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if self._suffix == "png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
+    encoded = cv2.imencode(f".{self._suffix}", pixels[:, :, ::-1], options)[1].tobytes()
+    return Record(
+      image_id=self.image_id(i), file_name=image[1], image=encoded, height=scene.height, width=scene.width,
+      boxes=corners(a.bbox), labels=a.label, crowd=a.crowd, area=a.area, annotation_id=a.annotation_id,
+    )  # fmt: skip
+
+  def image_id(self, i: int) -> int:
+    return range(1, len(self) + 1)[i]
+
+  def annotations(self) -> Annotations:
+    rows = [self._rows(i, self._scene(i)) for i in range(len(self))]
+    return from_rows([image for image, _ in rows], [boxes for _, boxes in rows])
+
+  def _generator(self, i: int, part: int) -> np.random.Generator:
+    return np.random.default_rng([self._seed, list(SPLITS).index(self.split), i, part])
+
+  def _scene(self, i: int) -> Scene:
+    return arrange(self._height, self._width, self._portrait_share, self._generator(i, 0))
+
+  def _rows(self, i: int, scene: Scene) -> tuple[tuple[int, str, int, int], list[tuple]]:
+    """Image `i` and its boxes as `from_rows` takes them."""
+    boxes = []
+    for number, (label, polygon) in enumerate(scene.shapes, i * MAX_OBJECTS + 1):
+      (x, y), (x2, y2) = polygon.min(axis=0) / UNITS, polygon.max(axis=0) / UNITS
+      boxes.append((x, y, x2 - x, y2 - y, label, 0, polygon_area(polygon) / UNITS**2, number))
+    image_id = self.image_id(i)
+    return (image_id, f"{image_id:06d}.{self._suffix}", scene.height, scene.width), boxes
+
+
+def export_coco(source: Shapes, root: str | Path) -> None:
+  """Writes a COCO folder (`annotations/instances_SPLIT.json` and the images in `SPLIT/`)."""
+  root = Path(root)
+  for folder in (root / "annotations", root / source.split):
+    folder.mkdir(parents=True, exist_ok=True)
+  images, annotations = [], []
+  for r in source:  # type: ignore[attr-defined]  # by index, until IndexError
+    (root / source.split / r.file_name).write_bytes(r.image)
+    images.append({"id": r.image_id, "file_name": r.file_name, "height": r.height, "width": r.width})
+    for (x1, y1, x2, y2), label, area, number in zip(
+      r.boxes.tolist(), r.labels, r.area.tolist(), r.annotation_id.tolist(), strict=True
+    ):
+      annotations.append({
+        "id": number, "image_id": r.image_id, "category_id": source.categories[label].id,
+        "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0,
+      })  # fmt: skip
+  categories = [{"id": c.id, "name": c.name} for c in source.categories]
+  content = {"images": images, "annotations": annotations, "categories": categories}
+  (root / "annotations" / f"instances_{source.split}.json").write_text(json.dumps(content))
+
+
+def unit_polygons() -> list[np.ndarray]:
+  """Corners of the classes' shapes, about the origin, in the order of `NAMES`."""
+  turn = lambda n: np.arange(n) * 2 * math.pi / n
+  circle = lambda angles: np.stack([np.cos(angles), np.sin(angles)], axis=1)
+  square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64)
+  star = circle(turn(10)) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
+  arm = np.array([[1, -0.32], [1, 0.32], [0.32, 0.32]])
+  turned = [arm @ np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+  return [circle(turn(3)), square, star, circle(turn(64)), np.concatenate(turned)]
+
+
+POLYGONS = unit_polygons()
+
+
+def polygon_area(polygon: Int[np.ndarray, "v 2"]) -> float:
+  """Shoelace formula; the unit of the corners, squared."""
+  x, y = polygon[:, 0], polygon[:, 1]
+  return abs(int(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+
+
+def arrange(height: int, width: int, portrait_share: float, rng: np.random.Generator) -> Scene:
+  """Shapes that hide at most 40 % of each other."""
+  if rng.random() < portrait_share:
+    height, width = width, height
+  largest = min(MAX_SIDE, 0.6 * min(height, width))
+  wanted = int(rng.integers(1, MAX_OBJECTS + 1))
+  shapes: list[Shape] = []
+  pixels: list[int] = []  # of each shape
+  owner = np.zeros((height, width), np.uint8)  # number (from 1) of the shape that is seen in a pixel
+  for _ in range(4 * wanted):
+    shape = random_shape(height, width, largest, rng)
+    x1, y1, x2, y2 = shape.window()
+    mask, seen = shape.mask(1) > 0, owner[y1:y2, x1:x2]
+    if seen.any():
+      hidden = np.bincount(seen[mask], minlength=MAX_OBJECTS + 1)
+      visible = np.bincount(owner.ravel(), minlength=MAX_OBJECTS + 1) - hidden
+      if any(visible[k] < MIN_VISIBLE * count for k, count in enumerate(pixels, 1)):
+        continue
+    shapes.append(shape)
+    pixels.append(int(mask.sum()))
+    seen[mask] = len(shapes)
+    if len(shapes) == wanted:
+      break
+  return Scene(height, width, shapes)
+
+
+def random_shape(height: int, width: int, largest: float, rng: np.random.Generator) -> Shape:
+  """Any class, size (log-uniform), side ratio, turn and place inside the image."""
+  label = int(rng.integers(len(NAMES)))
+  flatness, angle, position = rng.uniform(0.5, 1.0), rng.uniform(0, 2 * math.pi), rng.random(2)
+  side = MIN_SIDE * (largest / MIN_SIDE) ** rng.random()
+  c, s = math.cos(angle), math.sin(angle)
+  turned = POLYGONS[label] * [1.0, flatness] @ np.array([[c, s], [-s, c]])
+  scale = side / np.ptp(turned, axis=0).max()
+  polygon = np.rint(turned * scale * UNITS).astype(np.int64)
+  polygon -= polygon.min(axis=0)
+  free = np.array([width, height]) * UNITS - polygon.max(axis=0)
+  return Shape(label, polygon + (position * (free + 1)).astype(np.int64))
+
+
+def draw(scene: Scene, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+  """RGB pixels."""
+  canvas = clutter(scene.height, scene.width, rng)
+  for shape in scene.shapes:
+    x1, y1, x2, y2 = shape.window()
+    under = canvas[y1:y2, x1:x2]
+    fill = texture(distinct_colour(under, rng), y2 - y1, x2 - x1, rng).astype(np.int32)
+    cover = shape.cover().astype(np.int32)[:, :, None]
+    under[:] = (under * (255 - cover) + fill * cover + 127) // 255
+  return canvas
+
+
+def clutter(height: int, width: int, rng: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
+  """Noise at four scales with thin lines, arcs and dots on it."""
+  total = np.zeros((height, width, 3), np.int16) + rng.integers(60, 196, 3, np.int16) - 90
+  for cell, strength in ((64, 80), (24, 50), (8, 30), (1, 20)):
+    coarse = rng.integers(0, strength + 1, (-(-height // cell) + 1, -(-width // cell) + 1, 3), np.uint8)
+    total += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+  canvas = np.clip(total, 0, 255).astype(np.uint8)
+  for kind in rng.integers(0, 3, int(rng.integers(5, 16))):
+    colour = rng.integers(0, 256, 3).tolist()
+    x, y, x2, y2 = (rng.random((2, 2)) * [width, height]).astype(int).ravel().tolist()
+    size, turn = int(rng.integers(5, 40)), int(rng.integers(0, 360))
+    if kind == 0:
+      cv2.line(canvas, (x, y), (x2, y2), colour, 1, cv2.LINE_8)
+    elif kind == 1:
+      cv2.ellipse(canvas, (x, y), (size, size // 2 + 1), turn, 0, 60 + 5 * size, colour, 1, cv2.LINE_8)
+    else:
+      cv2.circle(canvas, (x, y), 1 + size // 20, colour, cv2.FILLED, cv2.LINE_8)
+  return canvas
+
+
+def distinct_colour(under: UInt8[np.ndarray, "h w 3"], rng: np.random.Generator) -> Int[np.ndarray, "3"]:
+  """A colour that differs from the mean of what lies under it by 70 or more in some channel."""
+  choices = rng.integers(0, 256, (8, 3))
+  mean = under.reshape(-1, 3).sum(axis=0, dtype=np.int64) // (under.size // 3)
+  difference = np.abs(choices - mean).max(axis=1)
+  return choices[np.argmax(np.minimum(difference, 70))]
+
+
+def texture(
+  colour: Int[np.ndarray, "3"], height: int, width: int, rng: np.random.Generator
+) -> UInt8[np.ndarray, "h w 3"]:
+  """A plain, graded, striped or blotched surface of a colour, with fine noise."""
+  kind, strength = int(rng.integers(4)), int(rng.integers(15, 41))
+  down, right = rng.integers(-8, 9, 2).tolist()
+  y, x = np.arange(height)[:, None], np.arange(width)[None, :]
+  light = np.zeros((height, width), np.int64)
+  if kind == 1:
+    light = strength * (down * (2 * y - height) * width + right * (2 * x - width) * height)
+    light //= 8 * height * width
+  elif kind == 2:
+    light = np.where((down * y + right * x) // 24 % 2 > 0, strength, -strength)
+  elif kind == 3:
+    coarse = rng.integers(0, 2 * strength + 1, (height // 6 + 2, width // 6 + 2), np.uint8)
+    blotches = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_LINEAR)
+    light = blotches.astype(np.int64) - strength
+  noise = rng.integers(-10, 11, (height, width, 3), np.int16)
+  return np.clip(colour + light[:, :, None] + noise, 0, 255).astype(np.uint8)
