@@ -117,13 +117,16 @@ def check_target(
 
   Raises:
     UserError: for a name TFDS cannot take, a split that is there already (unless overwrite), a dataset with
-      other categories.
+      other categories, a folder that is a file.
   """
   if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
     raise UserError(f"name {name!r} must be lower-case letters, digits and _, beginning with a letter")
   if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", split) or split.lower() == "all":
     raise UserError(f"split {split!r} must be letters, digits and _, beginning with a letter, and not 'all'")
   version = Path(data_dir) / name / VERSION
+  for folder in (version, *version.parents):
+    if folder.exists() and not folder.is_dir():
+      raise UserError(f"{folder} is a file; datasets are written to folders: give another --data_dir")
   if not (version / "dataset_info.json").is_file():
     if version.is_dir() and any(version.iterdir()):
       raise UserError(f"{version} has files but no dataset_info.json; remove it or give another --name")
@@ -192,7 +195,15 @@ def add_split(written: Path, version: Path, split: str) -> None:
 
 
 def read_info(version: Path) -> dict[str, Any]:
-  return json.loads((version / "dataset_info.json").read_text())
+  """The content of a dataset's `dataset_info.json`."""
+  path = version / "dataset_info.json"
+  try:
+    info = json.loads(path.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    raise UserError(f"{path} is not JSON ({error}); remove the dataset and prepare it again") from None
+  if not isinstance(info, dict) or "splits" not in info or not (version / "features.json").is_file():
+    raise UserError(f"{version} is not a whole TFDS dataset; remove it and prepare it again")
+  return info
 
 
 def write_info(version: Path, info: dict[str, Any]) -> None:

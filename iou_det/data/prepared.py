@@ -10,7 +10,7 @@ from absl import logging
 from tqdm import tqdm
 
 from iou_det.data.annotations import Annotations, Category, from_rows
-from iou_det.data.builder import index_path, load_index, read_categories
+from iou_det.data.builder import index_path, load_index, read_categories, read_info
 from iou_det.data.image_files import read_header
 from iou_det.data.records import Record, corners
 from iou_det.errors import UserError
@@ -30,6 +30,7 @@ class Prepared:
   def __init__(self, directory: str | Path, split: str):
     """Opens a version folder (with `dataset_info.json`); see `open_dataset` for others."""
     self._directory, self._split = Path(directory), split
+    read_info(self._directory)  # a UserError if it cannot be read
     builder = tfds.builder_from_directory(directory)
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
       raise UserError(

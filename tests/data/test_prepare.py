@@ -16,6 +16,7 @@ from iou_det.data.builder import prepare_dataset
 from iou_det.data.checks import check_coco, report
 from iou_det.data.prepared import Prepared
 from iou_det.data.records import CocoFolder, Record, TrainingFilter, open_dataset, scan
+from iou_det.data.shapes import Shapes
 from iou_det.errors import UserError
 from tests.data.coco_files import assert_same_records, content, picture, write
 
@@ -119,6 +120,25 @@ def test_names_that_tfds_cannot_take_are_refused(tmp_path, name, split):
   with pytest.raises(UserError, match="must be"):
     prepare_dataset(CocoFolder(tmp_path, "train"), name=name, split=split, data_dir=tmp_path / "out")
   assert not (tmp_path / "out").exists()
+
+
+def test_a_target_that_is_a_file_or_foreign_is_refused(tmp_path):
+  write(tmp_path)
+  source = CocoFolder(tmp_path, "train")
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UserError, match="file is a file; datasets are written to folders"):
+    prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "file")
+  (tmp_path / "out" / "set" / "1.0.0").mkdir(parents=True)
+  (tmp_path / "out" / "set" / "1.0.0" / "thesis.doc").write_text("")
+  with pytest.raises(UserError, match=r"1.0.0 has files but no dataset_info.json; remove it"):
+    prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
+
+
+@pytest.mark.parametrize("encoding", ["png", "jpeg"])
+def test_shapes_go_through_the_same_builder(tmp_path, encoding):
+  source = Shapes("val", images=5, height=40, width=48, encoding=encoding)
+  version = prepare_dataset(source, name="shapes", split="val", data_dir=tmp_path)
+  assert_same_records(open_dataset(version, "val"), source)
 
 
 class Breaks(CocoFolder):

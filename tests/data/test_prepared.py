@@ -188,6 +188,22 @@ def test_splits_that_are_not_there_or_not_whole_are_refused(prepared):
     open_dataset(path, "train")
 
 
+def test_broken_dataset_folders_are_refused(prepared):
+  source, path = prepared
+  info = path / "1.0.0" / "dataset_info.json"
+  whole = info.read_text()
+  for text, message in ((whole[:50], "is not JSON"), ("[]", "is not a whole TFDS dataset")):
+    info.write_text(text)
+    with pytest.raises(UserError, match=message):
+      open_dataset(path, "train")
+    with pytest.raises(UserError, match=message):
+      prepare_dataset(source, name="set", split="val", data_dir=path.parent)
+  info.write_text(whole)
+  (path / "1.0.0" / "features.json").unlink()
+  with pytest.raises(UserError, match="is not a whole TFDS dataset"):
+    open_dataset(path, "train")
+
+
 def test_an_index_of_another_split_is_refused(prepared, tmp_path):
   source, path = prepared
   few = CocoFolder.from_columns(
