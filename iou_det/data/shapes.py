@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from iou_det.data.annotations import Annotations, Category, from_rows
 from iou_det.data.records import Record, corners
@@ -26,6 +26,7 @@ MAX_OBJECTS = 8
 MIN_SIDE, MAX_SIDE = 12.0, 80.0  # longer side of a box, pixels
 MIN_VISIBLE = 0.6
 UNITS = 16  # coordinates are counted in 1/16 px
+OVERSAMPLING = 4  # of the drawn shapes, for smooth edges
 MIN_IMAGE_SIDE = 32
 
 
@@ -39,20 +40,20 @@ class Shape(NamedTuple):
     x2, y2 = -(-self.polygon.max(axis=0) // UNITS)
     return int(x1), int(y1), int(x2), int(y2)
 
-  def mask(self, oversampling: int) -> UInt8[np.ndarray, "h w"]:
-    """Its window with 255 where the shape covers the pixel (or the part of it, 1 / oversampling^2)."""
-    x1, y1, x2, y2 = self.window()
-    mask = np.zeros(((y2 - y1) * oversampling, (x2 - x1) * oversampling), np.uint8)
-    unit = UNITS // oversampling
-    # OpenCV's coordinates are those of pixel centres
-    points = self.polygon - np.array([x1, y1]) * UNITS - unit // 2
-    cv2.fillPoly(mask, [points.astype(np.int32)], 255, shift=unit.bit_length() - 1)
-    return mask
-
   def cover(self) -> UInt8[np.ndarray, "h w"]:
     """Its window with the covered share of each pixel, 0 to 255."""
     x1, y1, x2, y2 = self.window()
-    return cv2.resize(self.mask(4), (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA)
+    large = np.zeros(((y2 - y1) * OVERSAMPLING, (x2 - x1) * OVERSAMPLING), np.uint8)
+    unit = UNITS // OVERSAMPLING
+    # OpenCV's coordinates are those of pixel centres. It draws the outline too, about half a pixel wide on
+    # either side, hence the large drawing.
+    points = self.polygon - np.array([x1, y1]) * UNITS - unit // 2
+    cv2.fillPoly(large, [points.astype(np.int32)], 255, shift=unit.bit_length() - 1)
+    return cv2.resize(large, (x2 - x1, y2 - y1), interpolation=cv2.INTER_AREA)
+
+  def mask(self) -> Bool[np.ndarray, "h w"]:
+    """Its window with the pixels it covers by half or more."""
+    return self.cover() >= 128
 
 
 class Scene(NamedTuple):
@@ -105,7 +106,6 @@ class Shapes:
     scene = self._scene(i)
     image, boxes = self._rows(i, scene)
     a = from_rows([image], [boxes])
-    # Two generators, so that boxes can be had without drawing.
     pixels = draw(scene, self._generator(i, 1))
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if self._suffix == "png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
     encoded = cv2.imencode(f".{self._suffix}", pixels[:, :, ::-1], options)[1].tobytes()
@@ -122,6 +122,7 @@ class Shapes:
     return from_rows([image for image, _ in rows], [boxes for _, boxes in rows])
 
   def _generator(self, i: int, part: int) -> np.random.Generator:
+    """For the boxes (part 0) or the pixels (1) of image `i`: boxes can be had without drawing."""
     return np.random.default_rng([self._seed, list(SPLITS).index(self.split), i, part])
 
   def _scene(self, i: int) -> Scene:
@@ -190,7 +191,7 @@ def arrange(height: int, width: int, portrait_share: float, rng: np.random.Gener
   for _ in range(4 * wanted):
     shape = random_shape(height, width, largest, rng)
     x1, y1, x2, y2 = shape.window()
-    mask, seen = shape.mask(1) > 0, owner[y1:y2, x1:x2]
+    mask, seen = shape.mask(), owner[y1:y2, x1:x2]
     if seen.any():
       hidden = np.bincount(seen[mask], minlength=MAX_OBJECTS + 1)
       visible = np.bincount(owner.ravel(), minlength=MAX_OBJECTS + 1) - hidden
