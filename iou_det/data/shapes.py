@@ -144,7 +144,7 @@ def export_coco(source: Shapes, root: str | Path) -> None:
   for folder in (root / "annotations", root / source.split):
     folder.mkdir(parents=True, exist_ok=True)
   images, annotations = [], []
-  for r in source:  # type: ignore[attr-defined]  # by index, until IndexError
+  for r in map(source.__getitem__, range(len(source))):
     (root / source.split / r.file_name).write_bytes(r.image)
     images.append({"id": r.image_id, "file_name": r.file_name, "height": r.height, "width": r.width})
     for (x1, y1, x2, y2), label, area, number in zip(
