@@ -1,17 +1,24 @@
 """Feature Pyramid Network, arXiv:1612.03144, with RetinaNet's extra levels."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from iou_det.models.resnet import Conv
+from iou_det.errors import UserError
+from iou_det.models.resnet import convolution
 
 
-def upsample_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
-  """Nearest-neighbour upsampling to (height, width), as PyTorch's `interpolate` picks pixels."""
-  rows = jnp.arange(size[0]) * x.shape[1] // size[0]
-  columns = jnp.arange(size[1]) * x.shape[2] // size[1]
-  return x[:, rows][:, :, columns]
+def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b h2 w2 c"]:
+  """Every pixel four times, cropped to `size` = (height, width) in pixels, 2n or 2n - 1 for a side of n.
+
+  For these sizes it is PyTorch's nearest interpolation; copies are cheaper than a gather and its gradient.
+  """
+  b, h, w, c = x.shape
+  x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+  return x[:, : size[0], : size[1]]
 
 
 class FPN(nn.Module):
@@ -30,23 +37,33 @@ class FPN(nn.Module):
   max_level: int = 7
   p6_from: str = "c5"
   p7_relu: bool = False
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, maps: list[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _ _ c"]]:
-    def conv(kernel, stride, name):
-      return Conv(
-        self.channels, kernel, stride, use_bias=True, kernel_init=nn.initializers.xavier_uniform(),
-        dtype=self.dtype, name=name)  # fmt: skip
+  def __call__(self, maps: list[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _ _ _"]]:
+    """Returns the levels `min_level` to `max_level`.
+
+    Args:
+      maps: C3, C4, C5.
+
+    Raises:
+      UserError: for levels or a `p6_from` that are not among the attributes' allowed values.
+    """
+    if not 3 <= self.min_level <= 5 <= self.max_level <= 7:
+      raise UserError(f"min_level={self.min_level}, max_level={self.max_level}: allowed are 3..5 and 5..7")
+    if self.p6_from not in ("c5", "p5"):
+      raise UserError(f"p6_from={self.p6_from!r}: must be 'c5' or 'p5'")
+    xavier = nn.initializers.xavier_uniform()
+    conv = partial(convolution, self.channels, use_bias=True, kernel_init=xavier, dtype=self.dtype)
 
     levels = range(self.min_level, 6)
-    lateral = {level: conv(1, 1, f"inner_{level}")(maps[level - 3]) for level in levels}
+    merged = {level: conv(1, name=f"inner_{level}")(maps[level - 3]) for level in levels}
     for level in reversed(levels[:-1]):
-      above = upsample_nearest(lateral[level + 1], lateral[level].shape[1:3])
-      lateral[level] = lateral[level] + above
-    pyramid = [conv(3, 1, f"layer_{level}")(lateral[level]) for level in levels]
+      _, height, width, _ = merged[level].shape
+      merged[level] += upsample(merged[level + 1], (height, width))
+    pyramid = [conv(3, name=f"layer_{level}")(merged[level]) for level in levels]
     if self.max_level >= 6:
-      pyramid.append(conv(3, 2, "p6")(maps[-1] if self.p6_from == "c5" else pyramid[-1]))
+      pyramid.append(conv(3, 2, name="p6")(maps[-1] if self.p6_from == "c5" else pyramid[-1]))
     if self.max_level >= 7:
-      pyramid.append(conv(3, 2, "p7")(nn.relu(pyramid[-1]) if self.p7_relu else pyramid[-1]))
+      pyramid.append(conv(3, 2, name="p7")(nn.relu(pyramid[-1]) if self.p7_relu else pyramid[-1]))
     return pyramid

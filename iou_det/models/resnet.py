@@ -6,43 +6,48 @@ Module names follow torchvision's (`layer1.0.conv1` is `layer1_0/conv1`), so wei
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from iou_det.errors import UserError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-class Conv(nn.Module):
-  """2-D convolution with PyTorch's symmetric padding of kernel // 2 (SAME pads strided ones differently)."""
-
-  features: int
-  kernel: int
-  stride: int = 1
-  use_bias: bool = False
-  kernel_init: Callable = he_normal
-  bias_init: Callable = nn.initializers.zeros
-  dtype: jnp.dtype = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    kernel = self.param("kernel", self.kernel_init, (self.kernel, self.kernel, x.shape[-1], self.features))
-    padding = [(self.kernel // 2, self.kernel // 2)] * 2
-    x = jax.lax.conv_general_dilated(
-      x.astype(self.dtype), kernel.astype(self.dtype), (self.stride, self.stride), padding,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"))  # fmt: skip
-    if self.use_bias:
-      x = x + self.param("bias", self.bias_init, (self.features,)).astype(self.dtype)
-    return x
+def convolution(
+  features: int,
+  kernel: int,
+  stride: int = 1,
+  *,
+  use_bias: bool = False,
+  kernel_init: nn.initializers.Initializer = he_normal,
+  **options: Any,
+) -> nn.Conv:
+  """Square convolution padded by kernel // 2 as in PyTorch ("SAME" pads strided ones otherwise)."""
+  return nn.Conv(
+    features,
+    (kernel, kernel),
+    stride,
+    kernel // 2,
+    use_bias=use_bias,
+    kernel_init=kernel_init,
+    **options,
+  )
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch norm with constant statistics; scale and bias are parameters. Eps 1e-5, as in torchvision."""
+  """Batch norm with constant statistics (collection "batch_stats"); scale and bias are parameters.
 
-  dtype: jnp.dtype = jnp.float32
+  Eps 1e-5, as in torchvision. One multiply-add, so that XLA can fuse it with its neighbours.
+  """
+
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
@@ -55,16 +60,19 @@ class FrozenBatchNorm(nn.Module):
     return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
 
 
-def group_norm(channels: int, dtype: jnp.dtype, name: str | None = None) -> nn.GroupNorm:
-  """GroupNorm with 32 groups, fewer if that left less than 2 channels a group."""
-  return nn.GroupNorm(num_groups=math.gcd(32, max(channels // 2, 1)), epsilon=1e-5, dtype=dtype, name=name)
+def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
+  """GroupNorm with 32 groups, fewer if that left less than 2 channels a group or does not divide."""
+  groups = math.gcd(32, channels, max(channels // 2, 1))
+  return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=dtype, name=name)
 
 
-def norm_layer(norm: str, dtype: jnp.dtype) -> Callable[..., nn.Module]:
+def norm_layer(norm: str, dtype: DTypeLike) -> Callable[[int, str], nn.Module]:
   """Function (channels, name) -> module for "frozen_bn" or "gn"."""
   if norm == "frozen_bn":
     return lambda channels, name: FrozenBatchNorm(dtype=dtype, name=name)
-  return lambda channels, name: group_norm(channels, dtype, name)
+  if norm == "gn":
+    return lambda channels, name: group_norm(channels, dtype, name)
+  raise UserError(f"norm={norm!r}: must be 'frozen_bn' or 'gn'")
 
 
 class BasicBlock(nn.Module):
@@ -73,11 +81,11 @@ class BasicBlock(nn.Module):
   features: int
   stride: int
   norm: str
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    conv, norm = partial(Conv, dtype=self.dtype), norm_layer(self.norm, self.dtype)
+    conv, norm = partial(convolution, dtype=self.dtype), norm_layer(self.norm, self.dtype)
     y = conv(self.features, 3, self.stride, name="conv1")(x)
     y = nn.relu(norm(self.features, "bn1")(y))
     y = conv(self.features, 3, name="conv2")(y)
@@ -94,11 +102,11 @@ class Bottleneck(nn.Module):
   features: int
   stride: int
   norm: str
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    conv, norm = partial(Conv, dtype=self.dtype), norm_layer(self.norm, self.dtype)
+    conv, norm = partial(convolution, dtype=self.dtype), norm_layer(self.norm, self.dtype)
     y = conv(self.features, 1, name="conv1")(x)
     y = nn.relu(norm(self.features, "bn1")(y))
     y = conv(self.features, 3, self.stride, name="conv2")(y)
@@ -112,7 +120,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-  """Feature maps C3, C4, C5 (strides 8, 16, 32).
+  """Feature maps C3, C4, C5: strides 8, 16 and 32, sides ceil(side of the image / stride).
 
   Attributes:
     depth: 18, 34, 50 or 101.
@@ -126,23 +134,24 @@ class ResNet(nn.Module):
   width: int = 64
   norm: str = "frozen_bn"
   frozen_stages: int = 1
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b h2 w2 c"]]:
+  def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
+    if self.depth not in BLOCKS:
+      raise UserError(f"depth={self.depth}: must be one of {', '.join(map(str, BLOCKS))}")
     block = BasicBlock if self.depth < 50 else Bottleneck
-    x = Conv(self.width, 7, 2, dtype=self.dtype, name="conv1")(images)
+    x = convolution(self.width, 7, 2, dtype=self.dtype, name="conv1")(images)
     x = nn.relu(norm_layer(self.norm, self.dtype)(self.width, "bn1")(x))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     if self.frozen_stages == 0:
       x = jax.lax.stop_gradient(x)
     maps = []
     for stage, blocks in enumerate(BLOCKS[self.depth], start=1):
+      features = self.width * 2 ** (stage - 1)
       for i in range(blocks):
         stride = 2 if stage > 1 and i == 0 else 1
-        x = block(
-          self.width * 2 ** (stage - 1), stride, self.norm, self.dtype, name=f"layer{stage}_{i}"
-        )(x)  # fmt: skip
+        x = block(features, stride, self.norm, self.dtype, name=f"layer{stage}_{i}")(x)
       if self.frozen_stages == stage:
         x = jax.lax.stop_gradient(x)
       maps.append(x)

@@ -1,14 +1,17 @@
 """RetinaNet, arXiv:1708.02002: ResNet, FPN and two heads that all levels share."""
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from iou_det.errors import UserError
 from iou_det.models.fpn import FPN
-from iou_det.models.resnet import Conv, ResNet, group_norm
+from iou_det.models.resnet import ResNet, convolution, group_norm
 
 
 class Head(nn.Module):
@@ -19,25 +22,23 @@ class Head(nn.Module):
   anchors_per_cell: int
   norm: str
   bias: float
-  dtype: jnp.dtype
+  dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, pyramid: list[Float[Array, "b _ _ c"]]) -> Float[Array, "b anchors outputs"]:
+  def __call__(self, pyramid: list[Float[Array, "b _ _ _"]]) -> Float[Array, "b anchors outputs"]:
+    if self.norm not in ("none", "gn"):
+      raise UserError(f"head_norm={self.norm!r}: must be 'none' or 'gn'")
     channels = pyramid[0].shape[-1]
-    # A tower without norms starts small, as in the paper of RetinaNet; GroupNorm removes the scale anyway.
-    init = nn.initializers.normal(0.01)
-    tower = [
-      Conv(channels, 3, use_bias=True, kernel_init=init, dtype=self.dtype, name=f"conv_{i}")
-      for i in range(self.convs)
-    ]
-    norms = [group_norm(channels, self.dtype, f"norm_{i}") for i in range(self.convs if self.norm == "gn" else 0)]
-    last = Conv(
-      self.anchors_per_cell * self.outputs, 3, use_bias=True, kernel_init=init,
-      bias_init=nn.initializers.constant(self.bias), dtype=self.dtype, name="output")  # fmt: skip
+    normal = nn.initializers.normal(0.01)
+    conv = partial(convolution, kernel=3, use_bias=True, kernel_init=normal, dtype=self.dtype)
+    tower = [conv(channels, name=f"conv_{i}") for i in range(self.convs)]
+    norms = [group_norm(channels, self.dtype, f"norm_{i}") for i in range(self.convs) if self.norm == "gn"]
+    bias = nn.initializers.constant(self.bias)
+    last = conv(self.anchors_per_cell * self.outputs, bias_init=bias, name="output")
     levels = []
     for x in pyramid:
-      for i, conv in enumerate(tower):
-        x = conv(x)
+      for i, layer in enumerate(tower):
+        x = layer(x)
         x = nn.relu(norms[i](x) if norms else x)
       x = last(x)
       levels.append(x.reshape(x.shape[0], -1, self.outputs))
@@ -72,7 +73,7 @@ class RetinaNet(nn.Module):
   p7_relu: bool = False
   anchors_per_cell: int = 9
   prior: float = 0.01
-  dtype: jnp.dtype = jnp.float32
+  dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(
@@ -81,29 +82,45 @@ class RetinaNet(nn.Module):
     """Returns logits and offsets (dx, dy, dw, dh), ordered by level, row, column, anchor of the cell.
 
     Args:
-      images: normalised RGB; height and width multiples of 32.
+      images: normalised RGB; any height and width. A level of stride s has ceil(height / s) rows and
+        ceil(width / s) columns.
     """
-    maps = ResNet(self.depth, self.width, self.norm, self.frozen_stages, self.dtype, name="backbone")(images)
-    pyramid = FPN(
-      self.fpn_channels, self.min_level, self.max_level, self.p6_from, self.p7_relu, self.dtype, name="fpn"
-    )(maps)  # fmt: skip
-    common = {"convs": self.head_convs, "anchors_per_cell": self.anchors_per_cell, "norm": self.head_norm,
-              "dtype": self.dtype}  # fmt: skip
+    backbone = ResNet(self.depth, self.width, self.norm, self.frozen_stages, self.dtype, name="backbone")
+    fpn = FPN(
+      channels=self.fpn_channels,
+      min_level=self.min_level,
+      max_level=self.max_level,
+      p6_from=self.p6_from,
+      p7_relu=self.p7_relu,
+      dtype=self.dtype,
+      name="fpn",
+    )
+    head = partial(
+      Head,
+      convs=self.head_convs,
+      anchors_per_cell=self.anchors_per_cell,
+      norm=self.head_norm,
+      dtype=self.dtype,
+    )
     bias = -math.log((1 - self.prior) / self.prior)
-    logits = Head(outputs=self.num_classes, bias=bias, name="classification_head", **common)(pyramid)
-    deltas = Head(outputs=4, bias=0.0, name="regression_head", **common)(pyramid)
+    pyramid = fpn(backbone(images))
+    logits = head(outputs=self.num_classes, bias=bias, name="classification_head")(pyramid)
+    deltas = head(outputs=4, bias=0.0, name="regression_head")(pyramid)
     return logits, deltas
 
 
-def trainable_mask(params: PyTree, frozen_stages: int) -> PyTree:
-  """True for the parameters that train: all but the stem's and the first `frozen_stages` stages'."""
-  frozen = {"conv1", "bn1"} if frozen_stages >= 0 else set()
+def trainable_mask(params: PyTree, frozen_stages: int) -> PyTree[bool]:
+  """True for the parameters that train.
+
+  Args:
+    params: collection "params" of a `RetinaNet`; values or shapes.
+    frozen_stages: as in `ResNet`; that many stages and the stem are False, everything is True if it is -1.
+  """
 
   def trains(path, _):
-    names = [key.key for key in path]
-    if names[0] != "backbone":
+    if path[0].key != "backbone":
       return True
-    stage = names[1].removeprefix("layer").split("_")[0]
-    return names[1] not in frozen and not (stage.isdigit() and int(stage) <= frozen_stages)
+    name = path[1].key  # layer1_0, layer1_1, ...; or conv1, bn1: the stem
+    return (int(name[len("layer")]) if name.startswith("layer") else 0) > frozen_stages
 
   return jax.tree_util.tree_map_with_path(trains, params)
