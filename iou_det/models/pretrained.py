@@ -1,10 +1,174 @@
-"""Backbone weights from torchvision-layout files."""
+"""Backbone weights from files in torchvision's layout, which timm's ResNets share.
 
+A variable's name in such a file follows from its path: `layer1_0/downsample_1/mean` is
+`layer1.0.downsample.1.running_mean`. Convolution kernels are transposed from OIHW to HWIO.
+"""
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
 from jaxtyping import PyTree
 
 from iou_det.errors import UserError
 
+LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+EXPECTED_EXTRA = re.compile(r"fc\..*|.*\.num_batches_tracked")  # the classifier, and a counter of training
+
 
 def load_pretrained(source: str, variables: PyTree) -> PyTree:
-  """Placeholder until the loader is written."""
-  raise UserError(f"model.pretrained={source!r} cannot be loaded yet; set model.pretrained to an empty string")
+  """Puts an ImageNet backbone into a RetinaNet's variables; FPN and heads stay as they are.
+
+  Args:
+    source: path of a .safetensors or .pth file, or a Hugging Face hub id such as
+      "timm/resnet50.tv_in1k" (its model.safetensors is downloaded, or taken from the hub's cache).
+    variables: {"params": ..., "batch_stats": ...} of a `RetinaNet` with norm "frozen_bn".
+
+  Returns:
+    The same tree; the backbone's values are float32 numpy arrays.
+
+  Raises:
+    UserError: the source cannot be read, or its tensors are not exactly this backbone's.
+  """
+  if not variables.get("batch_stats"):
+    raise UserError(
+      f"model.pretrained={source!r} holds batch-norm weights, which norm='gn' has no place for; "
+      "set model.norm to 'frozen_bn' or model.pretrained to an empty string"
+    )
+  tensors = read_tensors(source)
+  extra = [name for name in tensors if EXPECTED_EXTRA.fullmatch(name)]
+  for name in extra:
+    del tensors[name]
+  backbone = {collection: tree["backbone"] for collection, tree in variables.items()}
+  try:
+    backbone = from_torch(tensors, backbone)
+  except UserError as error:
+    raise UserError(
+      f"model.pretrained={source!r} is not this backbone: {error}; "
+      "check model.depth, model.width and that the file has torchvision's names"
+    ) from None
+  skipped = "classifier and batch counters"
+  logging.info("backbone from %s: %d tensors, %d not used (%s)", source, len(tensors), len(extra), skipped)
+  return {collection: {**tree, "backbone": backbone[collection]} for collection, tree in variables.items()}
+
+
+def torch_name(path: Iterable[str]) -> str:
+  """Name in torchvision of the variable at a path of module names, without its collection."""
+  *modules, leaf = path
+  # torchvision numbers the modules of a sequence: layer1_0 is layer1.0.
+  modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+  return ".".join([*modules, LEAVES.get(leaf, leaf)])
+
+
+def from_torch(tensors: Mapping[str, np.ndarray], variables: PyTree) -> PyTree:
+  """Replaces every value of `variables` by the tensor of its `torch_name`, as float32 numpy arrays.
+
+  Args:
+    tensors: by name; kernels OIHW.
+    variables: {collection: {module: ...}}; values or shapes.
+
+  Raises:
+    UserError: listing the tensors that are missing, extra or of another shape.
+  """
+  missing, misshapen, used = [], [], set()
+
+  def convert(path, value):
+    name = torch_name(key.key for key in path[1:])
+    used.add(name)
+    if name not in tensors:
+      missing.append(name)
+      return value
+    needed = tuple(value.shape[axis] for axis in (3, 2, 0, 1)) if value.ndim == 4 else value.shape
+    if tensors[name].shape != needed:
+      misshapen.append(f"{name} is {tensors[name].shape}, not {needed}")
+      return value
+    tensor = np.asarray(tensors[name], np.float32)
+    return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+
+  result = jax.tree_util.tree_map_with_path(convert, variables)
+  extra = [name for name in tensors if name not in used]
+  problems = {"missing": missing, "of another shape": misshapen, "extra": extra}
+  if any(problems.values()):
+    raise UserError(
+      "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in problems.items() if names)
+    )
+  return result
+
+
+def listed(names: list[str]) -> str:
+  """The names in one line; all of them go to the log where they are too many for a line."""
+  if len(names) <= 10:
+    return ", ".join(names)
+  logging.error("%d tensors: %s", len(names), ", ".join(names))
+  return ", ".join(names[:10]) + f" and {len(names) - 10} more, listed above"
+
+
+def read_tensors(source: str) -> dict[str, np.ndarray]:
+  """All tensors of a .safetensors or .pth file, or of a hub id's model.safetensors, by name."""
+  path = Path(source).expanduser()
+  if path.suffix not in (".safetensors", ".pth") and not path.exists():
+    path = download(source)
+  if not path.is_file() or path.suffix not in (".safetensors", ".pth"):
+    raise UserError(
+      f"model.pretrained={source!r} is not there or not a .safetensors or .pth file; give such a file or "
+      "a Hugging Face id such as 'timm/resnet50.tv_in1k'"
+    )
+  return read_safetensors(path) if path.suffix == ".safetensors" else read_pth(path)
+
+
+def download(source: str) -> Path:
+  """Path in the hub's cache of model.safetensors, downloaded if it is not there."""
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    raise UserError(
+      f"model.pretrained={source!r} is not a file and not a Hugging Face id; give a .safetensors or .pth "
+      "file or an id such as 'timm/resnet50.tv_in1k'"
+    )
+  try:
+    from huggingface_hub import hf_hub_download
+  except ImportError:
+    raise UserError(f"model.pretrained={source!r} needs: pip install 'iou-det[pretrained]'") from None
+  try:
+    return Path(hf_hub_download(source, "model.safetensors"))
+  except (OSError, ValueError) as error:  # what the hub's errors (network, no such model) derive from
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"model.pretrained={source!r} could not be had from the Hugging Face hub ({reason}); check the name "
+      "and the network, or give a .safetensors file"
+    ) from error
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+  try:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+  except ImportError:
+    raise UserError(f"{path} needs: pip install 'iou-det[pretrained]'") from None
+  try:
+    return load_file(path)
+  except SafetensorError as error:
+    raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
+
+
+def read_pth(path: Path) -> dict[str, np.ndarray]:
+  """Reads a PyTorch state dict; torch's weights-only loader runs no code that a file may carry."""
+  try:
+    import torch
+  except ImportError:
+    raise UserError(f"{path} needs PyTorch: pip install torch, or give a .safetensors file") from None
+  try:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+  except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    raise UserError(
+      f"{path} is damaged or holds objects other than tensors, which are never loaded; "
+      "save it with torch.save(model.state_dict(), path)"
+    ) from error
+  if not isinstance(state, dict):
+    raise UserError(f"{path} holds a {type(state).__name__}, not a state dict; save model.state_dict()")
+  others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
+  if others:
+    raise UserError(f"{path} holds more than tensors ({listed(others)}); save model.state_dict()")
+  return {name: value.detach().float().numpy() for name, value in state.items()}
