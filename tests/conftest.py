@@ -1,9 +1,17 @@
 """Every jaxtyping shape in the package is checked in every test; 8 simulated devices; real data if named."""
 
+import atexit
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The same small programs are compiled by many tests and by processes that tests start: once is enough.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  cache = tempfile.TemporaryDirectory(prefix="iou_det_tests_")
+  atexit.register(cache.cleanup)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from pathlib import Path
 
@@ -51,3 +59,15 @@ def shapes_folder(tmp_path_factory) -> Path:
   for split, images in (("train", 32), ("val", 13)):
     export_coco(Shapes(split, images=images, height=64, width=96), root)
   return root
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory, shapes_folder):
+  """A tiny run of two epochs on one device that nothing interrupted: its workdir and metrics."""
+  import jax
+
+  from iou_det.training.loop import train
+  from tests.tiny import tiny_config
+
+  workdir = tmp_path_factory.mktemp("reference")
+  return workdir, train(tiny_config(shapes_folder), workdir, devices=jax.devices()[:1])

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
@@ -24,9 +24,12 @@ from iou_det.training.optimizer import make_optimizer
 
 @flax.struct.dataclass
 class TrainState:
-  """What a step changes (step, params, opt_state) and the norm statistics, which stay constant."""
+  """What a step changes (step, params, opt_state) and the norm statistics, which stay constant.
 
-  step: Int[Array, ""]
+  Leaves are arrays, or what stands for them (shapes, shardings), so their types are not checked.
+  """
+
+  step: PyTree  # int32 scalar
   params: PyTree
   batch_stats: PyTree
   opt_state: PyTree

@@ -1,0 +1,89 @@
+"""Detection on a whole split: each image once, the same on any number of devices, scored as pycocotools does."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from iou_det.data.records import Category, open_dataset
+from iou_det.errors import UserError
+from iou_det.evaluation.evaluate import detect_all, evaluate, make_detect_step
+from iou_det.training.mesh import data_mesh, replicated
+from iou_det.training.state import load_run
+
+
+def results_on(run, source, devices):
+  mesh = data_mesh(run.config.eval.batch_size, devices)
+  state = jax.device_put(jax.device_get(run.state), replicated(mesh))
+  return detect_all(make_detect_step(run.config, run.model, mesh), state, source, run.config, mesh)
+
+
+def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(reference):
+  run = load_run(reference[0])
+  source = open_dataset(run.config.data.path, "val")
+  assert len(source) % run.config.eval.batch_size, "the last batch should have padding rows"
+  one = results_on(run, source, jax.devices()[:1])
+  eight = results_on(run, source, jax.devices())
+  assert {r["image_id"] for r in one} == {source.image_id(i) for i in range(len(source))}
+  assert len(one) == len(eight)
+  key = lambda r: (r["image_id"], r["category_id"], r["score"])
+  for a, b in zip(sorted(one, key=key), sorted(eight, key=key), strict=True):
+    assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+    np.testing.assert_allclose([a["score"], *a["bbox"]], [b["score"], *b["bbox"]], rtol=1e-3, atol=1e-3)
+
+
+def test_image_seen_twice_is_noticed(reference, monkeypatch):
+  from iou_det.evaluation import evaluate as module
+
+  run = load_run(reference[0])
+  source = open_dataset(run.config.data.path, "val")
+  batches = module.eval_batches
+
+  def repeated(*args, **kwargs):
+    first, *others = list(batches(*args, **kwargs))
+    return [first, first, *others[1:]]
+
+  monkeypatch.setattr(module, "eval_batches", repeated)
+  with pytest.raises(AssertionError, match="twice or not at all"):
+    results_on(run, source, jax.devices()[:1])
+
+
+def test_written_files_give_pycocotools_figures(reference, capsys):
+  workdir, metrics = reference
+  detections = workdir / "eval/val/detections.json"
+  run = load_run(workdir)
+  truth = COCO(f"{run.config.data.path}/annotations/instances_val.json")
+  judge = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
+  judge.evaluate()
+  judge.accumulate()
+  judge.summarize()
+  capsys.readouterr()
+  names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+  ours = [-1.0 if metrics[name] is None else metrics[name] for name in names]
+  np.testing.assert_allclose(ours, judge.stats, atol=1e-9)
+  assert metrics["step"] == 8 and metrics["split"] == "val" and metrics["images"] == 13
+  assert metrics["detections"] == len(json.loads(detections.read_text()))
+
+
+def test_other_category_table_is_refused(reference, tmp_path):
+  run = load_run(reference[0])
+  source = open_dataset(run.config.data.path, "val")
+  with pytest.raises(UserError, match=r"the detector knows the categories \(1: cat; 1 in all\)"):
+    evaluate(
+      make_detect_step(run.config, run.model, run.mesh),
+      run.state,
+      source,
+      run.config,
+      run.mesh,
+      categories=(Category(1, "cat"),),
+      annotations="",
+      split="val",
+      step=8,
+      folder=tmp_path,
+    )
+  assert not any(tmp_path.iterdir())
+  assert dataclasses.asdict(source.categories[0])["id"] == 1
