@@ -1,6 +1,7 @@
 """Detects on a whole split, on any number of devices, and scores it with COCO metrics."""
 
 import json
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,14 @@ def detect_all(
     workers=config.data.workers,
   )
   waiting = None  # one batch stays in flight, so that the device works while the host collects
-  with tqdm(total=len(source), unit="img", desc="evaluate", disable=jax.process_index() != 0) as bar:
+  bar = tqdm(
+    total=len(source),
+    unit="img",
+    desc="evaluate",
+    disable=jax.process_index() != 0,
+    mininterval=0.5 if sys.stderr.isatty() else 15,
+  )
+  with bar:
     for batch, portrait in batches:
       arrays = to_device(batch, mesh)
       detections = detect_step(state, arrays, portrait)

@@ -17,6 +17,11 @@ def average_precision(metrics: dict[str, Any]) -> float:
   return -1.0 if metrics["AP"] is None else metrics["AP"]
 
 
+def has_checkpoint(workdir: str | Path) -> bool:
+  """Whether a workdir has a finished checkpoint; needs no manager and makes no folder."""
+  return any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
+
+
 class Checkpoints:
   """The folder `workdir/checkpoints`: saves in the background, keeps the last few and the best AP."""
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from iou_det.data.pipeline import Plan, train_batches
 from iou_det.data.records import TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
 from iou_det.evaluation.evaluate import evaluate, make_detect_step, write_json
-from iou_det.training.checkpoint import Checkpoints, abstract, read_metrics
+from iou_det.training.checkpoint import Checkpoints, abstract, has_checkpoint, read_metrics
 from iou_det.training.mesh import data_mesh, replicated, to_device
 from iou_det.training.state import create_state, make_model, run_information
 from iou_det.training.step import make_train_step
@@ -59,11 +60,13 @@ def train(
   index = scan(source, keep)
   plan = Plan(index, batch_size=t.batch_size, seed=config.seed)
   last_step = t.epochs * plan.steps_per_epoch
-  check_workdir(workdir, config)  # after the checks above: a config that cannot train leaves no trace
 
   # State: fresh, or the last checkpoint.
   model = make_model(config, len(source.categories))
-  state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh)
+  state, optimizer = create_state(
+    config, model, plan.steps_per_epoch, mesh, pretrained=not has_checkpoint(workdir)
+  )
+  check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
   checkpoints = Checkpoints(workdir, keep=t.keep_checkpoints)
   if checkpoints.steps():
     state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, replicated(mesh)))
@@ -99,7 +102,14 @@ def train(
   window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log line, on the device
   running: deque[jax.Array] = deque()
   waited, since = 0.0, time.monotonic()
-  bar = tqdm(total=last_step, initial=start_step, unit="step", desc="train", disable=not lead)
+  bar = tqdm(
+    total=last_step,
+    initial=start_step,
+    unit="step",
+    desc="train",
+    disable=not lead,
+    mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file needs no smooth bar
+  )
   for step in range(start_step + 1, last_step + 1):
     before = time.monotonic()
     batch, portrait = next(batches)

@@ -91,12 +91,12 @@ def state_maker(config: ConfigDict, model: RetinaNet, steps_per_epoch: int):
 
 
 def create_state(
-  config: ConfigDict, model: RetinaNet, steps_per_epoch: int, mesh: Mesh
+  config: ConfigDict, model: RetinaNet, steps_per_epoch: int, mesh: Mesh, *, pretrained: bool
 ) -> tuple[TrainState, optax.GradientTransformation]:
-  """A fresh state on the mesh, with the pretrained backbone if the config names one."""
+  """A fresh state on the mesh; `pretrained`: with the backbone that the config names, if it names one."""
   optimizer, make = state_maker(config, model, steps_per_epoch)
   state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed))
-  if config.model.pretrained:
+  if pretrained and config.model.pretrained:
     variables = load_pretrained(
       config.model.pretrained, {"params": state.params, "batch_stats": state.batch_stats}
     )
