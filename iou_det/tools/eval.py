@@ -15,6 +15,12 @@ from iou_det.evaluation.evaluate import evaluate, make_detect_step
 from iou_det.training.state import load_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size",
+  None,
+  "Images per step over all devices; default: the config's eval.batch_size.",
+  lower_bound=1,
+)
 STEP = flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number.")
 SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; default: the config's data.val_split.")
 DATA = flags.DEFINE_string("data", None, "Dataset to evaluate on; default: the config's data.path.")
@@ -27,7 +33,7 @@ ANNOTATIONS = flags.DEFINE_string(
 
 
 def main() -> None:
-  run = load_run(WORKDIR.value, STEP.value)
+  run = load_run(WORKDIR.value, STEP.value, BATCH_SIZE.value)
   data = run.config.data
   split = SPLIT.value or data.val_split
   own = split == data.val_split and not DATA.value

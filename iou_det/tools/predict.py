@@ -23,6 +23,12 @@ from iou_det.tools.drawing import contact_sheet, draw_detections
 from iou_det.training.state import load_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size",
+  None,
+  "Images per step over all devices; default: the config's eval.batch_size.",
+  lower_bound=1,
+)
 STEP = flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number.")
 IMAGES = flags.DEFINE_multi_string(
   "images", [], "JPEG or PNG file, or folder of them; more may follow as arguments."
@@ -133,7 +139,7 @@ def find_images(arguments: list[str]) -> tuple[Path, ...]:
 
 
 def main(arguments: list[str]) -> None:
-  run = load_run(WORKDIR.value, STEP.value)
+  run = load_run(WORKDIR.value, STEP.value, BATCH_SIZE.value)
   given = [*IMAGES.value, *arguments]
   if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")

@@ -46,8 +46,10 @@ def train(
   config_lib.validate(config)
   workdir = Path(workdir)
   lead = jax.process_index() == 0
-  mesh = data_mesh(config.train.batch_size, devices)
-  data_mesh(config.eval.batch_size, devices)  # fail now rather than at the first evaluation
+  mesh = data_mesh(config.train.batch_size, devices, setting="config.train.batch_size")
+  data_mesh(
+    config.eval.batch_size, devices, setting="config.eval.batch_size"
+  )  # fail now rather than at the first evaluation
 
   # Data: what there is, and the order of all batches as a function of (seed, step).
   d, t = config.data, config.train
@@ -187,6 +189,8 @@ def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: An
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
   """Writes config.json into a new workdir; refuses one that belongs to another config."""
   path = workdir / "config.json"
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"--workdir={workdir} is a file; give a new folder")
   if path.exists():
     different = [
       line

@@ -9,12 +9,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from iou_det.errors import UserError
 
 
-def data_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def data_mesh(
+  batch_size: int, devices: Sequence[jax.Device] | None = None, *, setting: str = "batch_size"
+) -> Mesh:
   """A mesh with the one axis `data` over all devices.
 
   Args:
     batch_size: images in the global batch.
     devices: defaults to every device of every process.
+    setting: what the user calls the batch size, for the message.
 
   Raises:
     UserError: if the batch cannot be split evenly.
@@ -22,7 +25,7 @@ def data_mesh(batch_size: int, devices: Sequence[jax.Device] | None = None) -> M
   devices = jax.devices() if devices is None else devices
   if batch_size % len(devices):
     raise UserError(
-      f"batch_size={batch_size} is not divisible by the {len(devices)} devices; "
+      f"{setting}={batch_size} is not divisible by the {len(devices)} devices; "
       f"allowed are multiples of {len(devices)}"
     )
   return Mesh(np.array(devices), ("data",))

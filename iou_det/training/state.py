@@ -126,15 +126,21 @@ def read_config(workdir: str | Path) -> ConfigDict:
   return config_lib.from_json(path.read_text())
 
 
-def load_run(workdir: str | Path, step: str = "last") -> Run:
-  """Reads a workdir's config and one of its checkpoints ("last", "best" or a number) onto all devices."""
+def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = None) -> Run:
+  """Reads a workdir's config and one of its checkpoints onto all devices.
+
+  Args:
+    step: "last", "best" or a number.
+    batch_size: replaces the config's `eval.batch_size`.
+  """
   config = read_config(workdir)
+  config.eval.batch_size = batch_size or config.eval.batch_size
   checkpoints = Checkpoints(workdir, read_only=True)
   number = checkpoints.step_number(step)
   categories = tuple(Category(**c) for c in checkpoints.run_information(number)["categories"])
   model = make_model(config, len(categories))
   _, make = state_maker(config, model, steps_per_epoch=1)
-  mesh = data_mesh(config.eval.batch_size)
+  mesh = data_mesh(config.eval.batch_size, setting="--batch_size")
   shapes = jax.eval_shape(make, jax.random.key(0))
   state = checkpoints.restore(number, abstract(shapes, replicated(mesh)))
   checkpoints.close()
