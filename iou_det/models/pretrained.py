@@ -4,7 +4,6 @@ A variable's name in such a file follows from its path: `layer1_0/downsample_1/m
 `layer1.0.downsample.1.running_mean`. Convolution kernels are transposed from OIHW to HWIO.
 """
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -93,18 +92,17 @@ def from_torch(tensors: Mapping[str, np.ndarray], variables: PyTree) -> PyTree:
   extra = [name for name in tensors if name not in used]
   problems = {"missing": missing, "of another shape": misshapen, "extra": extra}
   if any(problems.values()):
-    raise UserError(
-      "; ".join(f"{len(names)} {what} ({listed(names)})" for what, names in problems.items() if names)
-    )
+    raise UserError("; ".join(listed(what, names) for what, names in problems.items() if names))
   return result
 
 
-def listed(names: list[str]) -> str:
-  """The names in one line; all of them go to the log where they are too many for a line."""
+def listed(what: str, names: list[str]) -> str:
+  """Count and names in one line; where they are too many for a line, the log gets them all."""
+  names = sorted(names)
   if len(names) <= 10:
-    return ", ".join(names)
-  logging.error("%d tensors: %s", len(names), ", ".join(names))
-  return ", ".join(names[:10]) + f" and {len(names) - 10} more, listed above"
+    return f"{len(names)} {what} ({', '.join(names)})"
+  logging.error("%d %s: %s", len(names), what, ", ".join(names))
+  return f"{len(names)} {what} ({', '.join(names[:10])} and {len(names) - 10} more, all listed above)"
 
 
 def read_tensors(source: str) -> dict[str, np.ndarray]:
@@ -161,7 +159,7 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     raise UserError(f"{path} needs PyTorch: pip install torch, or give a .safetensors file") from None
   try:
     state = torch.load(path, map_location="cpu", weights_only=True)
-  except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+  except Exception as error:  # the unpickler raises whatever a damaged file leads it to
     raise UserError(
       f"{path} is damaged or holds objects other than tensors, which are never loaded; "
       "save it with torch.save(model.state_dict(), path)"
@@ -170,5 +168,5 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     raise UserError(f"{path} holds a {type(state).__name__}, not a state dict; save model.state_dict()")
   others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
   if others:
-    raise UserError(f"{path} holds more than tensors ({listed(others)}); save model.state_dict()")
+    raise UserError(f"{path} holds more than tensors: {listed('other', others)}; save model.state_dict()")
   return {name: value.detach().float().numpy() for name, value in state.items()}

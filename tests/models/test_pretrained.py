@@ -1,0 +1,226 @@
+"""Backbone files in torchvision's layout, made here; the hub and torch are replaced."""
+
+import pickle
+import struct
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from iou_det.errors import UserError
+from iou_det.models.pretrained import load_pretrained
+from iou_det.models.retinanet import RetinaNet
+from tests.golden.seeded_tensors import seeded_tensor
+from tests.models import golden
+
+WIDTH = 8
+
+
+def variables_of(**options):
+  model = RetinaNet(num_classes=2, width=WIDTH, fpn_channels=8, head_convs=1, **{"depth": 18} | options)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+@pytest.fixture
+def tensors():
+  """A whole torchvision ResNet-18, an eighth as wide, with its classifier and batch counters."""
+  table = golden.names()["resnet18"]["tensors"]
+  narrow = lambda size: size * WIDTH // 64 if size % 64 == 0 else size
+  return {name: seeded_tensor(name, tuple(map(narrow, shape))) for name, shape in table.items()}
+
+
+@pytest.fixture
+def file(tensors, tmp_path):
+  path = tmp_path / "resnet18.safetensors"
+  save_file(tensors, path)
+  return path
+
+
+def check(loaded, tensors):
+  """The values are where a reader of torchvision's source would look for them; the rest is untouched."""
+  params, statistics = loaded["params"]["backbone"], loaded["batch_stats"]["backbone"]
+  kernel = params["layer2_0"]["downsample_0"]["kernel"]
+  assert kernel.shape == (1, 1, WIDTH, 2 * WIDTH) and kernel.dtype == np.float32
+  np.testing.assert_array_equal(kernel[0, 0].T, tensors["layer2.0.downsample.0.weight"][:, :, 0, 0])
+  stem = params["conv1"]["kernel"]
+  assert stem[2, 5, 1, 3] == tensors["conv1.weight"][3, 1, 2, 5]
+  norm, name = params["layer4_1"]["bn2"], "layer4.1.bn2"
+  np.testing.assert_array_equal(norm["scale"], tensors[f"{name}.weight"])
+  np.testing.assert_array_equal(norm["bias"], tensors[f"{name}.bias"])
+  np.testing.assert_array_equal(statistics["layer4_1"]["bn2"]["mean"], tensors[f"{name}.running_mean"])
+  np.testing.assert_array_equal(statistics["layer4_1"]["bn2"]["var"], tensors[f"{name}.running_var"])
+  before = variables_of()
+  assert jax.tree.structure(loaded) == jax.tree.structure(before)
+  for part in ("fpn", "classification_head", "regression_head"):
+    assert loaded["params"][part] == before["params"][part]
+
+
+def error(source, variables):
+  with pytest.raises(UserError) as raised:
+    load_pretrained(str(source), variables)
+  message = str(raised.value)
+  assert "\n" not in message
+  return message
+
+
+# --- tensors ---
+
+
+def test_safetensors_file(file, tensors):
+  check(load_pretrained(str(file), variables_of()), tensors)
+
+
+def test_what_is_not_used_is_counted(file, caplog):
+  with caplog.at_level("INFO"):
+    load_pretrained(str(file), variables_of())
+  assert "100 tensors, 22 not used (classifier and batch counters)" in caplog.text  # 2 of fc, 20 norms
+
+
+def test_half_precision_files_become_float32(tensors, tmp_path):
+  half = {name: x.astype(jnp.bfloat16) for name, x in tensors.items() if x.dtype == np.float32}
+  save_file(half, tmp_path / "half.safetensors")
+  loaded = load_pretrained(str(tmp_path / "half.safetensors"), variables_of())
+  scale = loaded["params"]["backbone"]["bn1"]["scale"]
+  assert scale.dtype == np.float32
+  np.testing.assert_array_equal(scale, half["bn1.weight"].astype(np.float32))
+
+
+def test_missing_extra_and_misshapen_tensors_are_listed(tensors, tmp_path):
+  del tensors["layer3.1.bn1.running_var"]
+  tensors["layer1.0.conv2.weight"] = tensors["layer1.0.conv2.weight"][:, :5]
+  tensors["layer1.2.conv1.weight"] = np.zeros((8, 8, 3, 3), np.float32)
+  save_file(tensors, tmp_path / "bad.safetensors")
+  message = error(tmp_path / "bad.safetensors", variables_of())
+  assert "1 missing (layer3.1.bn1.running_var)" in message
+  assert "1 of another shape (layer1.0.conv2.weight is (8, 5, 3, 3), not (8, 8, 3, 3))" in message
+  assert "1 extra (layer1.2.conv1.weight)" in message
+
+
+def test_another_depth_lists_all_in_the_log_and_ten_in_the_message(file, caplog):
+  message = error(file, variables_of(depth=34))
+  assert "80 missing (layer1.2.bn1.bias, layer1.2.bn1.running_mean, " in message
+  assert "and 70 more" in message and "check model.depth" in message
+  assert "layer3.5.conv2.weight" in caplog.text
+
+
+def test_group_norm_models_take_no_batch_norm_weights(file):
+  assert "norm='gn'" in error(file, variables_of(norm="gn"))
+
+
+# --- sources ---
+
+
+@pytest.mark.parametrize(
+  "source", ["nowhere.safetensors", "nowhere.pth", "folder/", "notes.txt", "no such/model"]
+)
+def test_a_source_that_is_not_there_is_named(source, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "notes.txt").write_text("x")
+  message = error(source, variables_of())
+  assert source in message and "timm/resnet50.tv_in1k" in message
+
+
+def test_truncated_safetensors_file(file):
+  file.write_bytes(file.read_bytes()[:-1])
+  assert "resnet18.safetensors is not a whole safetensors file" in error(file, variables_of())
+
+
+def test_hub_id_is_downloaded(file, tensors, monkeypatch):
+  asked = []
+
+  def download(repo, filename):
+    asked.append((repo, filename))
+    return str(file)
+
+  monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+  check(load_pretrained("timm/resnet18.tv_in1k", variables_of()), tensors)
+  assert asked == [("timm/resnet18.tv_in1k", "model.safetensors")]
+
+
+def test_a_failing_download_is_a_user_error(monkeypatch):
+  from huggingface_hub.errors import LocalEntryNotFoundError
+
+  def download(repo, filename):
+    raise LocalEntryNotFoundError("Cannot find the file.\nPlease check your connection.")
+
+  monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+  message = error("timm/resnet18.tv_in1k", variables_of())
+  assert "(Cannot find the file.)" in message and "timm/resnet18.tv_in1k" in message
+
+
+@pytest.mark.parametrize(
+  "module, suffix", [("safetensors", ".safetensors"), ("huggingface_hub", ""), ("torch", ".pth")]
+)
+def test_what_to_install_is_said(module, suffix, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, module, None)
+  monkeypatch.setitem(sys.modules, f"{module}.numpy", None)
+  path = tmp_path / f"file{suffix}"
+  path.touch()
+  source = str(path) if suffix else "timm/resnet18.tv_in1k"
+  expected = "pip install torch" if module == "torch" else "pip install 'iou-det[pretrained]'"
+  assert expected in error(source, variables_of())
+
+
+# --- .pth, with a stand-in for torch (the tests do not install it) ---
+
+
+class Tensor:
+  """What the loader uses of torch.Tensor."""
+
+  def __init__(self, array):
+    self.array = array
+
+  def detach(self):
+    return self
+
+  def float(self):
+    return Tensor(self.array.astype(np.float32))
+
+  def numpy(self):
+    return self.array
+
+
+@pytest.fixture
+def pth(tmp_path, monkeypatch):
+  """Function: what torch.load returns or raises -> a path, and the list of the calls of torch.load."""
+
+  def answer_with(answer):
+    calls = []
+
+    def load(path, **options):
+      calls.append((path, options))
+      if isinstance(answer, Exception):
+        raise answer
+      return answer
+
+    monkeypatch.setitem(sys.modules, "torch", types.SimpleNamespace(load=load, Tensor=Tensor))
+    path = tmp_path / "resnet18.pth"
+    path.touch()
+    return path, calls
+
+  return answer_with
+
+
+def test_pth_file_is_read_by_the_weights_only_loader(pth, tensors):
+  path, calls = pth({name: Tensor(x) for name, x in tensors.items()})
+  check(load_pretrained(str(path), variables_of()), tensors)
+  assert calls == [(path, {"map_location": "cpu", "weights_only": True})]
+
+
+@pytest.mark.parametrize("answer, message", [
+  (pickle.UnpicklingError("Weights only load failed. Set weights_only=False"), "objects other than tensors"),
+  (RuntimeError("not a ZIP archive"), "is damaged"),
+    (struct.error("unpack requires a buffer of 4 bytes"), "is damaged"),
+  ([Tensor(np.zeros(1))], "holds a list"),
+  ({"epoch": 3, "conv1.weight": Tensor(np.zeros(1))}, "more than tensors: 1 other (epoch)"),
+])  # fmt: skip
+def test_pth_file_that_is_not_a_state_dict(pth, answer, message):
+  path, _ = pth(answer)
+  text = error(path, variables_of())
+  assert message in text and str(path) in text and "weights_only=False" not in text

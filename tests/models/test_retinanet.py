@@ -1,0 +1,238 @@
+"""The network against torchvision's outputs and parameter tables, by identities and by shapes."""
+
+import functools
+import math
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iou_det.errors import UserError
+from iou_det.models.fpn import FPN, upsample
+from iou_det.models.pretrained import from_torch, torch_name
+from iou_det.models.resnet import ResNet, group_norm
+from iou_det.models.retinanet import RetinaNet, trainable_mask
+from iou_det.ops.anchors import anchors, level_shapes
+from tests.golden.seeded_tensors import seeded_images, seeded_tensor
+from tests.models import golden
+
+TINY = {"num_classes": 2, "depth": 18, "width": 4, "fpn_channels": 8, "head_convs": 1}
+
+
+def shapes_of(model, height=64, width=64):
+  return jax.eval_shape(
+    model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
+  )
+
+
+@functools.cache
+def seeded(**options):
+  """A tiny model, seeded variables (drawing them without JAX needs no compilation) and an image."""
+  model = RetinaNet(**TINY | options)
+
+  def draw(path, value):
+    name = torch_name(key.key for key in path[1:])
+    if value.ndim == 1:
+      return seeded_tensor(name, value.shape)
+    return seeded_tensor(name, tuple(value.shape[axis] for axis in (3, 2, 0, 1))).transpose(2, 3, 1, 0)
+
+  return model, jax.tree_util.tree_map_with_path(draw, shapes_of(model)), jnp.asarray(seeded_images(40, 72))
+
+
+# --- against torchvision ---
+
+
+@pytest.mark.parametrize("depth", [18, 34, 50, 101])
+def test_backbone_has_torchvisions_tensors(depth):
+  table = golden.names()[f"resnet{depth}"]
+  shapes = shapes_of(ResNet(depth))
+  ours = {}
+  for path, value in jax.tree_util.tree_leaves_with_path(shapes):
+    order = (3, 2, 0, 1) if value.ndim == 4 else range(value.ndim)
+    ours[torch_name(key.key for key in path[1:])] = [value.shape[axis] for axis in order]
+  assert ours == {n: s for n, s in table["tensors"].items() if golden.is_backbone_weight(n)}
+  classifier = math.prod(table["tensors"]["fc.weight"]) + 1000
+  assert sum(x.size for x in jax.tree.leaves(shapes["params"])) == table["parameters"] - classifier
+
+
+def test_retinanet_has_as_many_parameters_as_torchvisions():
+  params = shapes_of(RetinaNet(num_classes=91, depth=50, p6_from="p5"))["params"]
+  assert sum(x.size for x in jax.tree.leaves(params)) == golden.names()["retinanet_resnet50_fpn"]
+
+
+@pytest.mark.parametrize(
+  "body, p6_from, size, every", [("resnet18", "c5", (96, 128), 4), ("resnet50", "p5", (72, 104), 32)]
+)
+def test_every_map_equals_torchvisions(body, p6_from, size, every):
+  depth = int(body.removeprefix("resnet"))
+  model = RetinaNet(num_classes=5, depth=depth, fpn_channels=32, p6_from=p6_from, p7_relu=True)
+  variables = from_torch(golden.detector_tensors(body, p6_from), shapes_of(model))
+
+  @jax.jit
+  def run(variables, images):
+    wanted = lambda module, _: isinstance(module, ResNet | FPN)
+    return model.apply(variables, images, capture_intermediates=wanted, mutable=["intermediates"])
+
+  (logits, deltas), state = run(variables, seeded_images(*size))
+  maps = {part: state["intermediates"][part]["__call__"][0] for part in ("backbone", "fpn")}
+  ours = {f"c{level}": x[..., ::every] for level, x in enumerate(maps["backbone"], start=3)}
+  ours |= {f"p{level}": x for level, x in enumerate(maps["fpn"], start=3)}
+  ours |= {"logits": logits, "deltas": deltas}
+  theirs = {n.removeprefix(f"{p6_from}_"): x for n, x in golden.outputs().items() if n.startswith(p6_from)}
+  assert ours.keys() == theirs.keys()
+  for name, x in ours.items():
+    np.testing.assert_allclose(x, theirs[name], rtol=0, atol=1e-4, err_msg=name)
+
+
+# --- shapes ---
+
+
+@hypothesis.settings(deadline=None, max_examples=8)
+@hypothesis.given(st.integers(1, 200), st.integers(1, 200), st.integers(3, 5), st.integers(5, 7))
+def test_one_prediction_for_each_anchor_of_any_size(height, width, min_level, max_level):
+  model = RetinaNet(**TINY, min_level=min_level, max_level=max_level)
+  images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+  logits, deltas = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], images)
+  count = len(anchors((height, width), strides=tuple(2**k for k in range(min_level, max_level + 1))))
+  assert logits.shape == (2, count, 2) and deltas.shape == (2, count, 4)
+
+
+@hypothesis.settings(deadline=None, max_examples=20)
+@hypothesis.given(st.integers(1, 9), st.integers(1, 9), st.booleans(), st.booleans())
+def test_upsampling_picks_the_pixels_that_pytorch_picks(height, width, odd_height, odd_width):
+  size = (2 * height - odd_height, 2 * width - odd_width)
+  x = np.random.default_rng(0).standard_normal((1, height, width, 2), np.float32)
+  expected = np.zeros((1, *size, 2), np.float32)
+  for i in range(size[0]):
+    for j in range(size[1]):
+      expected[:, i, j] = x[:, math.floor(i * height / size[0]), math.floor(j * width / size[1])]
+  np.testing.assert_array_equal(upsample(jnp.asarray(x), size), expected)
+
+
+@pytest.mark.parametrize("channels, groups", [(1, 1), (5, 1), (8, 4), (16, 8), (48, 8), (64, 32), (256, 32)])
+def test_group_norm_fits_narrow_layers(channels, groups):
+  layer = group_norm(channels, jnp.float32, "norm")
+  assert layer.num_groups == groups
+  jax.eval_shape(
+    layer.init, jax.random.key(0), jnp.zeros((1, 2, 2, channels))
+  )  # raises if it does not divide
+
+
+# --- behaviour ---
+
+
+def test_levels_of_a_smaller_pyramid_are_those_of_the_whole_one():
+  model, variables, images = seeded()
+  logits, deltas = jax.jit(model.apply)(variables, images)
+  part = model.clone(min_level=4, max_level=6)
+  sizes = [9 * h * w for h, w in level_shapes((40, 72), (8, 16, 32, 64, 128))]
+  start, stop = sizes[0], sum(sizes[:4])
+  part_logits, part_deltas = jax.jit(part.apply)(variables, images)
+  np.testing.assert_allclose(part_logits, logits[:, start:stop], atol=1e-5)
+  np.testing.assert_allclose(part_deltas, deltas[:, start:stop], atol=1e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_p7_is_a_convolution_of_p6_with_a_relu_if_asked(relu):
+  rng = np.random.default_rng(0)
+  maps = [jnp.asarray(rng.standard_normal((1, n, n, 3)), jnp.float32) for n in (12, 6, 3)]
+  fpn = FPN(channels=2, p7_relu=relu)
+  (*_, p6, p7), variables = fpn.init_with_output(jax.random.key(0), maps)
+  x = np.asarray(p6, np.float64)
+  assert (x < 0).any()
+  x = np.pad(np.maximum(x, 0) if relu else x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  kernel = np.asarray(variables["params"]["p7"]["kernel"], np.float64)
+  expected = np.einsum("yxi,yxio->o", x[0, :3, :3], kernel)  # P6 is 2x2, P7 one pixel; biases start at 0
+  np.testing.assert_allclose(p7[0, 0, 0], expected, atol=1e-5)
+
+
+def test_initial_values():
+  model = RetinaNet(**TINY, prior=0.05, max_level=5)
+  key = jax.random.key(0, impl="rbg")  # compiles in a sixth of the time
+  params = jax.jit(model.init)(key, jnp.zeros((1, 32, 32, 3)))["params"]
+  head = params["classification_head"]
+  np.testing.assert_allclose(jax.nn.sigmoid(head["output"]["bias"]), 0.05, rtol=1e-5)
+  for kernel in (head["conv_0"]["kernel"], head["output"]["kernel"]):
+    np.testing.assert_allclose(np.std(kernel), 0.01, rtol=0.1)
+  np.testing.assert_array_equal(params["regression_head"]["output"]["bias"], 0.0)
+  kernel = params["fpn"]["layer_3"]["kernel"]  # Xavier: uniform within sqrt(6 / (fan in + fan out))
+  limit = math.sqrt(6 / (9 * 8 + 9 * 8))
+  assert 0.95 * limit < np.abs(kernel).max() <= limit
+  kernel = params["backbone"]["layer4_1"]["conv2"]["kernel"]  # He: normal, sqrt(2 / fan out)
+  np.testing.assert_allclose(np.std(kernel), math.sqrt(2 / (9 * 32)), rtol=0.05)
+
+
+@pytest.mark.parametrize(
+  "frozen_stages, frozen",
+  [
+    (-1, set()),
+    (0, {"conv1", "bn1"}),
+    (2, {"conv1", "bn1", "layer1_0", "layer1_1", "layer2_0", "layer2_1"}),
+  ],
+)
+def test_gradients_stop_at_the_last_frozen_stage(frozen_stages, frozen):
+  model, variables, images = seeded(frozen_stages=frozen_stages, max_level=5)
+
+  def loss(params):
+    logits, deltas = model.apply({**variables, "params": params}, images)
+    return jnp.sum(logits**2) + jnp.sum(deltas**2)
+
+  gradient = jax.jit(jax.grad(loss))(variables["params"])
+  mask = trainable_mask(variables["params"], frozen_stages)
+  for (path, g), trains in zip(
+    jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(mask), strict=True
+  ):
+    names = [key.key for key in path]
+    assert trains == (names[0] != "backbone" or names[1] not in frozen), names
+    assert bool(jnp.any(g != 0)) == trains, names
+
+
+def test_all_stages_can_be_frozen():
+  params = shapes_of(RetinaNet(**TINY))["params"]
+  mask = trainable_mask(params, 4)
+  assert not any(jax.tree.leaves(mask["backbone"]))
+  assert all(jax.tree.leaves([mask["fpn"], mask["classification_head"], mask["regression_head"]]))
+
+
+def test_frozen_batch_norm_uses_its_statistics_and_group_norm_has_none():
+  model, variables, images = seeded()
+  shifted = jax.tree.map(lambda x: x + 1.0, variables["batch_stats"])
+  run = jax.jit(model.apply)
+  same = run(variables, jnp.concatenate([images, 5 * images]))[0][:1]  # the batch changes no statistic
+  np.testing.assert_allclose(same, run(variables, images)[0], atol=1e-5)
+  assert np.abs(run({**variables, "batch_stats": shifted}, images)[0] - same).max() > 1e-3
+  assert shapes_of(RetinaNet(**TINY, norm="gn", head_norm="gn")).keys() == {"params"}
+
+
+def test_group_norm_model_ignores_the_scale_of_the_image():
+  model, variables, images = seeded(norm="gn", head_norm="gn", max_level=5)
+  run = jax.jit(model.apply)
+  np.testing.assert_allclose(run(variables, images)[0], run(variables, 30 * images)[0], atol=1e-3)
+
+
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside():
+  model, variables, images = seeded(norm="gn", head_norm="gn", max_level=5)
+  half = model.clone(dtype=jnp.bfloat16)
+  assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes_of(half)))
+  run = lambda m: jax.jit(m.apply)(variables, images)
+  for full_output, half_output in zip(run(model), run(half), strict=True):
+    assert half_output.dtype == jnp.float32
+    assert 0 < np.abs(full_output - half_output).max() < 0.05
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    ({"depth": 20}, "depth=20: must be one of 18, 34, 50, 101"),
+    ({"norm": "bn"}, "norm='bn': must be 'frozen_bn' or 'gn'"),
+    ({"head_norm": "frozen_bn"}, "head_norm='frozen_bn': must be 'none' or 'gn'"),
+    ({"p6_from": "c4"}, "p6_from='c4': must be 'c5' or 'p5'"),
+    ({"min_level": 2}, "min_level=2, max_level=7: allowed are 3..5 and 5..7"),
+  ],
+)
+def test_a_value_that_is_not_allowed_is_named(options, message):
+  with pytest.raises(UserError, match=message.replace("..", r"\.\.")):
+    shapes_of(RetinaNet(**TINY | options))
