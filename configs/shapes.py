@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
     head_norm="gn",
     max_level=5,
   )
-  config.anchors.update(convention="modern", scale=3.0)
+  config.anchors.update(convention="modern", scale=2.0)  # from 16 pixels on
   config.loss.update(**loss)
   config.data.update(
     path="shapes",
@@ -34,9 +34,9 @@ def get_config(arg: str = "") -> ConfigDict:
     threads=2,
   )
   config.train.update(
-    batch_size=16,
+    batch_size=8,
     epochs=8,
-    learning_rate=0.02,
+    learning_rate=0.08,
     warmup_steps=100,
     schedule="cosine",
     clip_norm=10.0,

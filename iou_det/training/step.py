@@ -202,6 +202,7 @@ def make_train_step(
       "loss_classification": out.classification,
       "loss_localization": out.localization,
       "positives_per_image": out.positives,
+      "boxes_cropped_away": inputs.cropped.sum().astype(jnp.float32),
       "positive_iou": out.positive_iou,
       "localization_weight": out.loc_weight,
       "gradient_norm": optax.tree.norm(gradients),

@@ -71,9 +71,9 @@ def test_eight_devices_give_the_same_losses_and_parameters(reference, shapes_fol
   train(tiny_config(shapes_folder), tmp_path, devices=jax.devices())
   one, eight = rows(workdir), rows(tmp_path)
   for name in ("loss", "gradient_norm", "positives_per_image"):
-    np.testing.assert_allclose(
-      [r[name] for r in eight if name in r], [r[name] for r in one if name in r], rtol=1e-4
-    )
+    a, b = ([r[name] for r in logged if name in r] for logged in (one, eight))
+    np.testing.assert_allclose(b[0], a[0], rtol=1e-5)
+    np.testing.assert_allclose(b, a, rtol=2e-3)  # eight steps of training amplify the first one's rounding
   assert_same(parameters(workdir), parameters(tmp_path), rtol=1e-3, atol=1e-5)
 
 
