@@ -39,12 +39,12 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   config.train.update(
     batch_size=4,
-    epochs=45,
+    epochs=54,
     learning_rate=0.04,
     warmup_steps=200,
     schedule="cosine",
     clip_norm=10.0,
-    eval_epochs=15,
-    checkpoint_epochs=5,
+    eval_epochs=18,
+    checkpoint_epochs=6,
   )
   return config

@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
@@ -96,6 +97,12 @@ def create_state(
   """A fresh state on the mesh; `pretrained`: with the backbone that the config names, if it names one."""
   optimizer, make = state_maker(config, model, steps_per_epoch)
   state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+  if config.model.frozen_stages >= 0 and not config.model.pretrained:
+    logging.warning(
+      "model.pretrained is empty and model.frozen_stages is %d: the frozen layers stay random; to train from "
+      "scratch set model.norm=gn and model.frozen_stages=-1",
+      config.model.frozen_stages,
+    )
   if pretrained and config.model.pretrained:
     variables = load_pretrained(
       config.model.pretrained, {"params": state.params, "batch_stats": state.batch_stats}
