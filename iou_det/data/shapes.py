@@ -27,7 +27,7 @@ MIN_SIDE, MAX_SIDE = 20.0, 80.0  # longer side of a box, pixels
 MIN_VISIBLE = 0.6
 UNITS = 16  # coordinates are counted in 1/16 px
 OVERSAMPLING = 4  # of the drawn shapes, for smooth edges
-MIN_IMAGE_SIDE = 32
+MIN_IMAGE_SIDE = 40
 
 
 class Shape(NamedTuple):
@@ -72,7 +72,7 @@ class Shapes:
   Args:
     split: "train" (4000 images) or "val" (500).
     images: another number of images; the first ones of a split do not depend on it.
-    height, width: pixels, at least 32. Shapes have a longer side of 20 to 80 pixels, at most 60 % of the
+    height, width: pixels, at least 40. Shapes have a longer side of 20 to 80 pixels, at most 60 % of the
       image's shorter side.
     seed: another data set.
     encoding: of the images; JPEG has quality 95.
