@@ -1,0 +1,173 @@
+"""Batches do not depend on hosts, threads or workers; each image once; bad input is named."""
+
+import cv2
+import numpy as np
+import pytest
+
+from iou_det.data.annotations import Category, from_rows
+from iou_det.data.pipeline import Plan, check_max_boxes, eval_batches, train_batches
+from iou_det.data.records import Record, TrainingFilter, corners, scan
+from iou_det.errors import UserError
+
+SIZES = [
+  (40, 60),
+  (60, 40),
+  (48, 48),
+  (50, 64),
+  (64, 33),
+  (40, 41),
+  (32, 64),
+  (64, 40),
+  (33, 50),
+  (90, 140),
+  (20, 64),
+]
+KEEP = TrainingFilter()
+
+
+class Memory:
+  """A source in memory: image i is filled with colour i and has i % 3 + 1 boxes, the last of them a crowd."""
+
+  name = "memory"
+  categories = (Category(3, "a"), Category(7, "b"))
+
+  def __init__(self, sizes=SIZES):
+    rows = [(100 + i, f"{i}.png", h, w) for i, (h, w) in enumerate(sizes)]
+    boxes = [
+      [(1 + k, 2, 8.5, 9, k % 2, k == 2, 76.5, 10 * i + k) for k in range(i % 3 + 1)]
+      for i in range(len(sizes))
+    ]
+    self.columns = from_rows(rows, boxes)
+
+  def __len__(self):
+    return len(self.columns)
+
+  def image_id(self, i):
+    return 100 + i
+
+  def annotations(self):
+    return self.columns
+
+  def __getitem__(self, i):
+    a, rows = self.columns, self.columns.rows(i)
+    h, w = int(a.height[i]), int(a.width[i])
+    image = np.full((h, w, 3), i, np.uint8)
+    image[..., 0] = 200  # red
+    return Record(
+      image_id=100 + i, file_name=f"{i}.png", image=cv2.imencode(".png", image[..., ::-1])[1].tobytes(),
+      height=h, width=w, boxes=corners(a.bbox[rows]), labels=a.label[rows], crowd=a.crowd[rows],
+      area=a.area[rows], annotation_id=a.annotation_id[rows],
+    )  # fmt: skip
+
+
+def make_plan(batch_size=4, seed=0, source=None):
+  return Plan(scan(source or Memory(), KEEP), batch_size=batch_size, seed=seed)
+
+
+def read(start=0, stop=8, process=(0, 1), threads=2, workers=0, plan=None):
+  return list(
+    train_batches(
+      Memory(), plan or make_plan(), start_step=start, stop_step=stop, canvas=(64, 96), max_boxes=3, keep=KEEP,
+      process_index=process[0], process_count=process[1], threads=threads, workers=workers,
+    )
+  )  # fmt: skip
+
+
+def assert_same(a, b):
+  assert len(a) == len(b)
+  for (left, portrait), (right, other) in zip(a, b, strict=True):
+    assert portrait == other and left.keys() == right.keys()
+    for name in left:
+      np.testing.assert_array_equal(left[name], right[name], err_msg=name)
+
+
+def test_an_epoch_has_each_usable_image_in_batches_of_one_orientation():
+  plan = make_plan()
+  batches = [plan.batch(s) for s in range(plan.steps_per_epoch)]
+  usable = [i for i, (h, w) in enumerate(SIZES) if min(h, w) >= 32]
+  assert sorted({int(i) for b in batches for i in b.records}) == usable  # image 10 is too small
+  for b in batches:
+    assert len(b.records) == 4 and {SIZES[i][0] > SIZES[i][1] for i in b.records} == {b.portrait}
+  assert {b.portrait for b in batches} == {False, True}
+  assert plan.batch(plan.steps_per_epoch).epoch == 1
+  order = lambda p, epoch: [
+    p.batch(epoch * p.steps_per_epoch + s).records.tolist() for s in range(p.steps_per_epoch)
+  ]
+  assert order(plan, 0) == order(make_plan(), 0) != order(plan, 1)
+  assert order(plan, 0) != order(make_plan(seed=1), 0)
+
+
+def test_a_batch_holds_decoded_pixels_and_the_boxes_to_train_on():
+  for batch, portrait in read():
+    assert batch["image"].shape == (4, *((96, 64) if portrait else (64, 96)), 3)
+    for row, i in enumerate(batch["index"]):
+      h, w = batch["image_size"][row]
+      np.testing.assert_array_equal(batch["original_size"][row], SIZES[i])
+      assert (batch["image"][row, :h, :w] == [200, i, i]).all()
+      assert not batch["image"][row, h:].any() and not batch["image"][row, :, w:].any()
+      number = min(i % 3 + 1, 2)  # the third box is a crowd
+      assert batch["valid"][row].tolist() == [k < number for k in range(3)]
+      scale = np.array([w / SIZES[i][1], h / SIZES[i][0]] * 2)
+      np.testing.assert_allclose(batch["boxes"][row, 0], [1, 2, 9.5, 11] * scale, rtol=1e-6)
+      if SIZES[i] == (90, 140):
+        assert (h, w) == (61, 96)  # shrunk to its canvas
+      else:
+        assert (h, w) == SIZES[i]
+
+
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 0), (2, 2)])
+def test_threads_and_workers_do_not_change_batches(threads, workers):
+  assert_same(read(threads=threads, workers=workers), read())
+
+
+def test_hosts_split_each_batch_between_them():
+  whole = read()
+  parts = [read(process=(p, 2)) for p in range(2)]
+  for step, (batch, _) in enumerate(whole):
+    for name, value in batch.items():
+      np.testing.assert_array_equal(
+        np.concatenate([part[step][0][name] for part in parts]), value, err_msg=name
+      )
+  with pytest.raises(UserError, match="not divisible by the 3 processes"):
+    read(process=(0, 3))
+
+
+def test_resuming_at_a_step_continues_the_same_order():
+  assert_same(read(start=5), read()[5:])
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_evaluation_has_every_image_once(hosts):
+  seen, lengths = [], set()
+  for host in range(hosts):
+    batches = list(
+      eval_batches(
+        Memory(), batch_size=6, canvas=(64, 96), process_index=host, process_count=hosts, threads=2, workers=0
+      )
+    )
+    lengths.add(len(batches))
+    seen += [int(i) for batch, _ in batches for i in batch["index"][batch["example"]]]
+  assert sorted(seen) == list(range(len(SIZES)))
+  assert len(lengths) == 1, "hosts that yield different numbers of batches would wait for each other forever"
+
+
+def test_too_few_rows_for_boxes_says_how_many_are_needed():
+  index = scan(Memory(), KEEP)
+  check_max_boxes(index, 2)
+  with pytest.raises(UserError, match=r"max_boxes=1 is too small: \d+ images have more boxes, up to 2"):
+    check_max_boxes(index, 1)
+
+
+def test_image_that_cannot_be_decoded_is_named(monkeypatch):
+  good = Memory.__getitem__
+  broken = lambda self, i: Record(**{**vars(good(self, i)), "image": b"\xff\xd8 no image"})
+  monkeypatch.setattr(Memory, "__getitem__", broken)
+  with pytest.raises(UserError, match=r"image \d+\.png \(id \d+\) cannot be decoded"):
+    read()
+
+
+def test_image_of_another_size_than_annotated_is_named(monkeypatch):
+  good = Memory.__getitem__
+  monkeypatch.setattr(Memory, "__getitem__", lambda self, i: Record(**{**vars(good(self, i)), "height": 77}))
+  with pytest.raises(UserError, match=r"its annotation says \d+x77"):
+    read()

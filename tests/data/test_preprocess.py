@@ -1,0 +1,149 @@
+"""Resizing against OpenCV; flips, transposition and jitter move boxes with the pixels; legacy boxes."""
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iou_det.data.preprocess import Augment, preprocess
+
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+def make_batch(images, canvas, boxes=None, epochs=None, indices=None):
+  """Canvases of images of any size; boxes [n, 4] of each in canvas pixels."""
+  n = len(images)
+  boxes = boxes or [np.zeros((0, 4))] * n
+  rows = max(1, *map(len, boxes))
+  batch = {
+    "image": np.zeros((n, *canvas, 3), np.uint8),
+    "image_size": np.array([i.shape[:2] for i in images], np.int32),
+    "original_size": np.array([i.shape[:2] for i in images], np.int32),
+    "boxes": np.zeros((n, rows, 4), np.float32),
+    "labels": np.zeros((n, rows), np.int32),
+    "valid": np.zeros((n, rows), bool),
+    "index": np.array(indices if indices is not None else range(n), np.int32),
+    "epoch": np.array(epochs if epochs is not None else [0] * n, np.int32),
+    "example": np.ones(n, bool),
+  }
+  for i, (image, own) in enumerate(zip(images, boxes, strict=True)):
+    batch["image"][i, : image.shape[0], : image.shape[1]] = image
+    batch["boxes"][i, : len(own)] = own
+    batch["valid"][i, : len(own)] = True
+  return {k: jnp.asarray(v) for k, v in batch.items()}
+
+
+def run(batch, size, short, long, augment=None, convention="modern", seed=0):
+  key = None if augment is None else jax.random.key(seed)
+  f = lambda b: preprocess(
+    b, size=size, short=short, long=long, mean=MEAN, std=STD, convention=convention, augment=augment, key=key
+  )
+  return jax.device_get(jax.jit(f)(batch))
+
+
+def pixels(images):
+  """Back to 0..255."""
+  return images * np.array(STD) + np.array(MEAN)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "canvas", "size", "short", "long"),
+  [
+    ([(60, 90), (47, 96), (64, 64)], (64, 96), (96, 128), 90, 120),  # up
+    ([(60, 90), (47, 96), (61, 61)], (64, 96), (32, 64), 31, 50),  # down
+    ([(90, 60), (96, 47)], (96, 64), (128, 96), 90, 120),  # portrait
+  ],
+)
+def test_resize_is_opencvs(sizes, canvas, size, short, long):
+  rng = np.random.default_rng(0)
+  images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sizes]
+  out = run(make_batch(images, canvas), size, short, long)
+  for i, image in enumerate(images):
+    h, w = image.shape[:2]
+    s = min(short / min(h, w), long / max(h, w))
+    new = int(h * s + 0.5), int(w * s + 0.5)
+    np.testing.assert_array_equal(out.image_size[i], new)
+    np.testing.assert_allclose(out.scale[i], [new[0] / h, new[1] / w], rtol=1e-6)
+    ours = pixels(out.images[i])[: new[0], : new[1]]
+    in_float = cv2.resize(image.astype(np.float32), new[::-1], interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_allclose(ours, in_float, atol=0.02)
+    in_uint8 = cv2.resize(image, new[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.abs(ours - in_uint8).max() <= 1.0
+    assert not out.images[i, new[0] :].any() and not out.images[i, :, new[1] :].any()
+
+
+def one_rectangle(height=60, width=80, box=(12, 20, 40, 36)):
+  image = np.zeros((height, width, 3), np.uint8)
+  x1, y1, x2, y2 = box
+  image[y1:y2, x1:x2] = 255
+  return image, np.array([box], np.float32)
+
+
+def recovered(image):
+  """The bright rectangle's x1, y1, x2, y2."""
+  bright = pixels(image)[..., 0] > 127
+  rows, columns = np.flatnonzero(bright.any(axis=1)), np.flatnonzero(bright.any(axis=0))
+  return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+@pytest.mark.parametrize(
+  "augment",
+  [
+    Augment(flip_horizontal=1.0),
+    Augment(flip_vertical=1.0),
+    Augment(flip_horizontal=0.5, flip_vertical=0.5, transpose=0.5),
+    Augment(flip_horizontal=0.5, scale_jitter=(0.5, 1.6)),
+  ],
+  ids=["horizontal", "vertical", "all", "jitter"],
+)
+def test_boxes_follow_the_pixels(augment):
+  image, box = one_rectangle()
+  count = 24
+  batch = make_batch([image] * count, (64, 80), [box] * count)
+  out = run(batch, (96, 96), 72, 96, augment)
+  seen = set()
+  for i in range(count):
+    if out.valid[i, 0]:
+      np.testing.assert_allclose(out.boxes[i, 0], recovered(out.images[i]), atol=1.01)
+      seen.add(tuple(np.round(out.boxes[i, 0])))
+  assert out.valid.sum() + out.cropped.sum() == count
+  assert len(seen) == 1 if augment.flip_horizontal == 1 or augment.flip_vertical == 1 else len(seen) > 2
+
+
+def test_random_numbers_depend_on_epoch_and_record_only():
+  augment = Augment(flip_horizontal=0.5, flip_vertical=0.5, transpose=0.5, scale_jitter=(0.7, 1.3))
+  image, box = one_rectangle()
+
+  def make(epochs, indices):
+    n = len(epochs)
+    return make_batch([image] * n, (64, 80), [box] * n, epochs, indices)
+
+  first = run(make([3, 3, 3, 4], [7, 8, 9, 7]), (96, 96), 72, 96, augment)
+  other = run(make([4, 3], [7, 9]), (96, 96), 72, 96, augment)
+  np.testing.assert_array_equal(first.images[3], other.images[0])
+  np.testing.assert_array_equal(first.boxes[2], other.boxes[1])
+  assert (first.images[0] != first.images[3]).any()
+
+
+def test_boxes_cropped_away_are_counted_and_invalid():
+  image, _ = one_rectangle()
+  corner = np.array([[0, 0, 2, 2], [10, 10, 70, 50]], np.float32)
+  batch = make_batch([image] * 16, (64, 80), [corner] * 16)
+  out = run(batch, (64, 64), 64, 64, Augment(scale_jitter=(2.0, 2.0)))
+  assert out.cropped.sum() > 0
+  np.testing.assert_array_equal(out.valid.sum(axis=1) + out.cropped, 2)
+  assert (out.boxes[~out.valid] == 0).all()
+  assert out.boxes.min() >= 0 and out.boxes.max() <= 64
+
+
+def test_legacy_scales_inclusive_corners():
+  image, box = one_rectangle()
+  out = run(make_batch([image], (64, 80), [box]), (128, 160), 120, 160, convention="legacy")
+  x1, y1, x2, y2 = box[0]
+  expected = [2 * x1, 2 * y1, 2 * (x2 - 1) + 1, 2 * (y2 - 1) + 1]
+  np.testing.assert_allclose(out.boxes[0, 0], expected, rtol=1e-6)
+  flip = run(make_batch([image], (64, 80), [box]), (128, 160), 120, 160, Augment(1.0), "legacy")
+  # mmdetection 0.6: x1' = width - 1 - x2 on inclusive corners.
+  inclusive = [160 - 1 - 2 * (x2 - 1), 2 * y1, 160 - 1 - 2 * x1, 2 * (y2 - 1)]
+  np.testing.assert_allclose(flip.boxes[0, 0], np.array(inclusive) + [0, 0, 1, 1], rtol=1e-6)
