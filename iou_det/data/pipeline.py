@@ -86,6 +86,21 @@ def check_max_boxes(index: Index, max_boxes: int) -> None:
     )
 
 
+def log_shrunk(
+  heights: Int[np.ndarray, " n"], widths: Int[np.ndarray, " n"], canvas: tuple[int, int]
+) -> None:
+  """Logs how many images exceed their canvas, so that the host shrinks them before anything else."""
+  short, long = np.minimum(heights, widths), np.maximum(heights, widths)
+  number = ((short > canvas[0]) | (long > canvas[1])).sum()
+  if number:
+    logging.info(
+      "%d of %d images exceed the canvas of %dx%d pixels (data.canvas) and are shrunk to it first",
+      number,
+      len(short),
+      *canvas,
+    )
+
+
 class Example(NamedTuple):
   """A row of a batch before it is loaded."""
 
@@ -227,11 +242,7 @@ def eval_batches(
   rows = process_rows(batch_size, process_index, process_count)
   sizes = source.annotations()
   portrait = sizes.height > sizes.width
-  shrunk = (np.minimum(sizes.height, sizes.width) > canvas[0]) | (
-    np.maximum(sizes.height, sizes.width) > canvas[1])  # fmt: skip
-  if shrunk.any():
-    logging.info("%d of %d images exceed the canvas of %dx%d pixels and are shrunk to it first",
-                 shrunk.sum(), len(shrunk), *canvas)  # fmt: skip
+  log_shrunk(sizes.height, sizes.width, canvas)
   load = Loader(source, canvas, 1, None)
   for orientation in (False, True):
     records = np.flatnonzero(portrait == orientation)

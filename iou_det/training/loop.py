@@ -17,7 +17,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from iou_det import config as config_lib
-from iou_det.data.pipeline import Plan, check_max_boxes, train_batches
+from iou_det.data.pipeline import Plan, check_max_boxes, log_shrunk, train_batches
 from iou_det.data.records import TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
 from iou_det.evaluation.evaluate import evaluate, make_detect_step, write_json
@@ -61,6 +61,7 @@ def train(
   keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
   index = scan(source, keep)
   check_max_boxes(index, d.max_boxes)
+  log_shrunk(index.heights, index.widths, tuple(d.canvas))
   plan = Plan(index, batch_size=t.batch_size, seed=config.seed)
   last_step = t.epochs * plan.steps_per_epoch
 

@@ -1,4 +1,4 @@
-"""Detection on a whole split: each image once, the same on any number of devices, scored as pycocotools does."""
+"""Detection on a whole split: each image once, the same on any devices, scored as pycocotools does."""
 
 import dataclasses
 import json
