@@ -67,10 +67,19 @@ def make_plan(batch_size=4, seed=0, source=None):
 def read(start=0, stop=8, process=(0, 1), threads=2, workers=0, plan=None):
   return list(
     train_batches(
-      Memory(), plan or make_plan(), start_step=start, stop_step=stop, canvas=(64, 96), max_boxes=3, keep=KEEP,
-      process_index=process[0], process_count=process[1], threads=threads, workers=workers,
+      Memory(),
+      plan or make_plan(),
+      start_step=start,
+      stop_step=stop,
+      canvas=(64, 96),
+      max_boxes=3,
+      keep=KEEP,
+      process_index=process[0],
+      process_count=process[1],
+      threads=threads,
+      workers=workers,
     )
-  )  # fmt: skip
+  )
 
 
 def assert_same(a, b):
