@@ -104,7 +104,7 @@ def evaluate(
     UserError: the file cannot be read or is no COCO annotation file; detections, or image_ids, of images
       or categories that it does not have.
   """
-  truth, source = _load(ground_truth)
+  truth, source = load_ground_truth(ground_truth)
   known = {image["id"] for image in truth["images"]}
   scored = known if image_ids is None else set(image_ids)
   chosen = sorted(scored)
@@ -162,7 +162,7 @@ def _xywh(box: Float[np.ndarray, " 4"]) -> list[float]:
   return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _load(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
+def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
   """COCO annotations, with annotation ids that pycocotools can tell apart, and their name in messages."""
   if isinstance(ground_truth, dict):
     content, source = ground_truth, "the ground truth"

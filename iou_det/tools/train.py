@@ -1,4 +1,4 @@
-"""Trains a detector; with the same --config and --workdir it resumes, and finishes at once if done.
+"""Trains a detector; with the same --config and --workdir it resumes, and only evaluates if all is done.
 
 --config=FILE.py:ARG names a file of configs/ and its argument; --config.a.b=value changes a field. The
 workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/SPLIT/.

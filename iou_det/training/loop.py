@@ -6,6 +6,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from iou_det import config as config_lib
 from iou_det.data.pipeline import Plan, check_max_boxes, log_shrunk, train_batches
 from iou_det.data.records import TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
+from iou_det.evaluation import coco
 from iou_det.evaluation.evaluate import evaluate, make_detect_step, write_json
 from iou_det.training.checkpoint import Checkpoints, abstract, has_checkpoint, read_metrics
 from iou_det.training.mesh import data_mesh, replicated, to_device
@@ -58,6 +60,8 @@ def train(
     raise UserError(
       f"splits {d.train_split!r} and {d.val_split!r} of {d.path} have different category tables"
     )
+  if d.val_annotations:
+    coco.load_ground_truth(d.val_annotations)  # fail now rather than at the first evaluation
   keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
   index = scan(source, keep)
   check_max_boxes(index, d.max_boxes)
@@ -76,7 +80,6 @@ def train(
     state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, replicated(mesh)))
   start_step = int(state.step)
   train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
-  detect_step = make_detect_step(config, model, mesh)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   logging.info(
     "%d devices (%s), %.1f million parameters, steps %d..%d, %d an epoch",
@@ -88,6 +91,17 @@ def train(
     plan.steps_per_epoch,
   )
 
+  score_state = partial(
+    evaluate,
+    make_detect_step(config, model, mesh),
+    source=val_source,
+    config=config,
+    mesh=mesh,
+    categories=source.categories,
+    annotations=d.val_annotations,
+    split=d.val_split,
+    folder=workdir / "eval" / d.val_split,
+  )
   log = MetricsLog(workdir, start_step) if lead else None
   metrics: dict[str, Any] | None = None
   batches = train_batches(
@@ -130,7 +144,8 @@ def train(
     epoch, rest = divmod(step, plan.steps_per_epoch)
     end_of_epoch = rest == 0
     last = step == last_step
-    save = last or (end_of_epoch and epoch % t.checkpoint_epochs == 0)
+    score = last or (end_of_epoch and epoch % t.eval_epochs == 0)
+    save = score or (end_of_epoch and epoch % t.checkpoint_epochs == 0)
     if step % t.log_every == 0 or save or step == start_step + 1:
       rows = jax.device_get(window)
       check_finite(rows, step - len(rows), plan, source)
@@ -148,32 +163,20 @@ def train(
       window, waited, since = [], 0.0, time.monotonic()
 
     scores = None
-    if last or (end_of_epoch and epoch % t.eval_epochs == 0):
-      scores = metrics = evaluate(
-        detect_step,
-        state,
-        val_source,
-        config,
-        mesh,
-        categories=source.categories,
-        annotations=d.val_annotations,
-        split=d.val_split,
-        step=step,
-        folder=workdir / "eval" / d.val_split,
-      )
+    if score:
+      scores = metrics = score_state(state, step=step)
       if log:
         log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
-    if save or scores:
+    if save:
       checkpoints.save(step, state, run_information(config, source.categories, step, epoch), scores)
-    if scores:
       since = time.monotonic()
     compiled = train_step._cache_size()  # type: ignore[attr-defined]
     assert compiled <= 2, "the step was compiled more than once for each orientation"
   bar.close()
   checkpoints.close()
-  if metrics is None:  # already at the last step
-    metrics = json.loads((workdir / "eval" / d.val_split / "metrics.json").read_text())
-  return metrics
+  if log:
+    log.close()
+  return metrics or score_state(state, step=last_step)  # nothing was left to train
 
 
 def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: Any) -> None:
@@ -231,3 +234,7 @@ class MetricsLog:
     for name, value in row.items():
       self.board.add_scalar(name, value, step)
     self.board.flush()
+
+  def close(self) -> None:
+    self.file.close()
+    self.board.close()
