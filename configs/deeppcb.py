@@ -3,21 +3,21 @@
 Commands:
   bash launch/get_deeppcb.sh datasets/deeppcb
   iou-det train --config=configs/deeppcb.py --workdir=runs/deeppcb
-Argument: eta=E,lambd=L,w_loc=W  (exponents of the IoU-balanced losses; default 0, 0, 1: the baseline)
+Argument: eta=E,lambd=L,w_loc=W  (default 0, 0 and 0: the baseline, with the paper's w_loc for lambd)
           cpu=1  (a reduced run for a CPU: narrow network, 320x320 pixels, 12 epochs)
 """
 
 from ml_collections import ConfigDict
 
-from iou_det.config import base_config, parse_arg
+from iou_det.config import base_config, loss_settings, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = parse_arg(arg, eta=0.0, lambd=0.0, w_loc=1.0, cpu=0)
+  args = parse_arg(arg, eta=0.0, lambd=0.0, w_loc=0.0, cpu=0)
   config = base_config()
   config.model.update(depth=18, norm="gn", frozen_stages=-1, head_norm="gn")
   config.anchors.convention = "modern"
-  config.loss.update(eta=args["eta"], lambd=args["lambd"], w_loc=args["w_loc"])
+  config.loss.update(**loss_settings(args["eta"], args["lambd"], args["w_loc"]))
   config.data.update(
     path="datasets/deeppcb",
     val_split="test",

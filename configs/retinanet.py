@@ -14,10 +14,8 @@ Expected: AP on val-2017 at [600,1000], R50 (paper, Table 2): baseline 34.4, eta
 
 from ml_collections import ConfigDict
 
-from iou_det.config import base_config, parse_arg
+from iou_det.config import base_config, loss_settings, parse_arg
 from iou_det.errors import UserError
-
-W_LOC = {0.0: 1.0, 0.5: 1.575, 1.0: 2.226, 1.5: 3.049, 1.8: 3.649}  # Table 4
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -26,21 +24,17 @@ def get_config(arg: str = "") -> ConfigDict:
     raise UserError(f"backbone={args['backbone']}: must be r50 or r101")
   if args["short"] not in (600, 800):
     raise UserError(f"short={args['short']}: must be 600 ([600,1000]) or 800 ([800,1333])")
-  w_loc = args["w_loc"]
-  if w_loc == 0:
-    if args["lambd"] not in W_LOC:
-      known = ", ".join(map(str, W_LOC))
-      raise UserError(f"lambd={args['lambd']}: the paper gives w_loc for {known}; give w_loc=... for another")
-    w_loc = W_LOC[args["lambd"]]
-    if args["backbone"] == "r101" and args["short"] == 800 and args["lambd"] == 1.5:
-      w_loc = 2.878  # the authors' code
+  loss = loss_settings(args["eta"], args["lambd"], args["w_loc"])
+  if args["backbone"] == "r101" and args["short"] == 800 and args["lambd"] == 1.5 and args["w_loc"] == 0:
+    loss["w_loc"] = 2.878  # the authors' code
   config = base_config()
   config.model.update(
     depth=50 if args["backbone"] == "r50" else 101,
     pretrained="timm/resnet50.tv_in1k" if args["backbone"] == "r50" else "timm/resnet101.tv_in1k",
   )
-  config.loss.update(eta=args["eta"], lambd=args["lambd"], w_loc=w_loc, normalizer="level")
+  config.loss.update(**loss, normalizer="level")
   config.data.update(
+    canvas=(640, 640),  # of COCO's images none is larger
     train_split="train2017",
     val_split="val2017",
     short=args["short"],

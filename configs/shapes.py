@@ -1,16 +1,16 @@
 """Shapes: a small RetinaNet from scratch on the embedded procedural data set, on a laptop CPU.
 
 Command:  iou-det train --config=configs/shapes.py --workdir=runs/shapes
-Argument: eta=E,lambd=L,w_loc=W  (exponents of the IoU-balanced losses; default: the paper's best)
+Argument: eta=E,lambd=L,w_loc=W  (default 1.5, 1.5, 0: the paper's w_loc for lambd; eta=0,lambd=0: baseline)
 """
 
 from ml_collections import ConfigDict
 
-from iou_det.config import base_config, parse_arg
+from iou_det.config import base_config, loss_settings, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  loss = parse_arg(arg, eta=1.5, lambd=1.5, w_loc=3.049)
+  args = parse_arg(arg, eta=1.5, lambd=1.5, w_loc=0.0)
   config = base_config()
   config.model.update(
     depth=18,
@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
     max_level=5,
   )
   config.anchors.update(convention="modern", scale=2.0)  # from 16 pixels on
-  config.loss.update(**loss)
+  config.loss.update(**loss_settings(**args))
   config.data.update(
     path="shapes",
     short=128,

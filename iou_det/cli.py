@@ -50,6 +50,11 @@ def main(argv: list[str] | None = None) -> None:
       module.main()
   except (UserError, flags.Error) as error:
     fail(command, str(error))
+  except OSError as error:  # a path that cannot be read or written, a full disk
+    fail(
+      command,
+      f"{error.filename or 'input or output'}: {error.strerror or error}; give another path or make room",
+    )
 
 
 def set_up_logging() -> None:

@@ -18,7 +18,17 @@ from ml_collections import ConfigDict
 from iou_det.errors import UserError
 
 # May differ between the run that wrote a workdir and the one that resumes it: they change no number.
-RUNTIME_FIELDS = ("data.path", "data.val_annotations", "data.threads", "data.workers", "train.log_every")
+RUNTIME_FIELDS = (
+  "data.path",
+  "data.val_annotations",
+  "data.threads",
+  "data.workers",
+  "train.log_every",
+  "train.eval_epochs",
+  "train.checkpoint_epochs",
+  "train.keep_checkpoints",
+  "eval.batch_size",
+)
 
 
 def base_config() -> ConfigDict:
@@ -66,7 +76,7 @@ def base_config() -> ConfigDict:
         "val_annotations": "",  # original annotation file to score against
         "short": 800,
         "long": 1333,
-        "canvas": (640, 640),  # short and long side of the uint8 canvas that images are decoded into
+        "canvas": (800, 1333),  # short and long side of the uint8 canvas that images are decoded into
         "max_boxes": 100,
         "mean": (123.675, 116.28, 103.53),
         "std": (58.395, 57.12, 57.375),
@@ -151,7 +161,7 @@ NOT_NEGATIVE = (
   "loss.alpha",
   "loss.gamma",
   "data.workers",
-  "train.momentum",
+  "model.head_convs",
   "train.weight_decay",
   "train.warmup_steps",
 )
@@ -178,6 +188,20 @@ def validate(config: ConfigDict) -> None:
   check(POSITIVE, lambda v: v > 0, "above 0")
   check(NOT_NEGATIVE, lambda v: v >= 0, "0 or more")
   check(PROBABILITIES, lambda v: 0 <= v <= 1, "between 0 and 1")
+  pair = lambda v: len(v) == 2 and 0 < v[0] <= v[1]
+  check(("data.canvas", "data.scale_jitter"), pair, "two numbers above 0, the second not below the first")
+  check(("data.mean",), lambda v: len(v) == 3, "three numbers")
+  check(("data.std",), lambda v: len(v) == 3 and min(v) > 0, "three numbers above 0")
+  check(("anchors.ratios",), lambda v: len(v) > 0 and min(v) > 0, "one or more numbers above 0")
+  check(("model.prior",), lambda v: 0 < v < 1, "between 0 and 1, exclusive")
+  check(("train.momentum",), lambda v: 0 <= v < 1, "at least 0 and below 1")
+  check(("train.warmup_factor", "train.decay_factor"), lambda v: 0 < v <= 1, "above 0 and at most 1")
+  match = config.match
+  if not 0 < match.negative_iou <= match.positive_iou <= 1:
+    raise UserError(
+      f"config.match.negative_iou={match.negative_iou}, config.match.positive_iou={match.positive_iou}: "
+      "must be 0 < negative_iou <= positive_iou <= 1"
+    )
   if not config.data.path:
     raise UserError('config.data.path is empty: give a prepared dataset, a COCO folder or "shapes"')
   if config.data.short > config.data.long:
@@ -192,9 +216,6 @@ def validate(config: ConfigDict) -> None:
       f"config.data.transpose={config.data.transpose} needs a square input, got short={config.data.short}, "
       f"long={config.data.long}; make them equal or set transpose to 0"
     )
-  low, high = config.data.scale_jitter
-  if not 0 < low <= high:
-    raise UserError(f"config.data.scale_jitter=({low}, {high}): must be 0 < min <= max")
 
 
 def padded(side: int) -> int:
@@ -230,6 +251,21 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
       kind = type(defaults[name]).__name__
       raise UserError(f"config argument {item!r}: {text!r} is not a value of type {kind}") from None
   return values
+
+
+W_LOC = {0.0: 1.0, 0.5: 1.575, 1.0: 2.226, 1.5: 3.049, 1.8: 3.649}  # Table 4 of arXiv:1908.05641
+
+
+def loss_settings(eta: float, lambd: float, w_loc: float) -> dict[str, float]:
+  """Loss settings with the paper's w_loc for `lambd` where w_loc is 0.
+
+  Raises:
+    UserError: if w_loc is 0 and Table 4 has none for this `lambd`.
+  """
+  if w_loc == 0 and lambd not in W_LOC:
+    known = ", ".join(map(str, W_LOC))
+    raise UserError(f"lambd={lambd}: the paper gives w_loc for {known}; give w_loc=... for another")
+  return {"eta": eta, "lambd": lambd, "w_loc": w_loc or W_LOC[lambd]}
 
 
 def get_field(config: ConfigDict, name: str) -> Any:
@@ -295,7 +331,17 @@ def from_json(text: str) -> ConfigDict:
       return {k: tuples(v) for k, v in value.items()}
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-  return ConfigDict(tuples(json.loads(text)))
+  try:
+    config = ConfigDict(tuples(json.loads(text)))
+  except ValueError as error:
+    raise UserError(f"config.json is damaged ({error}); restore it, or train in a new --workdir") from None
+  missing = [line for line in differences(base_config(), config) if line.endswith("!= None")]
+  if missing:
+    names = ", ".join(line.split(":")[0] for line in missing)
+    raise UserError(
+      f"config.json lacks the fields {names}; it is of another version, train in a new --workdir"
+    )
+  return config
 
 
 def differences(a: ConfigDict, b: ConfigDict) -> list[str]:

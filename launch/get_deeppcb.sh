@@ -13,7 +13,7 @@ if [ -e "$1" ]; then
 fi
 python=python3
 if [ -x .venv/bin/python ]; then python=.venv/bin/python; fi
-if ! "$python" -c "import iou_det"; then
+if ! "$python" -c "import iou_det" 2>/dev/null; then
   echo "get_deeppcb.sh: $python has no iou_det; install it first, or activate its environment" >&2
   exit 2
 fi

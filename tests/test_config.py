@@ -75,8 +75,12 @@ def test_paper_config_refuses_other_arguments(argument):
     ("data.path", "", "prepared dataset"),
     ("data.transpose", 0.5, "square"),
     ("model.max_level", 8, "5..7"),
+    ("model.prior", 1.0, "exclusive"),
+    ("match.negative_iou", 0.6, "<= positive_iou"),
+    ("data.std", (1.0, 0.0, 1.0), "above 0"),
+    ("data.canvas", (640,), "two numbers"),
     ("data.short", 2000, "exceeds"),
-    ("data.scale_jitter", (2.0, 1.0), "min <= max"),
+    ("data.scale_jitter", (2.0, 1.0), "second not below"),
   ],
 )
 def test_validate_names_field_and_allowed_values(field, value, message):

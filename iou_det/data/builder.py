@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, astuple, fields
 from pathlib import Path
@@ -234,6 +235,9 @@ def save_index(version: Path, split: str, annotations: Annotations) -> None:
 
 
 def load_index(path: Path) -> Annotations:
-  with np.load(path) as columns:
-    named = {f.name: columns[f.name] for f in fields(Annotations)}
+  try:
+    with np.load(path) as columns:
+      named = {f.name: columns[f.name] for f in fields(Annotations)}
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    raise UserError(f"{path} is damaged ({error}); prepare the split again with --overwrite") from error
   return Annotations(**named | {"file_name": named["file_name"].tolist()})

@@ -4,7 +4,9 @@ The host only decodes; resizing, flipping and normalising happen on the device (
 a pure function of (seed, step), so a run resumes at any step, and neither the number of hosts nor of
 threads or worker processes changes a batch. Each process reads only its rows of every global batch.
 
-Memory: about 3 batches of canvases are read ahead by threads; each worker process holds one more.
+Memory, in canvases of short x long x 3 bytes: threads read AHEAD = 3 batches ahead (at least one image a
+thread), and up to two stacked batches wait for the device; worker processes hold up to three batches each.
+With the paper's 16 images of 800x1344 a batch is 52 MB.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ import cv2
 import grain
 import numpy as np
 from absl import logging
+from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import Int, UInt8
 
 from iou_det.data import image_files
@@ -22,6 +25,11 @@ from iou_det.data.records import Index, Record, Source, TrainingFilter
 from iou_det.errors import UserError
 
 AHEAD = 3  # batches
+
+# image uint8 [b, h, w, 3] RGB, top left in its canvas; image_size, original_size int32 [b, 2]: height, width
+# in the canvas and as stored; boxes float32 [b, max_boxes, 4]: x1, y1, x2, y2 in canvas pixels; labels int32
+# and valid bool [b, max_boxes]; index (of the record), epoch int32 [b]; example bool [b]: False for fillers.
+HostBatch = dict[str, np.ndarray]
 
 
 class PlannedBatch(NamedTuple):
@@ -36,8 +44,8 @@ class Plan:
   """The batches of a training run.
 
   Every epoch has each usable image once, in batches of one orientation, shuffled. What is left of an
-  orientation is filled up to a whole batch with other images of that orientation, which that epoch then has
-  twice (as mmdetection does).
+  orientation is filled up to a whole batch by going round again, so that epoch has some of its images twice
+  (as mmdetection does), or more often if an orientation has fewer images than a batch.
 
   Args:
     index: of the source, from `scan`.
@@ -52,18 +60,22 @@ class Plan:
     self.batch_size = batch_size
     self.seed = seed
     self.steps_per_epoch = sum(-(-len(records) // batch_size) for _, records in self._groups)
-    self._epoch: tuple[int, list[PlannedBatch]] = (-1, [])
+    self._epochs: dict[int, list[PlannedBatch]] = {}
     again = self.steps_per_epoch * batch_size - len(usable)
     logging.info(
-      "%d landscape and %d portrait images in %d batches of %d an epoch; %d images twice to fill them",
+      "%d landscape and %d portrait images in %d batches of %d an epoch; %d images again to fill them",
       (~portrait).sum(), portrait.sum(), self.steps_per_epoch, batch_size, again)  # fmt: skip
 
   def batch(self, step: int) -> PlannedBatch:
     """The batch of a step, counted from 0."""
     epoch, place = divmod(step, self.steps_per_epoch)
-    if self._epoch[0] != epoch:
-      self._epoch = (epoch, self._batches(epoch))
-    return self._epoch[1][place]
+    # Threads that read ahead are in another epoch than the loop: both are kept, and the dict is replaced,
+    # never changed, so that no thread sees another's epoch in the place of its own.
+    epochs = self._epochs
+    if epoch not in epochs:
+      epochs = {e: b for e, b in epochs.items() if abs(e - epoch) == 1} | {epoch: self._batches(epoch)}
+      self._epochs = epochs
+    return epochs[epoch][place]
 
   def _batches(self, epoch: int) -> list[PlannedBatch]:
     rng = np.random.default_rng([self.seed, epoch])
@@ -87,17 +99,32 @@ def check_max_boxes(index: Index, max_boxes: int) -> None:
 
 
 def log_shrunk(
-  heights: Int[np.ndarray, " n"], widths: Int[np.ndarray, " n"], canvas: tuple[int, int]
+  heights: Int[np.ndarray, " n"],
+  widths: Int[np.ndarray, " n"],
+  canvas: tuple[int, int],
+  limits: tuple[int, int],
 ) -> None:
-  """Logs how many images exceed their canvas, so that the host shrinks them before anything else."""
+  """Logs how many images exceed their canvas, so that the host shrinks them before anything else.
+
+  Args:
+    canvas: short and long side, pixels.
+    limits: short and long side of what the network sees: a warning if the canvas is smaller.
+  """
   short, long = np.minimum(heights, widths), np.maximum(heights, widths)
-  number = ((short > canvas[0]) | (long > canvas[1])).sum()
-  if number:
-    logging.info(
-      "%d of %d images exceed the canvas of %dx%d pixels (data.canvas) and are shrunk to it first",
+  number = int(((short > canvas[0]) | (long > canvas[1])).sum())
+  if number and (canvas[0] < limits[0] or canvas[1] < limits[1]):
+    logging.warning(
+      "%d of %d images are shrunk to data.canvas=%s and then enlarged to the network's %s: detail is lost; "
+      "set --config.data.canvas=%s",
       number,
       len(short),
-      *canvas,
+      canvas,
+      limits,
+      str(limits).replace(" ", ""),
+    )
+  elif number:
+    logging.info(
+      "%d of %d images exceed data.canvas=%s and are shrunk to it first", number, len(short), canvas
     )
 
 
@@ -186,7 +213,9 @@ def fit(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.nd
   factor = min(size[0] / image.shape[0], size[1] / image.shape[1])
   if factor >= 1:
     return image
-  height, width = (max(1, int(side * factor + 1e-6)) for side in image.shape[:2])
+  height, width = (
+    max(1, min(round(side * factor), room)) for side, room in zip(image.shape[:2], size, strict=True)
+  )
   return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
@@ -203,26 +232,25 @@ def train_batches(
   process_count: int,
   threads: int,
   workers: int,
-) -> Iterator[tuple[dict[str, np.ndarray], bool]]:
+) -> Iterator[tuple[HostBatch, bool]]:
   """Batches of the steps start_step to stop_step - 1, in order: this process's rows, and whether portrait.
 
   Args:
     canvas: short and long side in pixels; larger images are shrunk to it.
     max_boxes: rows of boxes per image; see `check_max_boxes`.
     keep: which boxes to train on.
-    threads: for reading and decoding.
-    workers: processes for it; 0: threads of this process only.
+    threads: of this process, for reading and decoding; not used if there are workers.
+    workers: processes for it, each of them at a batch of its own; 0: threads only.
 
-  Yields:
-    (batch, portrait). batch: image uint8 [b, h, w, 3] RGB, top left in its canvas; image_size, original_size
-    int32 [b, 2] (height, width); boxes float32 [b, max_boxes, 4] (x1, y1, x2, y2 in canvas pixels), labels
-    int32 and valid bool [b, max_boxes]; index, epoch int32 [b]; example bool [b] (all True).
+  Raises:
+    UserError: at once if the batch size is not divisible by the processes; from the iterator for an image
+      that cannot be decoded or is not of the annotated size.
   """
   rows = process_rows(plan.batch_size, process_index, process_count)
   load = Loader(source, canvas, max_boxes, keep)
   batches = run(TrainRows(plan, start_step, stop_step, rows), load, len(rows), threads, workers)
-  for step, batch in enumerate(batches, start_step):
-    yield batch, plan.batch(step).portrait
+  orientations = (plan.batch(step).portrait for step in range(start_step, stop_step))
+  return zip(batches, orientations, strict=True)
 
 
 def eval_batches(
@@ -234,26 +262,22 @@ def eval_batches(
   process_count: int,
   threads: int,
   workers: int,
-) -> Iterator[tuple[dict[str, np.ndarray], bool]]:
+) -> Iterator[tuple[HostBatch, bool]]:
   """Every record once over all processes, landscape before portrait; like `train_batches`, without boxes.
 
   The last batch of an orientation is filled up with rows that have `example` False.
   """
   rows = process_rows(batch_size, process_index, process_count)
   sizes = source.annotations()
-  portrait = sizes.height > sizes.width
-  log_shrunk(sizes.height, sizes.width, canvas)
-  load = Loader(source, canvas, 1, None)
-  for orientation in (False, True):
-    records = np.flatnonzero(portrait == orientation)
-    examples = []
+  examples, orientations = [], []
+  for portrait in (False, True):
+    records = np.flatnonzero((sizes.height > sizes.width) == portrait)
     for start in range(0, len(records), batch_size):
-      for row in rows:
-        real = start + row < len(records)
-        record = records[start + row] if real else records[start]
-        examples.append(Example(int(record), 0, orientation, real))
-    for batch in run(examples, load, len(rows), threads, workers):
-      yield batch, orientation
+      here = records[start : start + batch_size]
+      examples += [Example(int(here[r if r < len(here) else 0]), 0, portrait, r < len(here)) for r in rows]
+      orientations.append(portrait)
+  batches = run(examples, Loader(source, canvas, 1, None), len(rows), threads, workers)
+  return zip(batches, orientations, strict=True)
 
 
 def process_rows(batch_size: int, process_index: int, process_count: int) -> range:
@@ -266,12 +290,22 @@ def process_rows(batch_size: int, process_index: int, process_count: int) -> ran
 
 def run(
   examples: Sequence[Example] | TrainRows, load: Loader, batch_size: int, threads: int, workers: int
-) -> Iterator[dict[str, np.ndarray]]:
+) -> Iterator[HostBatch]:
   """Loads the examples in order and stacks them."""
-  cv2.setNumThreads(0)  # the images are decoded in parallel, not the rows of one
-  ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=AHEAD * batch_size)
-  dataset = grain.MapDataset.source(examples).map(load).batch(batch_size)
-  batches = dataset.to_iter_dataset(ahead)
+  dataset = grain.MapDataset.source(examples).map(load)
   if workers:
-    batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
-  return iter(batches)
+    # Batched before the split over the workers, which hand out elements in turn: so they are whole batches.
+    whole = dataset.batch(batch_size).to_iter_dataset(
+      grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    )
+    return iter(whole.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init_worker))
+  init_worker(0, 1)
+  # Threads share the images of a batch, not whole batches: that keeps what is read ahead small.
+  ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD * batch_size, threads))
+  stacked = dataset.to_iter_dataset(ahead).batch(batch_size)
+  return iter(ThreadPrefetchIterDataset(stacked, prefetch_buffer_size=1))
+
+
+def init_worker(index: int, count: int) -> None:
+  """OpenCV decodes and shrinks each image in one thread: the images are what is done in parallel."""
+  cv2.setNumThreads(0)

@@ -1,15 +1,18 @@
 """Device side of the input, inside the step's jit: resize, flip, jitter, normalise, pad.
 
 Per image this is one affine map per axis from network pixels to canvas pixels, sampled bilinearly with
-half-pixel centres and clamped edges, as OpenCV's INTER_LINEAR does it: equal to it to 1e-3 of 255 in
-float32; OpenCV's own uint8 path rounds and differs by up to one level.
+half-pixel centres and clamped edges, as OpenCV's INTER_LINEAR does it. Positions are ratios of integers and
+exact to float32's last digit; OpenCV rounds its own: 1e-3 of 255 levels apart at most for float32 images, and
+one level for uint8 images, which it also rounds in between.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+TOLERANCE = 1e-3  # pixels: rounding of a box that ends with its image is no crop
 
 
 class Augment(NamedTuple):
@@ -34,7 +37,7 @@ class Inputs(NamedTuple):
   boxes: Float[Array, "batch boxes 4"]
   labels: Int[Array, "batch boxes"]
   valid: Bool[Array, "batch boxes"]
-  cropped: Int[Array, "batch"]  # boxes of which less than a pixel is left after cropping; no longer valid
+  cropped: Int[Array, "batch"]  # boxes of which crop or image edge left less than a pixel: not valid
   image_size: Int[Array, "batch 2"]  # height and width of the content, pixels
   scale: Float[Array, "batch 2"]  # network pixels per original pixel, y and x
 
@@ -68,25 +71,31 @@ def preprocess(
   """
   if augment is not None and key is None:
     raise ValueError("augmentation needs a key")
-  inclusive = jnp.array([0.0, 0.0, 1.0, 1.0]) * (convention == "legacy")
-  limit = jnp.array(size, jnp.float32)
+  if augment is not None and augment.transpose and size[0] != size[1]:
+    raise ValueError(f"transposition needs a square input, got {size[0]}x{size[1]}")
+  limit = jnp.array(size)
 
   def one(image, image_size, original_size, boxes, valid, epoch, index):
-    content = image_size.astype(jnp.float32)
-    factor = jnp.minimum(short / content.min(), long / content.max())
+    resized = _resized(image_size, short, long)
+    offset = jnp.zeros(2, jnp.int32)
     if augment is not None and key is not None:
       random = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, epoch), index), (6,))
       low, high = augment.scale_jitter
-      factor *= low + (high - low) * random[3]
-    resized = jnp.maximum(jnp.floor(content * factor + 0.5), 1.0)
-    ratio = resized / content
-    offset = jnp.zeros(2)
-    if augment is not None:
-      offset = jnp.floor(jnp.maximum(resized - limit, 0.0) * random[4:6])
+      if (low, high) != (1.0, 1.0):
+        jitter = low + (high - low) * random[3]
+        resized = jnp.maximum(jnp.floor(resized * jitter + 0.5).astype(jnp.int32), 1)
+        excess = jnp.maximum(resized - limit, 0)
+        offset = jnp.minimum(jnp.floor((excess + 1) * random[4:6]).astype(jnp.int32), excess)
     seen = jnp.minimum(resized, limit)
 
-    boxes = (boxes - inclusive) * jnp.tile(ratio[::-1], 2) + inclusive - jnp.tile(offset[::-1], 2)
-    y, x = jnp.arange(size[0], dtype=jnp.float32), jnp.arange(size[1], dtype=jnp.float32)
+    ratio = resized / image_size
+    if convention == "legacy":  # the host scaled the exclusive ends: one original pixel is `image / original`
+      last = jnp.tile(image_size[::-1] / original_size[::-1], 2) * jnp.array([0.0, 0.0, 1.0, 1.0])
+      boxes = (boxes - last) * jnp.tile(ratio[::-1], 2) + jnp.array([0.0, 0.0, 1.0, 1.0])
+    else:
+      boxes = boxes * jnp.tile(ratio[::-1], 2)
+    boxes = boxes - jnp.tile(offset[::-1], 2)
+    y, x = jnp.arange(size[0]), jnp.arange(size[1])
     if augment is not None:
       flip_x, flip_y = random[0] < augment.flip_horizontal, random[1] < augment.flip_vertical
       y = jnp.where(flip_y, seen[0] - 1 - y, y)
@@ -96,26 +105,27 @@ def preprocess(
       y1, y2 = jnp.where(flip_y, seen[0] - y2, y1), jnp.where(flip_y, seen[0] - y1, y2)
       boxes = jnp.stack([x1, y1, x2, y2], axis=-1)
 
-    pixels = _sample(image, (y + offset[0] + 0.5) / ratio[0] - 0.5, image_size[0])
-    pixels = _sample(pixels.swapaxes(0, 1), (x + offset[1] + 0.5) / ratio[1] - 0.5, image_size[1])
+    pixels = _sample(image, y + offset[0], image_size[0], resized[0])
+    pixels = _sample(pixels.swapaxes(0, 1), x + offset[1], image_size[1], resized[1])
     pixels = (pixels.swapaxes(0, 1) - jnp.array(mean)) / jnp.array(std)
     inside = (jnp.arange(size[0]) < seen[0])[:, None] & (jnp.arange(size[1]) < seen[1])
     pixels = jnp.where(inside[..., None], pixels, 0.0)
 
     cropped = jnp.zeros((), jnp.int32)
     if augment is not None:
-      boxes = jnp.clip(boxes, 0.0, jnp.tile(seen[::-1], 2))
-      if high > 1.0:
-        left = valid & (boxes[:, 2:] - boxes[:, :2] >= 1.0).all(axis=-1)
-        cropped, valid = (valid & ~left).sum(), left
+      before, boxes = boxes, jnp.clip(boxes, 0.0, jnp.tile(seen[::-1], 2))
+      # A box that was small before loses nothing by clipping and stays, as in mmdetection.
+      least = jnp.minimum(before[:, 2:] - before[:, :2], 1.0)
+      left = valid & (boxes[:, 2:] - boxes[:, :2] >= least - TOLERANCE).all(axis=-1)
+      cropped, valid = (valid & ~left).sum(), left
       if augment.transpose:
         turn = random[2] < augment.transpose
         pixels = jnp.where(turn, pixels.swapaxes(0, 1), pixels)
         boxes = jnp.where(turn, boxes[:, jnp.array([1, 0, 3, 2])], boxes)
         seen = jnp.where(turn, seen[::-1], seen)
-    scale = resized / original_size.astype(jnp.float32)
+    scale = resized / original_size
     boxes = jnp.where(valid[:, None], boxes, 0.0)
-    return pixels, boxes, valid, cropped, seen.astype(jnp.int32), scale
+    return pixels, boxes, valid, cropped, seen, scale
 
   images, boxes, valid, cropped, image_size, scale = jax.vmap(one)(
     batch["image"], batch["image_size"], batch["original_size"], batch["boxes"], batch["valid"],
@@ -124,11 +134,22 @@ def preprocess(
   return Inputs(images, boxes, batch["labels"], valid, cropped, image_size, scale)
 
 
-def _sample(rows: Array, position: Float[Array, "n"], length: Int[Array, ""]) -> Float[Array, "n ..."]:
-  """Linear interpolation along the first axis at these positions, clamped to the first `length` rows."""
-  position = jnp.clip(position, 0.0, length.astype(jnp.float32) - 1.0)
-  first = jnp.floor(position)
-  share = (position - first)[:, None, None]
-  first = first.astype(jnp.int32)
-  second = jnp.minimum(first + 1, length - 1)
-  return rows[first].astype(jnp.float32) * (1.0 - share) + rows[second].astype(jnp.float32) * share
+def _resized(image_size: Int[Array, "2"], short: int, long: int) -> Int[Array, "2"]:
+  """int(side * factor + 0.5), factor = min(short / shorter side, long / longer side), in whole numbers."""
+  smaller, larger = image_size.min(), image_size.max()
+  by_long = short * larger > long * smaller
+  numerator, denominator = jnp.where(by_long, long, short), jnp.where(by_long, larger, smaller)
+  return jnp.maximum((2 * image_size * numerator + denominator) // (2 * denominator), 1)
+
+
+def _sample(
+  rows: Shaped[Array, "rows ..."], at: Int[Array, "n"], old: Int[Array, ""], new: Int[Array, ""]
+) -> Float[Array, "n ..."]:
+  """Rows `at` of the first `old` rows resized to `new` rows by linear interpolation."""
+  # (at + 0.5) * old / new - 0.5, as a whole number and a rest.
+  numerator = (2 * at + 1) * old - new
+  first = numerator // (2 * new)
+  share = ((numerator - first * 2 * new) / (2 * new)).astype(jnp.float32)[:, None, None]
+  second = jnp.clip(first + 1, 0, old - 1)
+  first = jnp.clip(first, 0, old - 1)
+  return rows[first] * (1.0 - share) + rows[second] * share

@@ -178,13 +178,25 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
   missing = [key for key in needed if not isinstance(content, dict) or key not in content]
   if missing:
     raise UserError(f"{source} is no COCO annotation file: it has no {', '.join(missing)}")
+  for image in content["images"]:
+    if "id" not in image:
+      raise UserError(f"{source}: an image has no id: {str(image)[:100]}")
+  for row in content["annotations"]:
+    lacking = [key for key in ("image_id", "category_id", "bbox") if key not in row]
+    if lacking:
+      raise UserError(f"{source}: an annotation has no {', '.join(lacking)}: {str(row)[:100]}")
+  images, categories = ({row["id"] for row in content[key]} for key in ("images", "categories"))
+  shown = {a["image_id"] for a in content["annotations"]}
+  _refuse_unknown(source, "annotations have image ids", shown - images)
+  used = {a["category_id"] for a in content["annotations"]}
+  _refuse_unknown(source, "annotations have category ids", used - categories)
   annotations = [
     {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a for a in content["annotations"]
   ]  # fmt: skip
-  ids = {a["id"] for a in annotations}
+  ids = {a.get("id", 0) for a in annotations}
   if 0 in ids or len(ids) < len(annotations):
     # pycocotools takes annotation id 0 for "no match" and counts the box as missed.
-    logging.warning("%s: annotation ids that are 0 or not unique were renumbered for scoring", source)
+    logging.warning("%s: annotation ids that are missing, 0 or repeated were renumbered for scoring", source)
     annotations = [a | {"id": i} for i, a in enumerate(annotations, 1)]
   return {"info": {}} | content | {"annotations": annotations}, source
 
@@ -210,7 +222,7 @@ def _accumulate(
     raise UserError(f"COCO backend {backend!r} is not known; use one of {', '.join(BACKENDS)}")
   if backend == "hotcoco" and importlib.util.find_spec("hotcoco") is None:
     raise UserError(
-      "COCO backend 'hotcoco' is not installed; pip install 'iou-det[fast-eval]', or use pycocotools"
+      "COCO backend 'hotcoco' is not installed; pip install -e '.[fast-eval]', or use pycocotools"
     )
   with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
     if backend == "hotcoco":

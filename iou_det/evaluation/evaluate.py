@@ -18,7 +18,7 @@ from tqdm import tqdm
 from iou_det.config import input_size
 from iou_det.data.pipeline import eval_batches
 from iou_det.data.preprocess import preprocess
-from iou_det.data.records import Category
+from iou_det.data.records import Category, Source
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.evaluation.detect import Detections, detect
@@ -74,7 +74,7 @@ def make_detect_step(config: ConfigDict, model: RetinaNet, mesh: Mesh) -> Callab
 
 
 def detect_all(
-  detect_step: Callable[..., Detections], state: TrainState, source, config: ConfigDict, mesh: Mesh
+  detect_step: Callable[..., Detections], state: TrainState, source: Source, config: ConfigDict, mesh: Mesh
 ) -> list[dict[str, Any]]:
   """Detections of every image of a source, as COCO results; every process gets all of them.
 
@@ -134,7 +134,7 @@ def detect_all(
 def evaluate(
   detect_step: Callable[..., Detections],
   state: TrainState,
-  source,
+  source: Source,
   config: ConfigDict,
   mesh: Mesh,
   *,
@@ -143,11 +143,13 @@ def evaluate(
   split: str,
   step: int,
   folder: Path,
+  backend: str = "pycocotools",
 ) -> dict[str, Any]:
   """Detects on a split, scores with pycocotools, writes both files to `folder`; returns the metrics.
 
   Args:
     categories: the detector's; the source must have the same table.
+    backend: see `coco.evaluate`.
     annotations: original COCO annotation file; "" scores against the source's own records.
   """
   if source.categories != categories:
@@ -155,9 +157,9 @@ def evaluate(
       f"the detector knows the categories {describe(categories)}, split {split!r} of the data has "
       f"{describe(source.categories)}; evaluate on data with the same ids and names"
     )
+  truth = ground_truth(source, annotations)  # before the work, so that a wrong file costs nothing
   results = detect_all(detect_step, state, source, config, mesh)
-  ground_truth = annotations or coco.coco_ground_truth(source)
-  metrics = coco.evaluate(ground_truth, results) | {"step": step, "split": split}
+  metrics = coco.evaluate(truth, results, backend=backend) | {"step": step, "split": split}
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "detections.json", results)
@@ -166,6 +168,32 @@ def evaluate(
       "wrote %s (%d detections of %d images)", folder / "detections.json", len(results), len(source)
     )
   return metrics
+
+
+def ground_truth(source: Source, annotations: str) -> dict[str, Any]:
+  """What to score against: an annotation file's content, or ("") the source's own records.
+
+  Raises:
+    UserError: the file is not readable as COCO annotations or lacks images of the source.
+  """
+  if not annotations:
+    return coco.coco_ground_truth(source)
+  truth, _ = coco.load_ground_truth(annotations)
+  known = {image["id"] for image in truth["images"]}
+  ours = set(source.annotations().image_id.tolist())
+  if ours - known:
+    raise UserError(
+      f"{annotations} does not know {len(ours - known)} of the {len(ours)} images of {source.name} "
+      f"(ids {', '.join(map(str, sorted(ours - known)[:5]))}, ...); give the file that belongs to them"
+    )
+  if known - ours:
+    logging.warning(
+      "%s has %d images that %s lacks; their objects count as missed",
+      annotations,
+      len(known - ours),
+      source.name,
+    )
+  return truth
 
 
 def describe(categories: tuple[Category, ...]) -> str:

@@ -128,7 +128,7 @@ def download(source: str) -> Path:
   try:
     from huggingface_hub import hf_hub_download
   except ImportError:
-    raise UserError(f"model.pretrained={source!r} needs: pip install 'iou-det[pretrained]'") from None
+    raise UserError(f"model.pretrained={source!r} needs: pip install -e '.[pretrained]'") from None
   try:
     return Path(hf_hub_download(source, "model.safetensors"))
   except (OSError, ValueError) as error:  # what the hub's errors (network, no such model) derive from
@@ -144,7 +144,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
   except ImportError:
-    raise UserError(f"{path} needs: pip install 'iou-det[pretrained]'") from None
+    raise UserError(f"{path} needs: pip install -e '.[pretrained]'") from None
   try:
     return load_file(path)
   except SafetensorError as error:

@@ -37,6 +37,17 @@ def convert(clone: str | Path, destination: str | Path) -> dict[str, tuple[int, 
     raise UserError(f"{destination} exists already; remove it or give another destination")
   part = destination.with_name(destination.name + ".part")
   shutil.rmtree(part, ignore_errors=True)
+  try:
+    counts = write_splits(data, part)
+  except BaseException:
+    shutil.rmtree(part, ignore_errors=True)
+    raise
+  part.rename(destination)
+  return counts
+
+
+def write_splits(data: Path, part: Path) -> dict[str, tuple[int, int]]:
+  """Writes both splits into the folder `part`; returns their numbers of images and boxes."""
   counts = {}
   annotation_id = 0
   for split, listing in SPLITS.items():
@@ -65,7 +76,6 @@ def convert(clone: str | Path, destination: str | Path) -> dict[str, tuple[int, 
     (part / "annotations").mkdir(exist_ok=True)
     (part / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
     counts[split] = (len(coco["images"]), len(coco["annotations"]))
-  part.rename(destination)
   return counts
 
 

@@ -30,6 +30,12 @@ ANNOTATIONS = flags.DEFINE_string(
   "Original COCO annotation file to score against; default: the config's data.val_annotations for its own "
   "val_split, else the dataset's records.",
 )
+BACKEND = flags.DEFINE_enum(
+  "backend",
+  coco.BACKENDS[0],
+  coco.BACKENDS,
+  "pycocotools, the number of record, or hotcoco: the same, sooner.",
+)
 
 
 def main() -> None:
@@ -47,6 +53,8 @@ def main() -> None:
     annotations=ANNOTATIONS.value or (data.val_annotations if own else ""),
     split=split,
     step=run.step,
-    folder=Path(WORKDIR.value) / "eval" / split,
+    # Other data do not overwrite the figures of the run's own split.
+    folder=Path(WORKDIR.value) / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split),
+    backend=BACKEND.value,
   )
   print(coco.table(metrics))

@@ -3,8 +3,9 @@
   iou-det predict --workdir=runs/demo --out=pictures photo.jpg more/*.png folder/
   iou-det predict --workdir=runs/demo --out=pictures --split=val --limit=12
 
-Writes one picture per image (boxes with class and score; ground truth dashed where --split has it) and
-detections.json: file, class name, original category id, score, and x, y, w, h in the image's pixels.
+Writes one picture per image (boxes with class and score; ground truth dashed where --split has it), a contact
+sheet and detections.json: file, class name, original category id, score, and x, y, w, h in the image's pixels
+as stored (EXIF rotation is not applied).
 """
 
 import collections
@@ -138,6 +139,12 @@ def find_images(arguments: list[str]) -> tuple[Path, ...]:
   return tuple(files)
 
 
+def write_image(path: Path, picture: np.ndarray) -> None:
+  """Writes RGB pixels; OpenCV itself only returns False when it cannot."""
+  if not cv2.imwrite(str(path), picture[..., ::-1]):
+    raise UserError(f"{path} cannot be written; is --out a folder with room in it?")
+
+
 def main(arguments: list[str]) -> None:
   run = load_run(WORKDIR.value, STEP.value, BATCH_SIZE.value)
   given = [*IMAGES.value, *arguments]
@@ -148,6 +155,11 @@ def main(arguments: list[str]) -> None:
   else:
     source = open_dataset(run.config.data.path, SPLIT.value)
     source = First(source, LIMIT.value) if LIMIT.value else source
+  if LIMIT.value and SPLIT.value is None:
+    raise UserError("--limit goes with --split; to draw fewer files, name fewer")
+  if BATCH_SIZE.value is None:  # a single photo does not fill a batch of 16
+    devices = run.mesh.size
+    run.config.eval.batch_size = min(run.config.eval.batch_size, -(-len(source) // devices) * devices)
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
 
@@ -187,10 +199,10 @@ def main(arguments: list[str]) -> None:
       ground_truth=record.boxes if SPLIT.value else None,
     )
     path = out / f"{index + 1:05d}_{Path(record.file_name).stem}.png"
-    cv2.imwrite(str(path), picture[..., ::-1])
+    write_image(path, picture)
     if len(pictures) < SHEET:
       pictures.append(picture)
-  cv2.imwrite(str(out / "contact_sheet.png"), contact_sheet(pictures)[..., ::-1])
+  write_image(out / "contact_sheet.png", contact_sheet(pictures))
   write_json(out / "detections.json", rows)
   print(
     f"{len(source)} images, {len(rows)} detections (drawn: score >= {SCORE.value}); "

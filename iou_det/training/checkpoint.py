@@ -40,6 +40,7 @@ class Checkpoints:
     self.manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
+        best_fn=average_precision,  # without it Orbax writes no metrics; the policy decides what is kept
         preservation_policy=policy,
         read_only=read_only,
         create=not read_only,

@@ -1,5 +1,6 @@
 """The training loop, top to bottom: data, state, resume, steps, log, evaluate, save."""
 
+import dataclasses
 import json
 import math
 import sys
@@ -19,10 +20,9 @@ from tqdm import tqdm
 
 from iou_det import config as config_lib
 from iou_det.data.pipeline import Plan, check_max_boxes, log_shrunk, train_batches
-from iou_det.data.records import TrainingFilter, open_dataset, scan
+from iou_det.data.records import Source, TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
-from iou_det.evaluation import coco
-from iou_det.evaluation.evaluate import evaluate, make_detect_step, write_json
+from iou_det.evaluation.evaluate import evaluate, ground_truth, make_detect_step, write_json
 from iou_det.training.checkpoint import Checkpoints, abstract, has_checkpoint, read_metrics
 from iou_det.training.mesh import data_mesh, replicated, to_device
 from iou_det.training.state import create_state, make_model, run_information
@@ -60,12 +60,11 @@ def train(
     raise UserError(
       f"splits {d.train_split!r} and {d.val_split!r} of {d.path} have different category tables"
     )
-  if d.val_annotations:
-    coco.load_ground_truth(d.val_annotations)  # fail now rather than at the first evaluation
+  ground_truth(val_source, d.val_annotations)  # fail now rather than at the first evaluation
   keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
   index = scan(source, keep)
   check_max_boxes(index, d.max_boxes)
-  log_shrunk(index.heights, index.widths, tuple(d.canvas))
+  log_shrunk(index.heights, index.widths, tuple(d.canvas), (d.short, d.long))
   plan = Plan(index, batch_size=t.batch_size, seed=config.seed)
   last_step = t.epochs * plan.steps_per_epoch
 
@@ -77,6 +76,7 @@ def train(
   check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
   checkpoints = Checkpoints(workdir, keep=t.keep_checkpoints)
   if checkpoints.steps():
+    check_same_data(checkpoints.run_information(checkpoints.steps()[-1]), source, plan, workdir)
     state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, replicated(mesh)))
   start_step = int(state.step)
   train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
@@ -151,6 +151,7 @@ def train(
       check_finite(rows, step - len(rows), plan, source)
       seconds = time.monotonic() - since
       row = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+      row["boxes_cropped_away"] = float(sum(r["boxes_cropped_away"] for r in rows))  # a count, not a mean
       row |= {
         "learning_rate": float(rows[-1]["learning_rate"]),
         "epoch": step / plan.steps_per_epoch,
@@ -168,7 +169,9 @@ def train(
       if log:
         log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
     if save:
-      checkpoints.save(step, state, run_information(config, source.categories, step, epoch), scores)
+      checkpoints.save(
+        step, state, run_information(config, source.categories, step, plan.steps_per_epoch), scores
+      )
       since = time.monotonic()
     compiled = train_step._cache_size()  # type: ignore[attr-defined]
     assert compiled <= 2, "the step was compiled more than once for each orientation"
@@ -183,12 +186,24 @@ def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: An
   """Raises a UserError with the first step (after `before`) whose loss is not finite, and its images."""
   for step, row in enumerate(rows, before + 1):
     if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
-      ids = [source[int(i)].image_id for i in plan.batch(step - 1).records]
+      ids = [source.image_id(int(i)) for i in plan.batch(step - 1).records]
       raise UserError(
         f"step {step}: the loss is {row['loss']}, its gradient norm {row['gradient_norm']}, on the images "
         f"with ids {', '.join(map(str, ids))}; lower train.learning_rate, lengthen train.warmup_steps or "
         "look at the boxes of these images; earlier checkpoints are kept"
       )
+
+
+def check_same_data(saved: dict[str, Any], source: Source, plan: Plan, workdir: Path) -> None:
+  """Refuses to go on with other data than a checkpoint was trained on: its order would mean other images."""
+  then = (saved["categories"], saved["data"]["steps_per_epoch"])
+  now = ([dataclasses.asdict(c) for c in source.categories], plan.steps_per_epoch)
+  if then != now:
+    raise UserError(
+      f"--workdir={workdir} was trained on other data ({len(then[0])} categories and {then[1]} steps an "
+      f"epoch; {source.name} has {len(now[0])} and {now[1]}, or other names); give the same data, or another "
+      "--workdir"
+    )
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -207,7 +222,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
         "give another --workdir, or the same config to resume"
       )
-  elif workdir.is_dir() and any(workdir.iterdir()):
+  elif workdir.is_dir() and any(p.name != "config.part" for p in workdir.iterdir()):
     raise UserError(
       f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder"
     )

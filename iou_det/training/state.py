@@ -147,7 +147,7 @@ def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = N
   categories = tuple(Category(**c) for c in checkpoints.run_information(number)["categories"])
   model = make_model(config, len(categories))
   _, make = state_maker(config, model, steps_per_epoch=1)
-  mesh = data_mesh(config.eval.batch_size, setting="--batch_size")
+  mesh = data_mesh(config.eval.batch_size, setting="eval.batch_size (--batch_size)")
   shapes = jax.eval_shape(make, jax.random.key(0))
   state = checkpoints.restore(number, abstract(shapes, replicated(mesh)))
   checkpoints.close()
@@ -155,11 +155,11 @@ def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = N
 
 
 def run_information(
-  config: ConfigDict, categories: tuple[Category, ...], step: int, epoch: int
+  config: ConfigDict, categories: tuple[Category, ...], step: int, steps_per_epoch: int
 ) -> dict[str, Any]:
   """What a checkpoint holds beside the state, as JSON: data position, config, category table."""
   return {
-    "data": {"step": step, "epoch": epoch},
+    "data": {"step": step, "steps_per_epoch": steps_per_epoch},
     "config": config.to_dict(),
     "categories": [dataclasses.asdict(c) for c in categories],
   }

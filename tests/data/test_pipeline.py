@@ -1,11 +1,17 @@
 """Batches do not depend on hosts, threads or workers; each image once; bad input is named."""
 
+import dataclasses
+import logging
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import cv2
 import numpy as np
 import pytest
 
 from iou_det.data.annotations import Category, from_rows
-from iou_det.data.pipeline import Plan, check_max_boxes, eval_batches, train_batches
+from iou_det.data.pipeline import Plan, check_max_boxes, eval_batches, log_shrunk, train_batches
 from iou_det.data.records import Record, TrainingFilter, corners, scan
 from iou_det.errors import UserError
 
@@ -64,11 +70,11 @@ def make_plan(batch_size=4, seed=0, source=None):
   return Plan(scan(source or Memory(), KEEP), batch_size=batch_size, seed=seed)
 
 
-def read(start=0, stop=8, process=(0, 1), threads=2, workers=0, plan=None):
+def read(start=0, stop=8, process=(0, 1), threads=2, workers=0, source=None):
   return list(
     train_batches(
-      Memory(),
-      plan or make_plan(),
+      source or Memory(),
+      make_plan(),
       start_step=start,
       stop_step=stop,
       canvas=(64, 96),
@@ -121,7 +127,7 @@ def test_a_batch_holds_decoded_pixels_and_the_boxes_to_train_on():
       scale = np.array([w / SIZES[i][1], h / SIZES[i][0]] * 2)
       np.testing.assert_allclose(batch["boxes"][row, 0], [1, 2, 9.5, 11] * scale, rtol=1e-6)
       if SIZES[i] == (90, 140):
-        assert (h, w) == (61, 96)  # shrunk to its canvas
+        assert (h, w) == (62, 96)  # shrunk to its canvas
       else:
         assert (h, w) == SIZES[i]
 
@@ -139,12 +145,70 @@ def test_hosts_split_each_batch_between_them():
       np.testing.assert_array_equal(
         np.concatenate([part[step][0][name] for part in parts]), value, err_msg=name
       )
-  with pytest.raises(UserError, match="not divisible by the 3 processes"):
-    read(process=(0, 3))
+
+
+def test_batch_size_that_the_processes_cannot_share_is_an_error_at_once():
+  shared = {"canvas": (64, 96), "process_index": 0, "process_count": 3, "threads": 1, "workers": 0}
+  with pytest.raises(UserError, match="batch_size=4 is not divisible by the 3 processes"):
+    train_batches(Memory(), make_plan(), start_step=0, stop_step=8, max_boxes=3, keep=KEEP, **shared)
+  with pytest.raises(UserError, match="batch_size=4 is not divisible by the 3 processes"):
+    eval_batches(Memory(), batch_size=4, **shared)
 
 
 def test_resuming_at_a_step_continues_the_same_order():
   assert_same(read(start=5), read()[5:])
+
+
+def test_threads_in_different_epochs_get_their_own_batches():
+  plan = make_plan()
+  steps = [s % 12 for s in range(6000)]
+  expected = {s: (make_plan().batch(s).records.tolist(), s // plan.steps_per_epoch) for s in set(steps)}
+
+  def look(step):
+    batch = plan.batch(step)
+    return batch.records.tolist(), batch.epoch
+
+  interval = sys.getswitchinterval()
+  sys.setswitchinterval(1e-6)
+  try:
+    with ThreadPoolExecutor(8) as pool:
+      assert list(pool.map(look, steps)) == [expected[s] for s in steps]
+  finally:
+    sys.setswitchinterval(interval)
+
+
+def test_fillers_and_shrunk_images_are_counted(caplog):
+  with caplog.at_level(logging.INFO):
+    make_plan()
+    log_shrunk(np.array([90, 64, 97]), np.array([140, 96, 64]), (64, 96), (64, 96))
+  # 7 landscape images (of 8 one is too small) and 3 portrait ones, in batches of 4.
+  assert "7 landscape and 3 portrait images in 3 batches of 4 an epoch; 2 images again" in caplog.text
+  assert "2 of 3 images exceed data.canvas=(64, 96)" in caplog.text
+
+
+class Counting(Memory):
+  """Counts the records read."""
+
+  read = 0
+
+  def __getitem__(self, i):
+    self.read += 1
+    return super().__getitem__(i)
+
+
+def test_reading_ahead_is_bounded():
+  source = Counting()
+  batches = train_batches(
+    source, make_plan(), start_step=0, stop_step=1000, canvas=(64, 96), max_boxes=3, keep=KEEP,
+    process_index=0, process_count=1, threads=2, workers=0,
+  )  # fmt: skip
+  next(batches)
+  before = -1
+  while source.read != before:  # until the threads rest
+    before = source.read
+    time.sleep(0.3)
+  assert 4 * 4 <= source.read <= 4 * 7  # one batch out, two stacked, three ahead; one between them
+  assert cv2.getNumThreads() == 1
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
@@ -162,6 +226,17 @@ def test_evaluation_has_every_image_once(hosts):
   assert len(lengths) == 1, "hosts that yield different numbers of batches would wait for each other forever"
 
 
+def test_evaluation_by_more_workers_than_batches():
+  def batches(workers):
+    return list(
+      eval_batches(
+        Memory(), batch_size=8, canvas=(64, 96), process_index=0, process_count=1, threads=1, workers=workers
+      )
+    )
+
+  assert_same(batches(4), batches(0))
+
+
 def test_too_few_rows_for_boxes_says_how_many_are_needed():
   index = scan(Memory(), KEEP)
   check_max_boxes(index, 2)
@@ -169,12 +244,15 @@ def test_too_few_rows_for_boxes_says_how_many_are_needed():
     check_max_boxes(index, 1)
 
 
-def test_image_that_cannot_be_decoded_is_named(monkeypatch):
-  good = Memory.__getitem__
-  broken = lambda self, i: Record(**{**vars(good(self, i)), "image": b"\xff\xd8 no image"})
-  monkeypatch.setattr(Memory, "__getitem__", broken)
+class Broken(Memory):
+  def __getitem__(self, i):
+    return dataclasses.replace(super().__getitem__(i), image=b"\xff\xd8 no image")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_image_that_cannot_be_decoded_is_named(workers):
   with pytest.raises(UserError, match=r"image \d+\.png \(id \d+\) cannot be decoded"):
-    read()
+    read(workers=workers, source=Broken())
 
 
 def test_image_of_another_size_than_annotated_is_named(monkeypatch):

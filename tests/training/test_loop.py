@@ -16,6 +16,7 @@ import pytest
 
 from iou_det.data.pipeline import Plan, train_batches
 from iou_det.data.records import TrainingFilter, open_dataset, scan
+from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
 from iou_det.training.loop import train
 from iou_det.training.mesh import data_mesh, to_device
@@ -152,6 +153,21 @@ def test_finished_run_returns_its_metrics_and_another_config_is_refused(referenc
   assert again == json.loads(json.dumps(metrics))
   with pytest.raises(UserError, match=r"another config.*loss.eta: 1.5 != 0.0"):
     train(tiny_config(shapes_folder, eta=0.0), workdir, devices=jax.devices()[:1])
+
+
+def test_other_data_in_the_same_workdir_are_refused(reference, shapes_folder, tmp_path):
+  export_coco(Shapes("train", images=20, height=64, width=96), tmp_path)
+  shutil.copytree(shapes_folder / "val", tmp_path / "val")
+  shutil.copy(shapes_folder / "annotations/instances_val.json", tmp_path / "annotations")
+  message = r"trained on other data \(4 categories and 4 steps an epoch; .* 4 and 3"
+  with pytest.raises(UserError, match=message):
+    train(tiny_config(tmp_path), reference[0], devices=jax.devices()[:1])
+
+
+def test_damaged_config_is_one_clear_error(reference, tmp_path):
+  (tmp_path / "config.json").write_text((reference[0] / "config.json").read_text()[:100])
+  with pytest.raises(UserError, match=r"config.json is damaged"):
+    load_run(tmp_path)
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_images(shapes_folder, tmp_path):
