@@ -5,6 +5,8 @@ Commands:
       --name bccd --split train --data_dir datasets     (and the same for val)
   iou-det train --config=configs/bccd.py --workdir=runs/bccd
 Argument: eta=E,lambd=L,w_loc=W  (default 1.5, 1.5, 0: the paper's w_loc for lambd; eta=0,lambd=0: baseline)
+Hardware: 2 CPU cores (AMD EPYC, AVX-512), 25 minutes.
+Expected: val AP 0.549, AP50 0.882, AP75 0.596 (measured, one run, seed 0).
 """
 
 from ml_collections import ConfigDict

@@ -3,6 +3,7 @@
 import importlib
 import logging as std_logging
 import sys
+from pathlib import Path
 
 from absl import app, flags, logging
 
@@ -63,7 +64,10 @@ def set_up_logging() -> None:
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-  handler.addFilter(lambda record: record.levelno >= std_logging.WARNING or "iou_det" in record.pathname)
+  # Orbax warns of its own defaults at every turn; what goes wrong in it comes as an exception.
+  threshold = lambda path: std_logging.ERROR if "/orbax/" in path else std_logging.WARNING
+  ours = str(Path(__file__).parent)
+  handler.addFilter(lambda r: r.pathname.startswith(ours) or r.levelno >= threshold(r.pathname))
 
 
 def fail(command: str, message: str) -> None:
