@@ -35,12 +35,12 @@ def get_config(arg: str = "") -> ConfigDict:
   )
   config.train.update(
     batch_size=8,
-    epochs=5,
+    epochs=6,
     learning_rate=0.08,
     warmup_steps=100,
     schedule="cosine",
     clip_norm=10.0,
-    eval_epochs=5,
+    eval_epochs=6,
     checkpoint_epochs=1,
   )
   return config

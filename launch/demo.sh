@@ -8,5 +8,5 @@ SECONDS=0
 source launch/install.sh
 echo "training on shapes (installed after ${SECONDS} s)"
 iou-det train --config=configs/shapes.py --workdir="$workdir"
-iou-det predict --workdir="$workdir" --split=val --limit=12 --out="$workdir/pictures"
+iou-det predict --workdir="$workdir" --split=val --limit=12 --score=0.5 --out="$workdir/pictures"
 echo "done in ${SECONDS} s; pictures: $workdir/pictures"
