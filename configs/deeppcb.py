@@ -5,6 +5,8 @@ Commands:
   iou-det train --config=configs/deeppcb.py --workdir=runs/deeppcb
 Argument: eta=E,lambd=L,w_loc=W  (default 0, 0 and 0: the baseline, with the paper's w_loc for lambd)
           cpu=1  (a reduced run for a CPU: narrow network, 320x320 pixels, 12 epochs)
+Hardware: one GPU; time not measured. cpu=1: 2 CPU cores (AMD EPYC, AVX-512), time not measured.
+Expected: test AP not measured. cpu=1: 0.080 after 4 epochs, 0.203 after 8 (measured, one run, seed 0).
 """
 
 from ml_collections import ConfigDict
