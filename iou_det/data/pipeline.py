@@ -5,8 +5,8 @@ a pure function of (seed, step), so a run resumes at any step, and neither the n
 threads or worker processes changes a batch. Each process reads only its rows of every global batch.
 
 Memory, in canvases of short x long x 3 bytes: threads read AHEAD = 3 batches ahead (at least one image a
-thread), and up to two stacked batches wait for the device; worker processes hold up to three batches each.
-With the paper's 16 images of 800x1344 a batch is 52 MB.
+thread), and up to two stacked batches wait for the device; worker processes hold up to four batches each,
+and two more wait, all in shared memory (/dev/shm). With the paper's 16 images of 800x1344 a batch is 52 MB.
 """
 
 from collections.abc import Iterator, Sequence

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 from iou_det.data.annotations import Category, from_rows
-from iou_det.data.pipeline import Plan, check_max_boxes, eval_batches, log_shrunk, train_batches
+from iou_det.data.pipeline import (
+  Example,
+  Loader,
+  Plan,
+  check_max_boxes,
+  eval_batches,
+  fit,
+  log_shrunk,
+  train_batches,
+)
 from iou_det.data.records import Record, TrainingFilter, corners, scan
 from iou_det.errors import UserError
 
@@ -251,3 +260,31 @@ def test_image_of_another_size_than_annotated_is_named(monkeypatch):
   monkeypatch.setattr(Memory, "__getitem__", lambda self, i: Record(**{**vars(good(self, i)), "height": 77}))
   with pytest.raises(UserError, match=r"its annotation says \d+x77"):
     read()
+
+
+def test_left_out_boxes_may_come_first():
+  """A batch has the boxes and labels that the filter keeps, wherever they are in the record."""
+  image = np.zeros((50, 64, 3), np.uint8)
+  record = Record(
+    image_id=1, file_name="a.png", image=cv2.imencode(".png", image)[1].tobytes(), height=50, width=64,
+    boxes=np.array([[0, 0, 50, 50], [1, 2, 9, 9], [5, 5, 5.5, 9], [3, 4, 20, 20]], np.float64),
+    labels=np.array([3, 1, 2, 0]), crowd=np.array([True, False, False, False]),
+    area=np.array([2500.0, 56.0, 2.0, 272.0]), annotation_id=np.arange(4),
+  )  # fmt: skip
+
+  class One(Memory):
+    def __getitem__(self, i):
+      return record
+
+  row = Loader(One(), (64, 96), 3, KEEP)(Example(0, 0, False, True))
+  np.testing.assert_array_equal(row["boxes"], [[1, 2, 9, 9], [3, 4, 20, 20], [0, 0, 0, 0]])
+  np.testing.assert_array_equal(row["labels"], [1, 0, 0])
+  np.testing.assert_array_equal(row["valid"], [True, True, False])
+
+
+def test_shrinking_averages_the_pixels_it_merges():
+  image = np.random.default_rng(0).integers(0, 256, (90, 140, 3), np.uint8)
+  small = fit(image, (45, 70))
+  means = image.reshape(45, 2, 70, 2, 3).mean(axis=(1, 3))
+  assert np.abs(small - means).max() <= 0.5
+  assert fit(image, (90, 140)) is image

@@ -192,3 +192,10 @@ def test_legacy_scales_inclusive_corners():
   # mmdetection 0.6: x1' = width - 1 - x2 on inclusive corners.
   inclusive = [160 - 1 - 2 * (x2 - 1), 2 * y1, 160 - 1 - 2 * x1, 2 * (y2 - 1)]
   np.testing.assert_allclose(flip.boxes[0, 0], np.array(inclusive) + [0, 0, 1, 1], rtol=1e-6)
+
+
+def test_transposition_swaps_the_size_of_the_content():
+  image, box = one_rectangle()
+  out = run(make_batch([image], (64, 80), [box]), (96, 96), 72, 96, Augment(transpose=1.0))
+  np.testing.assert_array_equal(out.image_size, [[96, 72]])
+  np.testing.assert_allclose(out.boxes[0, 0], box[0][[1, 0, 3, 2]] * 1.2, rtol=1e-6)
