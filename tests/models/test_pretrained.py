@@ -163,7 +163,7 @@ def test_what_to_install_is_said(module, suffix, tmp_path, monkeypatch):
   path = tmp_path / f"file{suffix}"
   path.touch()
   source = str(path) if suffix else "timm/resnet18.tv_in1k"
-  expected = "pip install torch" if module == "torch" else "pip install 'iou-det[pretrained]'"
+  expected = "pip install torch" if module == "torch" else "pip install -e '.[pretrained]'"
   assert expected in error(source, variables_of())
 
 
@@ -216,7 +216,7 @@ def test_pth_file_is_read_by_the_weights_only_loader(pth, tensors):
 @pytest.mark.parametrize("answer, message", [
   (pickle.UnpicklingError("Weights only load failed. Set weights_only=False"), "objects other than tensors"),
   (RuntimeError("not a ZIP archive"), "is damaged"),
-    (struct.error("unpack requires a buffer of 4 bytes"), "is damaged"),
+  (struct.error("unpack requires a buffer of 4 bytes"), "is damaged"),
   ([Tensor(np.zeros(1))], "holds a list"),
   ({"epoch": 3, "conv1.weight": Tensor(np.zeros(1))}, "more than tensors: 1 other (epoch)"),
 ])  # fmt: skip
