@@ -150,15 +150,17 @@ def test_p7_is_a_convolution_of_p6_with_a_relu_if_asked(relu):
 
 
 def test_initial_values():
-  model = RetinaNet(**TINY, prior=0.05, max_level=5)
+  model = RetinaNet(**TINY, prior=0.05, min_level=5, max_level=5)
   key = jax.random.key(0, impl="rbg")  # compiles in a sixth of the time
-  params = jax.jit(model.init)(key, jnp.zeros((1, 32, 32, 3)))["params"]
+  (logits, _), variables = jax.jit(model.init_with_output)(key, jnp.asarray(seeded_images(40, 72)))
+  np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.05, rtol=0.2)
+  params = variables["params"]
   head = params["classification_head"]
   np.testing.assert_allclose(jax.nn.sigmoid(head["output"]["bias"]), 0.05, rtol=1e-5)
   for kernel in (head["conv_0"]["kernel"], head["output"]["kernel"]):
     np.testing.assert_allclose(np.std(kernel), 0.01, rtol=0.1)
   np.testing.assert_array_equal(params["regression_head"]["output"]["bias"], 0.0)
-  kernel = params["fpn"]["layer_3"]["kernel"]  # Xavier: uniform within sqrt(6 / (fan in + fan out))
+  kernel = params["fpn"]["layer_5"]["kernel"]  # Xavier: uniform within sqrt(6 / (fan in + fan out))
   limit = math.sqrt(6 / (9 * 8 + 9 * 8))
   assert 0.95 * limit < np.abs(kernel).max() <= limit
   kernel = params["backbone"]["layer4_1"]["conv2"]["kernel"]  # He: normal, sqrt(2 / fan out)
@@ -174,7 +176,7 @@ def test_initial_values():
   ],
 )
 def test_gradients_stop_at_the_last_frozen_stage(frozen_stages, frozen):
-  model, variables, images = seeded(frozen_stages=frozen_stages, max_level=5)
+  model, variables, images = seeded(frozen_stages=frozen_stages, min_level=5, max_level=5)
 
   def loss(params):
     logits, deltas = model.apply({**variables, "params": params}, images)
