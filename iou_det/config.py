@@ -88,7 +88,7 @@ def base_config() -> ConfigDict:
         "transpose": 0.0,
         "scale_jitter": (1.0, 1.0),
         "threads": 16,
-        "workers": 0,  # worker processes; 0: threads only
+        "workers": 0,  # worker processes (in place of threads; they need shared memory); 0: threads
       },
       "train": {
         "batch_size": 16,

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from iou_det.config import input_size
-from iou_det.data.pipeline import eval_batches
+from iou_det.data.pipeline import eval_batches, log_shrunk
 from iou_det.data.preprocess import preprocess
 from iou_det.data.records import Category, Source
 from iou_det.errors import UserError
@@ -99,6 +99,9 @@ def detect_all(
         )
       )
 
+  sizes = source.annotations()
+  limits = (config.data.short, config.data.long)
+  log_shrunk(sizes.height, sizes.width, tuple(config.data.canvas), limits)
   batches = eval_batches(
     source,
     batch_size=config.eval.batch_size,
