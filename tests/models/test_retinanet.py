@@ -19,6 +19,7 @@ from iou_det.ops.anchors import anchors, level_shapes
 from tests.golden.seeded_tensors import seeded_images, seeded_tensor
 from tests.models import golden
 
+FAST_COMPILE = {"xla_backend_optimization_level": 0}  # for tests that compile longer than they run
 TINY = {"num_classes": 2, "depth": 18, "width": 4, "fpn_channels": 8, "head_convs": 1}
 
 
@@ -152,7 +153,8 @@ def test_p7_is_a_convolution_of_p6_with_a_relu_if_asked(relu):
 def test_initial_values():
   model = RetinaNet(**TINY, prior=0.05, min_level=5, max_level=5)
   key = jax.random.key(0, impl="rbg")  # compiles in a sixth of the time
-  (logits, _), variables = jax.jit(model.init_with_output)(key, jnp.asarray(seeded_images(40, 72)))
+  initialise = jax.jit(model.init_with_output, compiler_options=FAST_COMPILE)
+  (logits, _), variables = initialise(key, jnp.asarray(seeded_images(40, 72)))
   np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.05, rtol=0.2)
   params = variables["params"]
   head = params["classification_head"]
@@ -182,7 +184,7 @@ def test_gradients_stop_at_the_last_frozen_stage(frozen_stages, frozen):
     logits, deltas = model.apply({**variables, "params": params}, images)
     return jnp.sum(logits**2) + jnp.sum(deltas**2)
 
-  gradient = jax.jit(jax.grad(loss))(variables["params"])
+  gradient = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(variables["params"])
   mask = trainable_mask(variables["params"], frozen_stages)
   for (path, g), trains in zip(
     jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(mask), strict=True
