@@ -2,6 +2,8 @@
 
 Command:  iou-det train --config=configs/shapes.py --workdir=runs/shapes
 Argument: eta=E,lambd=L,w_loc=W  (default 1.5, 1.5, 0: the paper's w_loc for lambd; eta=0,lambd=0: baseline)
+Hardware: 2 CPU cores (AMD EPYC, AVX-512), 6 min 26 s beside other jobs, 94 images/s at the end.
+Expected: val AP 0.529, AP50 0.771, AP75 0.621 (measured, one run, seed 0).
 """
 
 from ml_collections import ConfigDict
