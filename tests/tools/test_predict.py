@@ -8,8 +8,6 @@ import cv2
 import numpy as np
 import pytest
 
-from iou_det.errors import UserError
-
 
 def command(*argv):
   return subprocess.run(
@@ -76,7 +74,3 @@ def test_bad_input_is_one_line(reference, tmp_path, argv, message):
   assert message in done.stderr.strip().splitlines()[-1]
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "out").exists()
-
-
-def test_user_error_is_a_value_error():
-  assert issubclass(UserError, ValueError)
