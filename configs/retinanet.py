@@ -6,7 +6,8 @@ Command:  iou-det train --config=configs/retinanet.py:backbone=r50,short=600,eta
           `iou-det prepare` made of it (then with --config.data.train_split=train and val_split=validation).
 Argument: backbone=r50|r101, short=600 ([600,1000], the ablations) or 800 ([800,1333], Table 1),
           eta (0: plain focal loss; the paper's best 1.5), lambd (0: plain smooth L1; the paper's best 1.5),
-          w_loc (default 0: Table 4's for this lambd; 2.878 for R101 at 800, as the authors' code).
+          w_loc (default paper: Table 4's for this lambd, and 2.878 for R101 at 800, as the authors' code;
+          auto: fitted on the data at the start; or a number).
 Hardware: hours not measured.
 Expected: AP on val-2017 at [600,1000], R50 (paper, Table 2): baseline 34.4, eta 35.1, lambd 35.2, both 35.7;
           on test-dev at [800,1333] (paper, Table 1): R50 35.9 -> 37.0, R101 38.1 -> 39.2. Ours: not measured.
@@ -19,13 +20,13 @@ from iou_det.errors import UserError
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  args = parse_arg(arg, backbone="r50", short=600, eta=1.5, lambd=1.5, w_loc=0.0)
+  args = parse_arg(arg, backbone="r50", short=600, eta=1.5, lambd=1.5, w_loc="paper")
   if args["backbone"] not in ("r50", "r101"):
     raise UserError(f"backbone={args['backbone']}: must be r50 or r101")
   if args["short"] not in (600, 800):
     raise UserError(f"short={args['short']}: must be 600 ([600,1000]) or 800 ([800,1333])")
   loss = loss_settings(args["eta"], args["lambd"], args["w_loc"])
-  if args["backbone"] == "r101" and args["short"] == 800 and args["lambd"] == 1.5 and args["w_loc"] == 0:
+  if (args["backbone"], args["short"], args["lambd"], args["w_loc"]) == ("r101", 800, 1.5, "paper"):
     loss["w_loc"] = 2.878  # the authors' code
   config = base_config()
   config.model.update(

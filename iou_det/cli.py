@@ -14,6 +14,7 @@ COMMANDS = {
   "prepare": ("iou_det.tools.prepare", "COCO-format folder -> checked TFDS ArrayRecord dataset"),
   "train": ("iou_det.tools.train", "train a config; resumes if the workdir has a checkpoint"),
   "eval": ("iou_det.tools.eval", "COCO metrics and detections.json of a trained workdir"),
+  "fit-wloc": ("iou_det.tools.fit_wloc", "w_loc of Table 4: keeps the first step's loss sum, for any data"),
   "predict": ("iou_det.tools.predict", "draw boxes on your own images with a trained workdir"),
 }
 

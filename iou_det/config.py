@@ -7,13 +7,12 @@ A file in `configs/` starts from `base_config()` and changes what it must.
 import difflib
 import itertools
 import json
-import os
 import runpy
 from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from iou_det.errors import UserError
 
@@ -24,6 +23,7 @@ RUNTIME_FIELDS = (
   "data.threads",
   "data.workers",
   "train.log_every",
+  "train.diagnostics_every",
   "train.eval_epochs",
   "train.checkpoint_epochs",
   "train.keep_checkpoints",
@@ -65,8 +65,11 @@ def base_config() -> ConfigDict:
         "delta": 0.11,
         "eta": 0.0,  # Eq. (1)-(2); 0 is the baseline
         "lambd": 0.0,  # Eq. (3)-(4); 0 is the baseline
-        "w_loc": 1.0,
+        # factor of the localization loss; "auto": fitted at the start, see `iou-det fit-wloc`
+        "w_loc": FieldReference(1.0, field_type=object),
         "loc_weights": "eq4",  # or "eq5": the normalised weights
+        "localization": "smooth_l1",  # or "balanced_l1", "bounded_iou", "ghm_r"
+        "isr_gamma": 0.0,  # exponent of PISA's classification weights (ISR); 0: none
         "normalizer": "global",  # sums of Eq. (2) and (5): the whole batch, or "level" (each pyramid level)
       },
       "data": {
@@ -103,6 +106,7 @@ def base_config() -> ConfigDict:
         "decay_factor": 0.1,
         "clip_norm": 35.0,
         "log_every": 50,
+        "diagnostics_every": 0,  # steps between measurements of where the gradient comes from; 0: never
         "eval_epochs": 1,  # evaluate every so many epochs, and at the end
         "checkpoint_epochs": 1,
         "keep_checkpoints": 2,  # the last so many, and the one with the best AP
@@ -128,6 +132,7 @@ CHOICES = {
   "model.dtype": ("auto", "float32", "bfloat16"),
   "anchors.convention": ("legacy", "modern", "torchvision"),
   "loss.loc_weights": ("eq4", "eq5"),
+  "loss.localization": ("smooth_l1", "balanced_l1", "bounded_iou", "ghm_r"),
   "loss.normalizer": ("global", "level"),
   "train.schedule": ("step", "cosine"),
   "eval.nms": ("hard", "linear", "gaussian"),
@@ -157,13 +162,14 @@ POSITIVE = (
 NOT_NEGATIVE = (
   "loss.eta",
   "loss.lambd",
-  "loss.w_loc",
+  "loss.isr_gamma",
   "loss.alpha",
   "loss.gamma",
   "data.workers",
   "model.head_convs",
   "train.weight_decay",
   "train.warmup_steps",
+  "train.diagnostics_every",
 )
 PROBABILITIES = (
   "data.flip_horizontal",
@@ -188,6 +194,8 @@ def validate(config: ConfigDict) -> None:
   check(POSITIVE, lambda v: v > 0, "above 0")
   check(NOT_NEGATIVE, lambda v: v >= 0, "0 or more")
   check(PROBABILITIES, lambda v: 0 <= v <= 1, "between 0 and 1")
+  number = lambda v: isinstance(v, (int, float)) and v >= 0
+  check(("loss.w_loc",), lambda v: v == "auto" or number(v), '0 or more, or "auto"')
   pair = lambda v: len(v) == 2 and 0 < v[0] <= v[1]
   check(("data.canvas", "data.scale_jitter"), pair, "two numbers above 0, the second not below the first")
   check(("data.mean",), lambda v: len(v) == 3, "three numbers")
@@ -256,16 +264,31 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 W_LOC = {0.0: 1.0, 0.5: 1.575, 1.0: 2.226, 1.5: 3.049, 1.8: 3.649}  # Table 4 of arXiv:1908.05641
 
 
-def loss_settings(eta: float, lambd: float, w_loc: float) -> dict[str, float]:
-  """Loss settings with the paper's w_loc for `lambd` where w_loc is 0.
+def loss_settings(eta: float, lambd: float, w_loc: str) -> dict[str, Any]:
+  """Loss settings of a config's argument; w_loc: "paper" (Table 4's for this `lambd`), "auto" or a number.
 
   Raises:
-    UserError: if w_loc is 0 and Table 4 has none for this `lambd`.
+    UserError: if w_loc is none of these, or Table 4 has none for this `lambd`.
   """
-  if w_loc == 0 and lambd not in W_LOC:
+  if w_loc == "paper" and lambd not in W_LOC:
     known = ", ".join(map(str, W_LOC))
-    raise UserError(f"lambd={lambd}: the paper gives w_loc for {known}; give w_loc=... for another")
-  return {"eta": eta, "lambd": lambd, "w_loc": w_loc or W_LOC[lambd]}
+    raise UserError(
+      f"lambd={lambd}: the paper gives w_loc for {known}; give w_loc=auto or a number for another"
+    )
+  if w_loc in ("paper", "auto"):
+    return {"eta": eta, "lambd": lambd, "w_loc": W_LOC[lambd] if w_loc == "paper" else "auto"}
+  try:
+    return {"eta": eta, "lambd": lambd, "w_loc": float(w_loc)}
+  except ValueError:
+    raise UserError(f"w_loc={w_loc}: must be paper, auto or a number") from None
+
+
+def with_loss(config: ConfigDict, **changes: Any) -> ConfigDict:
+  """A copy of a config with other settings of the loss."""
+  config = ConfigDict(config.to_dict())
+  with config.ignore_type():  # w_loc is a number or "auto"
+    config.loss.update(**changes)
+  return config
 
 
 def get_field(config: ConfigDict, name: str) -> Any:
@@ -291,14 +314,7 @@ def check_command_line(argv: list[str]) -> None:
       raise UserError(f"--{overrides[0]} is given without --config=FILE; name the file that it changes")
     return
   path, _, arg = given[-1].partition(":")
-  if not os.path.isfile(path):
-    folder = Path(path).parent
-    known = ", ".join(str(p) for p in sorted(folder.glob("*.py"))) or "none in that folder"
-    raise UserError(f"--config={path}: there is no such file; known: {known}")
-  get_config = runpy.run_path(path).get("get_config")
-  if get_config is None:
-    raise UserError(f"--config={path}: the file has no function get_config; see configs/ for examples")
-  config = get_config(arg) if arg else get_config()
+  config = read_config_file(Path(path), arg)
   for override in overrides:
     node: Any = config
     for part in override.split("=", 1)[0].split(".")[1:]:
@@ -308,6 +324,21 @@ def check_command_line(argv: list[str]) -> None:
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UserError(f"--{override}: there is no field {part!r}; {hint}known here: {', '.join(fields)}")
       node = node[part]
+
+
+def read_config_file(path: Path, arg: str = "") -> ConfigDict:
+  """What `get_config(arg)` of a config file returns.
+
+  Raises:
+    UserError: for a file that is missing or has no get_config, or an argument that it refuses.
+  """
+  if not path.is_file():
+    known = ", ".join(str(p) for p in sorted(path.parent.glob("*.py"))) or "none in that folder"
+    raise UserError(f"--config={path}: there is no such file; known: {known}")
+  get_config = runpy.run_path(str(path)).get("get_config")
+  if get_config is None:
+    raise UserError(f"--config={path}: the file has no function get_config; see configs/ for examples")
+  return get_config(arg) if arg else get_config()
 
 
 def config_from_flag(flag: flags.FlagHolder) -> ConfigDict:
@@ -342,6 +373,11 @@ def from_json(text: str) -> ConfigDict:
       f"config.json lacks the fields {names}; it is of another version, train in a new --workdir"
     )
   return config
+
+
+def training_differences(a: ConfigDict, b: ConfigDict) -> list[str]:
+  """`differences` in the settings that change a number, see RUNTIME_FIELDS."""
+  return [line for line in differences(a, b) if line.split(":")[0] not in RUNTIME_FIELDS]
 
 
 def differences(a: ConfigDict, b: ConfigDict) -> list[str]:

@@ -21,7 +21,7 @@ from iou_det.errors import UserError
 __all__ = ["Shapes", "export_coco"]
 
 NAMES = ("triangle", "rectangle", "star", "ellipse")
-SPLITS = {"train": 4000, "val": 500}  # default numbers of images
+SPLITS = {"train": 4000, "val": 500, "test": 1000}  # default numbers of images
 MAX_OBJECTS = 6
 MIN_SIDE, MAX_SIDE = 20.0, 80.0  # longer side of a box, pixels
 MIN_VISIBLE = 0.6
@@ -70,7 +70,7 @@ class Shapes:
   earlier shape stay visible.
 
   Args:
-    split: "train" (4000 images) or "val" (500).
+    split: "train" (4000 images), "val" (500) or "test" (1000).
     images: another number of images; the first ones of a split do not depend on it.
     height, width: pixels, at least 40. Shapes have a longer side of 20 to 80 pixels, at most 60 % of the
       image's shorter side.

@@ -15,9 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from iou_det.config import input_size
 from iou_det.data.pipeline import eval_batches, log_shrunk
-from iou_det.data.preprocess import preprocess
 from iou_det.data.records import Category, Source
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
@@ -25,27 +23,15 @@ from iou_det.evaluation.detect import Detections, detect
 from iou_det.models.retinanet import RetinaNet
 from iou_det.training.mesh import replicated, split_batch, to_device
 from iou_det.training.state import TrainState, forward
-from iou_det.training.step import make_anchors
+from iou_det.training.step import network_inputs
 
 
 def make_detect_step(config: ConfigDict, model: RetinaNet, mesh: Mesh) -> Callable[..., Detections]:
   """The jitted `detect_step(state, batch, portrait) -> Detections` in original pixels."""
-  d, e = config.data, config.eval
+  e = config.eval
 
   def step(state: TrainState, batch: dict[str, jax.Array], portrait: bool) -> Detections:
-    size = input_size(config, portrait)
-    anchors, level_sizes = make_anchors(config, size)
-    inputs = preprocess(
-      batch,
-      size=size,
-      short=d.short,
-      long=d.long,
-      mean=tuple(d.mean),
-      std=tuple(d.std),
-      convention=config.anchors.convention,
-      augment=None,
-      key=None,
-    )
+    inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=False)
     logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
     # Per device: left to itself, XLA would gather all images for the sort inside.
     rows = PartitionSpec("data")

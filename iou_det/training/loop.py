@@ -24,9 +24,11 @@ from iou_det.data.records import Source, TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
 from iou_det.evaluation.evaluate import evaluate, ground_truth, make_detect_step, write_json
 from iou_det.training.checkpoint import Checkpoints, abstract, has_checkpoint, read_metrics
+from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.mesh import data_mesh, replicated, to_device
 from iou_det.training.state import create_state, make_model, run_information
 from iou_det.training.step import make_train_step
+from iou_det.training.wloc import resolve_w_loc
 
 
 def train(
@@ -78,8 +80,10 @@ def train(
   if checkpoints.steps():
     check_same_data(checkpoints.run_information(checkpoints.steps()[-1]), source, plan, workdir)
     state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, replicated(mesh)))
+  config = resolve_w_loc(config, source, workdir)
   start_step = int(state.step)
   train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
+  diagnose = make_diagnostics(config, model, mesh)
   parameters = sum(x.size for x in jax.tree.leaves(state.params))
   logging.info(
     "%d devices (%s), %.1f million parameters, steps %d..%d, %d an epoch",
@@ -133,6 +137,10 @@ def train(
     batch, portrait = next(batches)
     waited += time.monotonic() - before
     arrays = to_device(batch, mesh)
+    if t.diagnostics_every and step % t.diagnostics_every == 0:
+      sums = jax.device_get(diagnose(state, arrays, portrait))
+      if log:
+        log.write(step, as_row(sums))
     with jax.transfer_guard("disallow"):
       state, out = train_step(state, arrays, portrait)
     window.append(out)
@@ -212,11 +220,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir} is a file; give a new folder")
   if path.exists():
-    different = [
-      line
-      for line in config_lib.differences(config_lib.from_json(path.read_text()), config)
-      if line.split(":")[0] not in config_lib.RUNTIME_FIELDS
-    ]
+    different = config_lib.training_differences(config_lib.from_json(path.read_text()), config)
     if different:
       raise UserError(
         f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "

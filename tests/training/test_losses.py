@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from iou_det.ops import anchors as anchor_ops
-from iou_det.training.step import detection_losses
+from iou_det.training.losses import LossSettings, detection_losses, loss_terms
 from tests import oracles
 
 SIZE, STRIDES = (64, 96), (16, 32)
@@ -45,7 +45,17 @@ def draw(seed):
 
 @jax.jit(static_argnames=("settings",))
 def jitted(arrays, settings):
-  return detection_losses(**arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, **dict(settings))
+  return losses_of(arrays, dict(settings))
+
+
+def losses_of(arrays, settings):
+  return detection_losses(terms_of(arrays, settings))
+
+
+def terms_of(arrays, settings):
+  return loss_terms(
+    **arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, settings=LossSettings(**settings)
+  )
 
 
 def run(drawn, **changes):
@@ -119,9 +129,7 @@ def test_boxes_get_no_gradient_from_the_classification_loss():
   def classification(deltas):
     settings = PLAIN | {"eta": 1.5}
     arrays = drawn | {"deltas": deltas}
-    return detection_losses(
-      **arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, **settings
-    ).classification
+    return losses_of(arrays, settings).classification
 
   np.testing.assert_array_equal(jax.grad(classification)(drawn["deltas"]), 0.0)
 
@@ -136,7 +144,7 @@ def test_batch_without_boxes_has_finite_loss_and_gradients(loc_weights):
   def total(logits, deltas):
     arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
     arrays |= {"logits": logits, "deltas": deltas}
-    out = detection_losses(**arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, **settings)
+    out = losses_of(arrays, settings)
     return out.classification + out.localization, out
 
   logits, deltas = jnp.float32(drawn["logits"]), jnp.float32(drawn["deltas"])

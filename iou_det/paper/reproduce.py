@@ -1,0 +1,117 @@
+"""Plans and runs the trainings behind a table or figure, then writes it."""
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from iou_det.data.pipeline import Plan
+from iou_det.data.records import TrainingFilter, open_dataset, scan
+from iou_det.data.shapes import Shapes, export_coco
+from iou_det.errors import UserError
+from iou_det.paper.runs import SWEEP, Place, Results, Run, finished
+from iou_det.training.loop import train
+
+TABLE2 = ("baseline", "cls", "loc", "both")
+CONTROLS = ("baseline_effective", "baseline_w_loc", "loc_eq5", "both_eq5")
+TABLE4 = (
+  "baseline", "eta1.0", "eta1.4", "cls", "eta1.6", "lambd0.5", "lambd1.0", "loc", "lambd1.8", "loc_eq5",
+)  # fmt: skip
+COMPARISON = ("baseline", "both", "balanced_l1", "ghm_r", "bounded_iou", "isr")
+EXPERIMENTS: dict[str, tuple[str, ...]] = {
+  "table1": ("baseline", "both"),  # with both backbones
+  "table2": TABLE2,
+  "table3": TABLE2,
+  "table4": TABLE4,
+  "fig1": (),
+  "fig2": ("baseline", "cls"),
+  "fig3": ("baseline", "loc"),
+  "comparison": COMPARISON,
+  "wloc_sweep": (
+    "baseline", *(f"weight{w}" for w in SWEEP if w != 1.0), *(f"loc_weight{w}" for w in SWEEP)
+  ),
+}  # fmt: skip
+
+
+def plan(experiment: str, place: Place, *, seeds: int, controls: bool) -> list[Run]:
+  """The runs of an experiment, seed by seed; a run comes after the one that it needs."""
+  names = EXPERIMENTS[experiment] + (CONTROLS if controls else ())
+  full_size = experiment == "table1" and place.preset == "coco"
+  runs = [
+    Run(name, seed, large, full_size)
+    for seed in range(seeds)
+    for large in ((False, True) if experiment == "table1" else (False,))
+    for name in names
+  ]
+  ordered: list[Run] = []
+  for run in runs:
+    ordered += [r for r in (run.needs, run) if r is not None and r not in ordered]
+  return ordered
+
+
+def run_all(runs: Sequence[Run], place: Place) -> None:
+  """Trains what is not finished; a run that was interrupted goes on from its last checkpoint."""
+  prepare_smoke_data(place)
+  for number, run in enumerate(runs, 1):
+    config, workdir = place.config(run), place.of(run)
+    if finished(config, workdir):
+      logging.info("%d/%d %s: finished earlier", number, len(runs), workdir)
+      continue
+    logging.info("%d/%d %s: training", number, len(runs), workdir)
+    train(config, workdir)
+    jax.clear_caches()  # each run compiles its own programs: memory would grow with the runs
+    gc.collect()
+
+
+def dry_run(runs: Sequence[Run], place: Place) -> str:
+  """What would run: state, images, steps, and hours where a finished run of this place tells the speed."""
+  prepare_smoke_data(place)
+  lines, rates, left = [], [], 0
+  steps_per_epoch: dict[tuple, int] = {}
+  for run in runs:
+    waits = run.needs is not None and not done(run.needs, place)
+    config = place.config(Run("baseline", run.seed, run.large, run.full_size) if waits else run)
+    key = (config.data.path, config.train.batch_size)
+    if key not in steps_per_epoch:
+      steps_per_epoch[key] = count_steps(config)
+    steps = round(config.train.epochs * steps_per_epoch[key])
+    state = "to do"
+    if done(run, place):
+      state = "finished"
+      rates.append(Results.read(place.of(run)).images_per_second)
+    elif (place.of(run) / "checkpoints").is_dir():
+      state = "interrupted"
+    left += steps * config.train.batch_size if state != "finished" else 0
+    lines.append(f"{run.folder:<32} {state:<12} {steps * config.train.batch_size:>10,} {steps:>8,}")
+  hours = "hours unknown: no run of this --workdir is finished, which would tell the speed"
+  if rates:
+    hours = f"{left / min(rates) / 3600:.2f} hours at the {min(rates):.0f} images/s measured here"
+  heading = f"{'run':<32} {'state':<12} {'images':>10} {'steps':>8}"
+  return "\n".join([heading, *lines, f"{len(runs)} runs; to do: {left:,} images, {hours} (training only)"])
+
+
+def done(run: Run, place: Place) -> bool:
+  if run.needs is not None and not done(run.needs, place):
+    return False
+  return finished(place.config(run), place.of(run))
+
+
+def count_steps(config: ConfigDict) -> int:
+  """Steps of an epoch."""
+  d = config.data
+  keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
+  index = scan(open_dataset(d.path, d.train_split), keep)
+  return Plan(index, batch_size=config.train.batch_size, seed=config.seed).steps_per_epoch
+
+
+def prepare_smoke_data(place: Place) -> None:
+  """The few small shapes that toy runs train and are scored on, as a COCO folder."""
+  if not place.smoke or (Path(place.data) / "annotations" / "instances_test.json").exists():
+    return
+  if place.preset != "shapes":
+    raise UserError(f"--smoke runs on shapes, not on --preset={place.preset}; give --preset=shapes")
+  for split, images in (("train", 16), ("test", 8)):
+    export_coco(Shapes(split, images=images, height=64, width=96), Path(place.data))

@@ -1,0 +1,53 @@
+"""Fits w_loc: the factor of the localization loss that keeps its sum at the start of training (Table 4).
+
+The prediction is taken to be the matched anchor, what an untrained head without norm puts out
+(--start=anchors); a head with GroupNorm does not, then --start=network runs the untrained network. Training
+with --config.loss.w_loc=auto does the same for its own lambd at its start and keeps the value in the workdir.
+"""
+
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from iou_det import config as config_lib
+from iou_det.data.records import coco_splits, open_dataset
+from iou_det.errors import UserError
+from iou_det.training.wloc import IMAGES, STARTS, fit_w_loc
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and argument, FILE.py:ARG.")
+COCO_ROOT = flags.DEFINE_string(
+  "coco_root",
+  None,
+  "COCO folder (annotations/instances_SPLIT.json beside SPLIT/); all its splits count together. "
+  "Default: the config's data.path and train_split.",
+)
+LAMBDAS = flags.DEFINE_list(
+  "lambdas", [str(x) for x in config_lib.W_LOC if x], "Exponents of the localization weights."
+)
+START = flags.DEFINE_enum("start", STARTS[0], STARTS, "What the untrained detector predicts.")
+IMAGES_FLAG = flags.DEFINE_integer("images", IMAGES, "At most so many images of each split.", lower_bound=1)
+
+
+def main() -> None:
+  try:
+    lambdas = [float(x) for x in LAMBDAS.value]
+  except ValueError:
+    raise UserError(f"--lambdas={','.join(LAMBDAS.value)}: must be numbers, as 0.5,1.5") from None
+  if CONFIG.value is not None and COCO_ROOT.value:
+    CONFIG.value.data.path = COCO_ROOT.value
+  config = config_lib.config_from_flag(CONFIG)
+  if COCO_ROOT.value:
+    root = Path(COCO_ROOT.value)
+    splits = coco_splits(root)
+    if not splits:
+      raise UserError(f"--coco_root={root}: no annotations/instances_SPLIT.json there; give a COCO folder")
+    sources = [open_dataset(root, split) for split in splits]
+  else:
+    sources = [open_dataset(config.data.path, config.data.train_split)]
+  fitted = fit_w_loc(config, sources, lambdas, start=START.value, images=IMAGES_FLAG.value)
+  print("lambda  w_loc  paper (COCO, R50)")
+  for lambd, w_loc in zip(lambdas, fitted, strict=True):
+    paper = config_lib.W_LOC.get(lambd)
+    beside = f"{paper:5.3f}  ({100 * (w_loc / paper - 1):+.1f} %)" if paper else "    -"
+    print(f"{lambd:6.2f}  {w_loc:5.3f}  {beside}")

@@ -1,0 +1,88 @@
+"""What the paper argues about, measured on a training batch: which positives the gradient comes from.
+
+A program of its own, run every `train.diagnostics_every` steps on the batch that the step is about to see,
+so that the steps between cost nothing.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from iou_det.models.retinanet import RetinaNet
+from iou_det.training.losses import Terms, loss_terms
+from iou_det.training.mesh import replicated, split_batch
+from iou_det.training.state import TrainState, forward
+from iou_det.training.step import loss_arguments, network_inputs
+
+BINS = 10  # equal bins of the IoU of the positives' decoded boxes, 0 to 1; the last one includes 1
+
+
+def by_iou(
+  terms: Terms, gradient_norm: Float[Array, "batch anchors"], *, eta: float
+) -> dict[str, Float[Array, "..."]]:
+  """Shares and mean weights of the positives in each bin of IoU; sums run over the whole batch.
+
+  Args:
+    gradient_norm: of the localization loss by each anchor's 4 offsets (L2).
+    eta: exponent of Eq. (2).
+
+  Returns:
+    positives: how many are in each bin. localization_gradient: sum of `gradient_norm` in each bin.
+    localization_weight, classification_weight: sums of the weights of Eq. (4) (or (5)) and Eq. (2) in each
+    bin. eq2_normalizer: sum CE / sum(IoU^eta CE), the factor of Eq. (2), over all positives.
+  """
+  index = jnp.clip((terms.iou * BINS).astype(jnp.int32), 0, BINS - 1)
+  count = lambda x: jnp.zeros(BINS).at[index].add(jnp.where(terms.positive, x, 0.0))
+  own = jnp.sum(terms.focal, axis=-1, where=terms.own)
+  before = jnp.sum(own, where=terms.positive)
+  after = jnp.sum(terms.iou**eta * own, where=terms.positive)
+  return {
+    "positives": count(1.0),
+    "localization_gradient": count(gradient_norm),
+    "localization_weight": count(terms.box_weights),
+    "classification_weight": count(jnp.sum(terms.class_weights, axis=-1, where=terms.own)),
+    "eq2_normalizer": before / jnp.maximum(after, jnp.finfo(jnp.float32).tiny),
+  }
+
+
+def make_diagnostics(
+  config: ConfigDict, model: RetinaNet, mesh: Mesh
+) -> Callable[..., dict[str, Float[Array, "..."]]]:
+  """The jitted `diagnose(state, batch, portrait)`; it sees the batch as the training step does."""
+
+  def diagnose(state: TrainState, batch: dict[str, Array], portrait: bool) -> dict[str, Array]:
+    inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
+    arguments = loss_arguments(config, inputs, anchors, level_sizes, portrait)
+    logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
+
+    def localization(deltas):
+      terms = loss_terms(logits, deltas, **arguments)
+      return terms.localization(), terms
+
+    gradient, terms = jax.grad(localization, has_aux=True)(deltas)
+    return by_iou(terms, jnp.linalg.norm(gradient, axis=-1), eta=config.loss.eta)
+
+  everywhere = replicated(mesh)
+  return jax.jit(
+    diagnose, static_argnums=2, in_shardings=(everywhere, split_batch(mesh)), out_shardings=everywhere
+  )
+
+
+def as_row(sums: dict[str, Float[np.ndarray, "..."]]) -> dict[str, float]:
+  """Figures to log, `NAME/LOWER_EDGE`: shares of positives and of the localization gradient in each bin of
+  IoU, mean weights there (left out where a bin is empty), and Eq. (2)'s normaliser."""
+  positives = sums["positives"]
+  row = {"eq2_normalizer": float(sums["eq2_normalizer"])}
+  for name, values in (
+    ("positive_share", positives),
+    ("localization_gradient_share", sums["localization_gradient"]),
+  ):
+    row |= {f"{name}/{i / BINS:.1f}": float(v / max(values.sum(), 1e-12)) for i, v in enumerate(values)}
+  for name in ("localization_weight", "classification_weight"):
+    row |= {f"{name}/{i / BINS:.1f}": float(sums[name][i] / n) for i, n in enumerate(positives) if n}
+  return row

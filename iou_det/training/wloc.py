@@ -1,0 +1,106 @@
+"""w_loc: the localization weight that keeps the first step's loss sum (Section 3.2 and Table 4)."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from iou_det.config import with_loss
+from iou_det.data.pipeline import Plan, check_max_boxes, train_batches
+from iou_det.data.records import Source, TrainingFilter, scan
+from iou_det.errors import UserError
+from iou_det.training.losses import loss_terms
+from iou_det.training.mesh import data_mesh, to_device
+from iou_det.training.state import create_state, forward, make_model
+from iou_det.training.step import loss_arguments, network_inputs
+
+STARTS = ("anchors", "network")
+IMAGES = 1000  # of each source, at most
+
+
+def fit_w_loc(
+  config: ConfigDict,
+  sources: Sequence[Source],
+  lambdas: Sequence[float],
+  *,
+  start: str = "anchors",
+  images: int = IMAGES,
+) -> list[float]:
+  """w_loc for each exponent: sum(smooth L1) / sum(weight * loss) over the positives, weights with w_loc = 1.
+
+  Inputs, matching and losses are those of the training step, augmentation included. The loss in the
+  denominator is the config's, the one above it always the baseline's smooth L1, so that what is fitted is
+  the factor that keeps the baseline's loss sum.
+
+  Args:
+    sources: their images count together; each is filtered as for training.
+    lambdas: exponents of Eq. (4).
+    start: "anchors": the prediction is the matched anchor itself (offsets 0), what an untrained head
+      without norm puts out; "network": what the network that the config describes puts out untrained.
+    images: use at most so many of each source, the first of a random order.
+
+  Raises:
+    UserError: for an unknown start, or no positive anchor (nothing to fit).
+  """
+  if start not in STARTS:
+    raise UserError(f"start={start!r}: must be one of {', '.join(STARTS)}")
+  d = config.data
+  keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
+  model = make_model(config, len(sources[0].categories))
+  mesh = data_mesh(1, jax.local_devices()[:1], setting="images of fit-wloc")
+  state = create_state(config, model, 1, mesh, pretrained=True)[0] if start == "network" else None
+  baseline = with_loss(config, lambd=0.0, w_loc=1.0, localization="smooth_l1")
+  weighted = [with_loss(config, lambd=lambd, w_loc=1.0) for lambd in lambdas]
+
+  def sums(state, batch, portrait: bool) -> Float[Array, "exponents"]:
+    inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
+    shape = (inputs.images.shape[0], len(anchors))
+    logits, deltas = jnp.zeros((*shape, model.num_classes)), jnp.zeros((*shape, 4))
+    if state is not None:
+      logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
+    arguments = [loss_arguments(c, inputs, anchors, level_sizes, portrait) for c in (baseline, *weighted)]
+    return jnp.stack([loss_terms(logits, deltas, **a).localization() for a in arguments])
+
+  compiled = jax.jit(sums, static_argnums=2)
+  total, used = jnp.zeros(1 + len(weighted)), 0
+  for source in sources:
+    index = scan(source, keep)
+    check_max_boxes(index, d.max_boxes)
+    plan = Plan(index, batch_size=1, seed=config.seed)  # one by one: no image twice to fill a batch
+    number = min(images, plan.steps_per_epoch)
+    batches = train_batches(
+      source, plan, start_step=0, stop_step=number, canvas=tuple(d.canvas), max_boxes=d.max_boxes,
+      keep=keep, process_index=0, process_count=1, threads=d.threads, workers=0,
+    )  # fmt: skip
+    for batch, portrait in batches:
+      total = total + compiled(state, to_device(batch, mesh), portrait)
+    used += number
+  before, *after = [float(x) for x in total]
+  if min(after) <= 0:
+    raise UserError(
+      f"w_loc cannot be fitted: the localization loss of {used} images is {min(after)}; look at the anchors "
+      "(config.anchors.scale) and boxes, or give loss.w_loc as a number"
+    )
+  logging.info("w_loc fitted on %d images (%s): %s", used, start, [round(before / x, 4) for x in after])
+  return [before / x for x in after]
+
+
+def resolve_w_loc(config: ConfigDict, source: Source, workdir: Path) -> ConfigDict:
+  """The config with a number for `loss.w_loc="auto"`: fitted once, then kept in workdir/w_loc.json."""
+  if config.loss.w_loc != "auto":
+    return config
+  path = workdir / "w_loc.json"
+  if path.exists():
+    w_loc = json.loads(path.read_text())["w_loc"]
+  else:
+    (w_loc,) = fit_w_loc(config, [source], [config.loss.lambd])
+    if jax.process_index() == 0:
+      part = path.with_suffix(".part")
+      part.write_text(json.dumps({"w_loc": w_loc, "lambd": config.loss.lambd, "start": "anchors"}) + "\n")
+      part.replace(path)
+  return with_loss(config, w_loc=w_loc)
