@@ -2,6 +2,7 @@
 
 import importlib
 import logging as std_logging
+import os
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ COMMANDS = {
   "prepare": ("iou_det.tools.prepare", "COCO-format folder -> checked TFDS ArrayRecord dataset"),
   "train": ("iou_det.tools.train", "train a config; resumes if the workdir has a checkpoint"),
   "eval": ("iou_det.tools.eval", "COCO metrics and detections.json of a trained workdir"),
+  "reproduce": ("iou_det.tools.reproduce", "a table or figure of the paper: its runs, then the table"),
   "fit-wloc": ("iou_det.tools.fit_wloc", "w_loc of Table 4: keeps the first step's loss sum, for any data"),
   "predict": ("iou_det.tools.predict", "draw boxes on your own images with a trained workdir"),
 }
@@ -33,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
   command = argv[0]
   if command not in COMMANDS:
     fail(command, f"unknown command; known: {', '.join(COMMANDS)}")
+  keep_compiled_programs()
   module = importlib.import_module(COMMANDS[command][0])  # defines the command's flags
   app.define_help_flags()
   if any(a in ("-h", "--help", "-help") for a in argv[1:]):
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
   try:
     check_command_line(argv[1:])
     rest = flags.FLAGS(sys.argv)
-    if command == "predict":
+    if command in ("predict", "reproduce"):  # take arguments that are no flags
       module.main(rest[1:])
     elif len(rest) > 1:
       raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
@@ -57,6 +60,12 @@ def main(argv: list[str] | None = None) -> None:
       command,
       f"{error.filename or 'input or output'}: {error.strerror or error}; give another path or make room",
     )
+
+
+def keep_compiled_programs() -> None:
+  """Has JAX, which reads its variable when imported, keep what it compiles in the user's cache folder."""
+  caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(caches, "iou_det", "jax"))
 
 
 def set_up_logging() -> None:

@@ -12,15 +12,10 @@ from iou_det.data.pipeline import Plan
 from iou_det.data.records import TrainingFilter, open_dataset, scan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
-from iou_det.paper.runs import SWEEP, Place, Results, Run, finished
+from iou_det.paper.results import Results, finished
+from iou_det.paper.runs import COMPARISON, CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
 from iou_det.training.loop import train
 
-TABLE2 = ("baseline", "cls", "loc", "both")
-CONTROLS = ("baseline_effective", "baseline_w_loc", "loc_eq5", "both_eq5")
-TABLE4 = (
-  "baseline", "eta1.0", "eta1.4", "cls", "eta1.6", "lambd0.5", "lambd1.0", "loc", "lambd1.8", "loc_eq5",
-)  # fmt: skip
-COMPARISON = ("baseline", "both", "balanced_l1", "ghm_r", "bounded_iou", "isr")
 EXPERIMENTS: dict[str, tuple[str, ...]] = {
   "table1": ("baseline", "both"),  # with both backbones
   "table2": TABLE2,

@@ -4,23 +4,28 @@ A run is named for its losses and shared by all tables that need it:
 W/runs/PRESET/NAME/seedS is the workdir that `iou-det train` would make of the same config.
 """
 
-import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
 from iou_det.config import W_LOC, with_loss
 from iou_det.errors import UserError
-from iou_det.training.checkpoint import read_metrics
+from iou_det.paper.results import Results
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = ("coco", "deeppcb", "shapes")
 SWEEP = (0.5, 1.0, 2.0, 3.0, 4.5)  # localization weights of `wloc_sweep`
 
+TABLE2 = ("baseline", "cls", "loc", "both")
+CONTROLS = ("baseline_effective", "baseline_w_loc", "loc_eq5", "both_eq5")
+TABLE4 = (
+  "baseline", "eta1.0", "eta1.4", "cls", "eta1.6", "lambd0.5", "lambd1.0", "loc", "lambd1.8", "loc_eq5",
+)  # fmt: skip
+COMPARISON = ("baseline", "both", "balanced_l1", "ghm_r", "bounded_iou", "isr")
 # Losses by run name, as changes of the baseline. w_loc, where a run has an exponent lambd and names none, is
 # Table 4's on COCO and fitted on the training data elsewhere. A w_loc of (NAME, WHAT) comes from the results
 # of the run NAME of the same seed: its "w_loc", or its "effective" weight averaged over training.
@@ -111,10 +116,7 @@ class Place:
 
 def run_config(run: Run, preset: str) -> ConfigDict:
   """The config of a run by the preset's own data path; w_loc stays 1 where it comes from another run."""
-  if preset not in PRESETS:
-    raise UserError(f"preset={preset}: must be one of {', '.join(PRESETS)}")
-  if run.name not in RUNS:
-    raise UserError(f"run={run.name}: must be one of {', '.join(RUNS)}")
+  choose("preset", preset, PRESETS)
   if preset == "coco":
     backbone, short = "r101" if run.large else "r50", 800 if run.full_size else 600
     config = config_lib.read_config_file(
@@ -139,6 +141,12 @@ def run_config(run: Run, preset: str) -> ConfigDict:
   return with_loss(config, **changes)
 
 
+def choose(name: str, value: str, allowed: Iterable[str]) -> None:
+  """Raises a UserError if a config's argument is none of the allowed ones."""
+  if value not in allowed:
+    raise UserError(f"{name}={value}: must be one of {', '.join(allowed)}")
+
+
 def shrink(config: ConfigDict) -> None:
   """Toy size: seconds a run, no meaning in the figures."""
   config.model.update(
@@ -150,61 +158,3 @@ def shrink(config: ConfigDict) -> None:
     batch_size=8, epochs=1, warmup_steps=2, decay_epochs=(), schedule="step", log_every=2, eval_epochs=1,
     checkpoint_epochs=1, diagnostics_every=2)  # fmt: skip
   config.eval.update(batch_size=8, score_threshold=0.001)
-
-
-@dataclass(frozen=True)
-class Results:
-  """What a finished run left behind."""
-
-  workdir: Path
-  config: ConfigDict
-  metrics: dict[str, Any]
-  rows: list[dict[str, Any]]  # of metrics.jsonl
-
-  @classmethod
-  def read(cls, workdir: Path) -> "Results":
-    config = config_lib.from_json((workdir / "config.json").read_text())
-    folder = workdir / "eval" / config.data.val_split
-    return cls(
-      workdir, config, json.loads((folder / "metrics.json").read_text()),
-      read_metrics(workdir / "metrics.jsonl", last_step=2**62),
-    )  # fmt: skip
-
-  def detections(self) -> list[dict[str, Any]]:
-    return json.loads(
-      (self.workdir / "eval" / self.config.data.val_split / "detections.json").read_text()
-    )
-
-  @property
-  def training(self) -> list[dict[str, Any]]:
-    """The rows of training steps; each averages the steps since the row before."""
-    return [row for row in self.rows if "loss" in row]
-
-  @property
-  def images_per_second(self) -> float:
-    """Median over the rows, without the first steps (compilation)."""
-    return float(np.median([row["images_per_second"] for row in self.training[1:]]))
-
-  @property
-  def w_loc(self) -> float:
-    path = self.workdir / "w_loc.json"
-    return json.loads(path.read_text())["w_loc"] if path.exists() else self.config.loss.w_loc
-
-  @property
-  def effective_weight(self) -> float:
-    """Localization loss over what it is with weights of 1, averaged over all training steps."""
-    steps = np.array([row["step"] for row in self.training])
-    weights = [row["localization_weight"] for row in self.training]
-    return float(np.average(weights, weights=np.diff(steps, prepend=0)))
-
-
-def finished(config: ConfigDict, workdir: Path) -> bool:
-  """Whether a workdir has this config, was trained to its last epoch, and scored there."""
-  try:
-    results = Results.read(workdir)
-  except FileNotFoundError:
-    return False
-  if config_lib.training_differences(results.config, config):
-    return False  # training there says what differs
-  last = results.training[-1] if results.training else {"epoch": 0, "step": 0}
-  return last["epoch"] >= config.train.epochs and results.metrics["step"] == last["step"]

@@ -31,7 +31,7 @@ def fit_w_loc(
   start: str = "anchors",
   images: int = IMAGES,
 ) -> list[float]:
-  """w_loc for each exponent: sum(smooth L1) / sum(weight * loss) over the positives, weights with w_loc = 1.
+  """w_loc for each exponent: sum(smooth L1) / sum(IoU^lambd * loss) over the positives.
 
   Inputs, matching and losses are those of the training step, augmentation included. The loss in the
   denominator is the config's, the one above it always the baseline's smooth L1, so that what is fitted is
@@ -49,25 +49,33 @@ def fit_w_loc(
   """
   if start not in STARTS:
     raise UserError(f"start={start!r}: must be one of {', '.join(STARTS)}")
+  if config.loss.loc_weights == "eq5":
+    raise UserError("loss.loc_weights=eq5: Eq. (5) keeps the loss sum by itself; give w_loc=1")
   d = config.data
   keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
   model = make_model(config, len(sources[0].categories))
   mesh = data_mesh(1, jax.local_devices()[:1], setting="images of fit-wloc")
   state = create_state(config, model, 1, mesh, pretrained=True)[0] if start == "network" else None
-  baseline = with_loss(config, lambd=0.0, w_loc=1.0, localization="smooth_l1")
-  weighted = [with_loss(config, lambd=lambd, w_loc=1.0) for lambd in lambdas]
+  config = with_loss(config, lambd=0.0, w_loc=1.0)
+  baseline = with_loss(config, localization="smooth_l1")
+  exponents = jnp.array(lambdas, jnp.float32)
 
-  def sums(state, batch, portrait: bool) -> Float[Array, "exponents"]:
+  def sums(state, batch, portrait: bool) -> Float[Array, "sums"]:
     inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
     shape = (inputs.images.shape[0], len(anchors))
     logits, deltas = jnp.zeros((*shape, model.num_classes)), jnp.zeros((*shape, 4))
     if state is not None:
       logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
-    arguments = [loss_arguments(c, inputs, anchors, level_sizes, portrait) for c in (baseline, *weighted)]
-    return jnp.stack([loss_terms(logits, deltas, **a).localization() for a in arguments])
+    plain, own = (
+      loss_terms(logits, deltas, **loss_arguments(c, inputs, anchors, level_sizes, portrait))
+      for c in (baseline, config)
+    )
+    loss = jnp.where(own.positive, own.box_weights * own.box_loss, 0.0)
+    weighted = jax.lax.map(lambda lambd: jnp.sum(own.iou**lambd * loss), exponents)
+    return jnp.concatenate([plain.localization()[None], weighted])
 
   compiled = jax.jit(sums, static_argnums=2)
-  total, used = jnp.zeros(1 + len(weighted)), 0
+  total, used = jnp.zeros(1 + len(lambdas)), 0
   for source in sources:
     index = scan(source, keep)
     check_max_boxes(index, d.max_boxes)

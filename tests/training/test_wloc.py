@@ -1,0 +1,80 @@
+"""Fitted w_loc against a float64 loop, and the value that a run keeps."""
+
+import json
+
+import numpy as np
+import pytest
+
+from iou_det.config import with_loss
+from iou_det.data.records import open_dataset
+from iou_det.errors import UserError
+from iou_det.training.loop import train
+from iou_det.training.step import make_anchors
+from iou_det.training.wloc import fit_w_loc
+from tests import oracles
+from tests.tiny import tiny_config
+
+LAMBDAS = (0.5, 1.5)
+
+
+def oracle(source, config):
+  """sum(l1) / sum(iou^lambd l1), the matched anchors as predictions."""
+  anchors = np.asarray(make_anchors(config, (64, 96))[0], np.float64)
+  before, after = 0.0, np.zeros(len(LAMBDAS))
+  for record in (source[i] for i in range(len(source))):
+    valid = np.ones(len(record.boxes), bool)
+    for anchor, index in zip(
+      anchors, oracles.match(anchors, record.boxes, valid, **config.match.to_dict()), strict=True
+    ):
+      if index >= 0:
+        box = record.boxes[index]
+        l1 = sum(oracles.smooth_l1(d, config.loss.delta) for d in oracles.encode(box, anchor))
+        before += l1
+        after += [l1 * oracles.iou(anchor, box) ** x for x in LAMBDAS]
+  return before / after
+
+
+def test_fitted_weights_equal_the_loop(shapes_folder):
+  config = tiny_config(shapes_folder)
+  config.data.flip_horizontal = 0.0
+  config.anchors.convention = "legacy"  # whole pixels: anchors that tie do so in float64 too
+  source = open_dataset(shapes_folder, "val")
+  fitted = fit_w_loc(config, [source], LAMBDAS)
+  np.testing.assert_allclose(fitted, oracle(source, config), rtol=1e-4)
+  network = fit_w_loc(config, [source], LAMBDAS, start="network")
+  assert not np.allclose(network, fitted, rtol=1e-3)  # an untrained network does put something out
+
+
+def test_impossible_requests_are_refused(shapes_folder):
+  config = tiny_config(shapes_folder)
+  source = open_dataset(shapes_folder, "val")
+  with pytest.raises(UserError, match="must be one of anchors, network"):
+    fit_w_loc(config, [source], [1.0], start="middle")
+  with pytest.raises(UserError, match="keeps the loss sum by itself"):
+    fit_w_loc(with_loss(config, loc_weights="eq5"), [source], [1.0])
+
+
+def test_auto_is_fitted_once_and_kept_with_the_run(shapes_folder, tmp_path):
+  config = with_loss(tiny_config(shapes_folder, epochs=1), w_loc="auto")
+  config.train.diagnostics_every = 2
+  train(config, tmp_path / "run")
+  kept = json.loads((tmp_path / "run" / "w_loc.json").read_text())
+  expected = fit_w_loc(config, [open_dataset(shapes_folder, "train")], [1.5])
+  np.testing.assert_allclose(kept["w_loc"], expected[0], rtol=1e-6)
+  assert json.loads((tmp_path / "run" / "config.json").read_text())["loss"]["w_loc"] == "auto"
+
+  rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  first = next(row for row in rows if "loss" in row)
+  # The network's first boxes are near the anchors, so the weight is near 1 on average.
+  assert 0.7 < first["localization_weight"] < 1.4
+  measured = [row for row in rows if "eq2_normalizer" in row]
+  assert [row["step"] for row in measured] == [2, 4]
+  for row in measured:
+    for name in ("positive_share", "localization_gradient_share"):
+      np.testing.assert_allclose(sum(v for k, v in row.items() if k.startswith(name)), 1.0, rtol=1e-5)
+
+  # Resuming reads the value that is there.
+  (tmp_path / "run" / "w_loc.json").write_text(json.dumps(kept | {"w_loc": 2.0}))
+  longer = with_loss(config)
+  assert train(longer, tmp_path / "run")["images"] == 13
+  assert json.loads((tmp_path / "run" / "w_loc.json").read_text())["w_loc"] == 2.0
