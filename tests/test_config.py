@@ -51,6 +51,8 @@ def test_parse_arg_is_strict():
     ("lambd=0.5", ("lambd", 0.5, "w_loc", 1.575)),
     ("backbone=r101,short=800", ("w_loc", 2.878)),
     ("lambd=0,eta=0", ("eta", 0.0, "w_loc", 1.0)),
+    ("lambd=0.7,w_loc=auto", ("w_loc", "auto")),
+    ("w_loc=2.5", ("w_loc", 2.5)),
   ],
 )
 def test_paper_config_takes_w_loc_from_table_4(argument, expected):
@@ -59,7 +61,7 @@ def test_paper_config_takes_w_loc_from_table_4(argument, expected):
     assert loss[name] == value
 
 
-@pytest.mark.parametrize("argument", ["backbone=r34", "short=640", "lambd=0.7", "size=600"])
+@pytest.mark.parametrize("argument", ["backbone=r34", "short=640", "lambd=0.7", "size=600", "w_loc=big"])
 def test_paper_config_refuses_other_arguments(argument):
   with pytest.raises(UserError):
     runpy.run_path(str(CONFIGS / "retinanet.py"))["get_config"](argument)

@@ -17,8 +17,9 @@ from iou_det.training.optimizer import learning_rate, make_optimizer
     (250, 0.01 * 2 / 3),
     (500, 0.01),
     (7999, 0.01),
-    (8001, 0.001),
-    (11001, 0.0001),
+    (8000, 0.001),  # the first step of epoch 9: eight are done
+    (10999, 0.001),
+    (11000, 0.0001),
   ],
 )
 def test_step_schedule_of_the_paper(step, expected):

@@ -1,0 +1,114 @@
+"""Configs of the paper's runs against its tables; which runs an experiment plans."""
+
+import json
+
+import pytest
+
+from iou_det.config import read_config_file, to_json, validate
+from iou_det.errors import UserError
+from iou_det.paper.reproduce import EXPERIMENTS, plan
+from iou_det.paper.results import Results, finished
+from iou_det.paper.runs import CONFIGS, PRESETS, RUNS, Place, Run, run_config
+
+
+def loss(argument, table):
+  config = read_config_file(CONFIGS / f"{table}.py", argument)
+  return config, (config.loss.eta, config.loss.lambd, config.loss.w_loc)
+
+
+@pytest.mark.parametrize(
+  ("table", "argument", "expected", "short", "depth"),
+  [
+    ("table1", "run=baseline,backbone=r101", (0.0, 0.0, 1.0), 800, 101),
+    ("table1", "run=both,backbone=r101", (1.5, 1.5, 2.878), 800, 101),
+    ("table1", "", (1.5, 1.5, 3.049), 800, 50),
+    ("table2", "run=baseline", (0.0, 0.0, 1.0), 600, 50),
+    ("table2", "run=cls", (1.5, 0.0, 1.0), 600, 50),
+    ("table2", "run=loc", (0.0, 1.5, 3.049), 600, 50),
+    ("table2", "run=both", (1.5, 1.5, 3.049), 600, 50),
+    ("table4", "run=eta1.4", (1.4, 0.0, 1.0), 600, 50),
+    ("table4", "run=lambd0.5", (0.0, 0.5, 1.575), 600, 50),
+    ("table4", "run=lambd1.0", (0.0, 1.0, 2.226), 600, 50),
+    ("table4", "run=lambd1.8", (0.0, 1.8, 3.649), 600, 50),
+    ("table4", "run=loc_eq5", (0.0, 1.5, 1.0), 600, 50),
+    ("table2", "run=loc,preset=shapes", (0.0, 1.5, "auto"), 128, 18),
+    ("table1", "backbone=r101,preset=deeppcb", (1.5, 1.5, "auto"), 640, 34),
+  ],
+)
+def test_configs_are_the_papers_rows(table, argument, expected, short, depth):
+  config, numbers = loss(argument, table)
+  assert numbers == expected
+  assert (config.data.short, config.model.depth) == (short, depth)
+  assert config.loss.loc_weights == ("eq5" if "eq5" in argument else "eq4")
+
+
+@pytest.mark.parametrize("argument", ["run=all", "preset=voc", "runs=both", "seed=x"])
+def test_wrong_arguments_are_refused(argument):
+  with pytest.raises(UserError):
+    loss(argument, "table2")
+
+
+def test_every_run_of_every_preset_has_a_valid_config():
+  for preset in PRESETS:
+    for name in RUNS:
+      config = run_config(Run(name, seed=3), preset)
+      config.data.path = config.data.path or "somewhere"
+      validate(config)
+      assert config.seed == 3
+
+
+def test_plan_shares_runs_and_puts_what_is_needed_first(tmp_path):
+  place = Place(tmp_path, "shapes")
+  runs = plan("table2", place, seeds=2, controls=True)
+  assert len(runs) == len(set(runs)) == 16
+  for run in runs:
+    if run.needs is not None:
+      assert runs.index(run.needs) < runs.index(run)
+  assert {r.name for r in plan("table3", place, seeds=1, controls=False)} == {r.name for r in runs[:4]}
+  large = plan("table1", Place(tmp_path, "coco", "x"), seeds=1, controls=False)
+  assert [(r.name, r.large, r.full_size) for r in large] == [
+    ("baseline", False, True), ("both", False, True), ("baseline", True, True), ("both", True, True),
+  ]  # fmt: skip
+  folders = [place.of(r) for e in EXPERIMENTS for r in plan(e, place, seeds=2, controls=False)]
+  assert len({f for f in folders}) == len({(f.parent.name, f.name) for f in folders})
+
+
+def write_run(workdir, config, *, step=10, epoch=None, weights=(1.0, 3.0)):
+  (workdir / "eval" / config.data.val_split).mkdir(parents=True)
+  (workdir / "config.json").write_text(to_json(config))
+  metrics = {"AP": 0.5, "step": step, "AP_per_iou": {"0.60": 0.4}, "images": 5}
+  (workdir / "eval" / config.data.val_split / "metrics.json").write_text(json.dumps(metrics))
+  epochs = config.train.epochs if epoch is None else epoch
+  rows = [
+    {"step": 1, "loss": 1.0, "epoch": 0.1, "localization_weight": weights[0], "images_per_second": 1.0},
+    {"step": 10, "loss": 1.0, "epoch": epochs, "localization_weight": weights[1], "images_per_second": 50.0},
+    {"step": 10, "val/AP": 0.5},
+  ]
+  (workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+
+def test_a_run_is_finished_when_config_and_metrics_agree(tmp_path):
+  config = run_config(Run("loc", 0), "shapes")
+  assert not finished(config, tmp_path / "none")
+  write_run(tmp_path / "whole", config)
+  assert finished(config, tmp_path / "whole")
+  write_run(tmp_path / "half", config, epoch=2)
+  assert not finished(config, tmp_path / "half")
+  write_run(tmp_path / "old", config, step=5)
+  assert not finished(config, tmp_path / "old")
+  assert not finished(run_config(Run("loc", 1), "shapes"), tmp_path / "whole")
+  (tmp_path / "whole" / "eval" / "test" / "metrics.json").unlink()
+  assert not finished(config, tmp_path / "whole")
+
+
+def test_controls_take_their_weight_from_the_balanced_run(tmp_path):
+  place = Place(tmp_path, "shapes")
+  workdir = place.of(Run("loc", 1))
+  write_run(workdir, place.config(Run("loc", 1)), weights=(1.0, 3.0))
+  (workdir / "w_loc.json").write_text('{"w_loc": 2.7}')
+  # One step at weight 1 and nine at 3.
+  assert Results.read(workdir).effective_weight == pytest.approx(2.8)
+  assert place.config(Run("baseline_effective", 1)).loss.w_loc == pytest.approx(2.8)
+  assert place.config(Run("baseline_w_loc", 1)).loss.w_loc == 2.7
+  assert place.config(Run("baseline_w_loc", 1)).loss.lambd == 0
+  assert Results.read(workdir).figure("AP60") == pytest.approx(40.0)
