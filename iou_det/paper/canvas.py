@@ -61,14 +61,14 @@ def drawing(
   with style.context(["default", STYLE]):  # not what the user's matplotlibrc says
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **grid).ravel().tolist()
-    heading = f"{title} ({stamp})" if stamp else title
+    heading = f"{title}: {stamp}" if stamp else title
     figure.suptitle(textwrap.fill(heading, 88), x=0.012, ha="left", fontsize=11, fontweight="bold")
     figure.supxlabel(textwrap.fill(caption, 136), x=0.012, ha="left", fontsize=8, color="#444444")
     yield figure, axes
     if stamp:
       behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.5}
       across = figure.text(0.5, 0.5, stamp, color="#B00000", alpha=0.6, bbox=behind)
-      across.set(ha="center", va="center", rotation=18, fontsize=40, in_layout=False)
+      across.set(ha="center", va="center", rotation=18, fontsize=min(40, 800 / len(stamp)), in_layout=False)
     stem.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(with_ending(stem, ".png"))
     figure.savefig(with_ending(stem, ".svg"), metadata={"Date": None})

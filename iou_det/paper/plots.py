@@ -48,7 +48,7 @@ def mean_scores(
     ValueError: a run with another number of bins; edges that do not ascend; too many runs.
   """
   bins = len(edges) - 1
-  _check_edges(edges)
+  _check_ascending("ends of bins", edges, least=2)
   _check_runs(runs, least=1)
   rows: list[list[Cell]] = []
   with drawing(
@@ -91,8 +91,10 @@ def shares_above(
     runs: share of all of the run's detections, in [0, 1]; the first run is the baseline.
 
   Raises:
-    ValueError: a run with another number of shares; no second run; too many runs; a share outside [0, 1].
+    ValueError: a run with another number of shares; thresholds that do not ascend; no second run; too many
+      runs; a share outside [0, 1].
   """
+  _check_ascending("thresholds", thresholds, least=1)
   _check_runs(runs, least=2)
   for run, shares in runs.items():
     _check_lengths(run, len(thresholds), "thresholds", {"share": shares})
@@ -190,8 +192,10 @@ def ap_differences(
     baseline: name of the run that is subtracted.
 
   Raises:
-    ValueError: numbers of another count than the IoUs; an interval upside down; no run, or too many.
+    ValueError: numbers of another count than the IoUs; IoUs that do not ascend; an interval upside down; no
+      run, or too many.
   """
+  _check_ascending("IoUs", ious, least=1)
   _check_runs(runs, least=1)
   rows: list[list[Cell]] = []
   caption = f"Bars: 95% intervals. {rule}"
@@ -287,16 +291,20 @@ def ap_bars(
     left.set(xlabel="AP (%)", yticks=y, yticklabels=names, ylim=(len(names) - 0.4, -0.6))
     height = 0.8 / len(differences)
     for i, (label, more) in enumerate(differences.items()):
-      known = ~np.isnan(more)
+      given = ~np.isnan(more)
       place = y - 0.4 + height * (i + 0.5)
-      bars = right.barh(place[known], more[known], height, color=COLOURS[i], label=label)
-      right.bar_label(bars, [f"{v:+z.1f}" for v in more[known]], padding=3, fontsize=8)
+      bars = right.barh(place[given], more[given], height, color=COLOURS[i], label=label)
+      right.bar_label(bars, [f"{v:+z.1f}" for v in more[given]], padding=3, fontsize=8)
     right.axvline(0, color="black", linewidth=1)
-    right.margins(x=0.15)
+    known = np.concatenate(list(differences.values()))
+    low, high = min(-0.1, np.nanmin(known)), max(0.1, np.nanmax(known))  # a tenth even if nothing differs
+    right.set_xlim(low - 0.15 * (high - low), high + 0.15 * (high - low))  # room for the numbers at the bars
     right.set(xlabel=textwrap.fill(f"AP - AP of {names[0]} (points)", 40))
     right.grid(axis="y", visible=False)
     legend_above(right, letters=50)
-  numbers = [mean, spread, mean - mean[0]] + ([] if paper is None else [paper, paper - paper[0]])
+  numbers = [mean, spread, mean - mean[0]]
+  if paper is not None:
+    numbers += [paper, paper - paper[0]]
   columns = ["run", "ap", "ap_spread", "difference", "paper_ap", "paper_difference"][: 1 + len(numbers)]
   rows = [[name, *_cells(row)] for name, row in zip(names, np.stack(numbers, axis=1), strict=True)]
   write_csv(with_ending(stem, ".csv"), columns, rows, stamp=stamp)
@@ -323,9 +331,11 @@ def diagnostics(
     positives: positives in each bin at each step, counts or shares; divided likewise.
 
   Raises:
-    ValueError: arrays that are not steps x bins; values that are negative or not finite.
+    ValueError: arrays that are not steps x bins; values that are negative or not finite; no
+      steps, or steps or ends that do not ascend.
   """
-  _check_edges(edges)
+  _check_ascending("ends of bins", edges, least=2)
+  _check_ascending("steps", steps, least=1)
   panels = {"localization gradient": gradient, "positives": positives}
   shape = (len(steps), len(edges) - 1)
   shares = {}
@@ -339,12 +349,14 @@ def diagnostics(
   with drawing(
     stem, title=title, caption=f"{_bins_text(edges)} {rule}", stamp=stamp,
     columns=2, height=4.2, sharey=True) as (figure, axes):  # fmt: skip
+    ends = np.append(steps, steps[-1] + np.diff(steps, prepend=steps[-1] - 1)[-1])
     scale = BoundaryNorm(edges, 256)
     colours = colormaps[BINS_COLOURMAP](scale(edges[:-1]))
     for axis, (name, share) in zip(axes, shares.items(), strict=True):
-      axis.stackplot(steps, 100 * share.T, colors=colours)
+      held = np.concatenate([share, share[-1:]]).T  # until the next step; stays visible if there is only one
+      axis.stackplot(ends, 100 * np.nan_to_num(held), colors=colours, step="post")
       axis.set_title(f"Share of the {name}", loc="left")
-      axis.set(xlabel="training step", xlim=(steps[0], steps[-1]), ylim=(0, 100))
+      axis.set(xlabel="training step", xlim=(ends[0], ends[-1]), ylim=(0, 100))
     axes[0].set_ylabel("share (%)")
     colours = ScalarMappable(scale, BINS_COLOURMAP)
     figure.colorbar(colours, ax=axes, label=IOU, pad=0.01, spacing="proportional", ticks=edges)
@@ -365,9 +377,9 @@ def _bins_text(edges: Float[np.ndarray, " edges"]) -> str:
   return f"Bins of IoU with ends {', '.join(f'{edge:.3g}' for edge in edges)}."
 
 
-def _check_edges(edges: Float[np.ndarray, " edges"]) -> None:
-  if len(edges) < 2 or np.any(np.diff(edges) <= 0):
-    raise ValueError(f"ends of bins {edges.tolist()}: give two or more that ascend")
+def _check_ascending(name: str, values: Shaped[np.ndarray, " _"], *, least: int) -> None:
+  if len(values) < least or not np.all(np.diff(values) > 0):
+    raise ValueError(f"{name} {values.tolist()}: give {least} or more that ascend")
 
 
 def _check_runs(runs: Mapping[str, object], *, least: int) -> None:

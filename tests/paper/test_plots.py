@@ -39,7 +39,7 @@ CASES = {
   "score_against_iou": ((POINTS,), ["400 detections", "Spearman 0.500", "0 detections", "not defined"]),
   "ap_differences": ((IOUS, GAPS), ["AP - AP of plain (points)", "cls", "loc", "95% intervals"]),
   "sweep": ((CURVES,), ["AP (%)", "AP90 (%)", "localization weight w_loc", "with", "without"]),
-  "ap_bars": ((["none", "cls", "loc"], OURS, PAPER), ["ours", "paper (COCO)", "+1.5", "-1.0", "AP (%)"]),
+  "ap_bars": ((["none", "cls", "loc"], OURS, PAPER), ["paper (COCO)", "+1.5", "-1.0", "+0.8", "AP (%)"]),
   "diagnostics": ((STEPS, EDGES, GRADIENT, COUNTS), ["training step", "share (%)", "Share of the positives"]),
 }  # fmt: skip
 
@@ -78,7 +78,7 @@ def test_files_hold_labels_caption_and_stamp(folder, name):
   assert (folder / f"{name}_1.5.png").read_bytes().startswith(b"\x89PNG")
   words = texts(folder / f"{name}_1.5.svg")
   shown = " ".join(words)
-  assert STAMP in words and f"Title of {name} ({STAMP})" in words
+  assert STAMP in words and f"Title of {name}: {STAMP}" in words
   for word in [*CASES[name][1], "Matched at 0.5; best score first."]:
     assert word in shown, word
   assert {row["stamp"] for row in rows(folder, name)} == {STAMP}
@@ -92,7 +92,7 @@ def test_no_stamp_unless_asked(tmp_path):
 
 
 def test_the_same_bytes_whatever_the_users_settings_and_no_pyplot(tmp_path, folder):
-  with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "savefig.dpi": 50}):
+  with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.facecolor": "red"}):
     for name in ("score_against_iou", "diagnostics"):
       draw(tmp_path, name)
       for path in tmp_path.glob(f"{name}*"):
@@ -160,6 +160,19 @@ def test_csv_of_diagnostics(folder):
   np.testing.assert_array_equal(got[..., 3], expected)
 
 
+@pytest.mark.filterwarnings("error")
+def test_what_a_smoke_run_may_have(tmp_path):
+  """One seed, one step, no detections."""
+  nothing = (np.full(5, NAN), np.zeros(5, int))
+  draw(tmp_path, "mean_scores", [EDGES, {"a": nothing, "b": nothing}])
+  draw(tmp_path, "shares_above", [IOUS, {"a": np.zeros(10), "b": np.zeros(10)}])
+  draw(tmp_path, "sweep", [{"with": (WEIGHTS[:1], *np.array([[0.0], [NAN], [0.0], [NAN]]))}])
+  draw(tmp_path, "ap_bars", [["none"], (np.zeros(1), np.full(1, NAN)), None])
+  draw(tmp_path, "diagnostics", [STEPS[:1], EDGES, GRADIENT[:1], COUNTS[:1]])
+  assert [row["mean_score"] for row in rows(tmp_path, "mean_scores")] == [""] * 10
+  assert len(list(tmp_path.glob("*.png"))) == 5
+
+
 def test_one_to_seven_runs(tmp_path):
   seven = {f"a rather long name of run {i}": SCORES["a"] for i in range(7)}
   draw(tmp_path, "mean_scores", [EDGES, seven])
@@ -175,7 +188,7 @@ LONG = np.linspace(0, 1, 11)
   [
     ("mean_scores", [EDGES, {"a": (LONG, SCORES["a"][1])}], "'a': 11 values of mean score for 5 bins"),
     ("mean_scores", [EDGES, {"a": (SCORES["a"][0], np.array([1]))}], "'a': 1 values of count for 5 bins"),
-    ("mean_scores", [EDGES[::-1], SCORES], "two or more that ascend"),
+    ("mean_scores", [EDGES[::-1], SCORES], "ends of bins .*: give 2 or more that ascend"),
     ("mean_scores", [EDGES, {"a": (np.full(5, NAN), np.arange(5))}], "'a': 4 values of mean score"),
     ("mean_scores", [EDGES, {}], "0 runs .*: this plot shows 1 to 7"),
     ("mean_scores", [EDGES, {str(i): SCORES["a"] for i in range(8)}], "8 runs .*: this plot shows 1 to 7"),
@@ -192,6 +205,9 @@ LONG = np.linspace(0, 1, 11)
     ("ap_bars", [["a", "b", "c"], OURS, IOUS], "'paper': 10 values of AP for 3 names"),
     ("ap_bars", [["a", "b", "c"], OURS, PAPER[::-1] * NAN], "baseline 'a' is NaN"),
     ("diagnostics", [STEPS, EDGES, GRADIENT.T, COUNTS], r"gradient: .*\(5, 3\) for 3 steps x 5 bins"),
+    ("shares_above", [IOUS[::-1], SHARES], "thresholds .* ascend"),
+    ("ap_differences", [IOUS[:0], GAPS], r"IoUs \[\]: give 1 or more that ascend"),
+    ("diagnostics", [STEPS * 0, EDGES, GRADIENT, COUNTS], r"steps \[0, 0, 0\]: give 1 or more that ascend"),
     ("diagnostics", [STEPS, EDGES, GRADIENT, -COUNTS], "positives: values are negative or not finite"),
   ],
 )
