@@ -1,0 +1,217 @@
+"""Plots: files with their words and numbers, the same bytes twice, and clear refusals."""
+
+import csv
+import sys
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+import pytest
+
+from iou_det.paper import plots
+
+RNG = np.random.default_rng(0)
+STAMP = "smoke, not a result"
+IOUS = np.arange(50, 100, 5) / 100
+EDGES = np.linspace(0.5, 1.0, 6)
+NAN = np.nan
+
+
+def rounded(*shape):
+  return RNG.uniform(0.0, 1.0, shape).round(3)
+
+
+SCORES = {"a": (rounded(5), np.array([900, 40, 7, 0, 31])), "b": (rounded(5), np.array([1, 2, 3, 4, 5]))}
+SHARES = {"a": np.linspace(0.9, 0.0, 10), "b": np.linspace(0.95, 0.0, 10)}
+POINTS = {"a": (rounded(400), rounded(400), 0.5), "b": (np.zeros(0), np.zeros(0), None)}
+GAPS = {"cls": (rounded(10), rounded(10) - 1, rounded(10) + 1), "loc": (rounded(10),) * 3}
+WEIGHTS = np.array([1.0, 2.0, 3.049])
+CURVES = {"with": (WEIGHTS, *rounded(4, 3)), "without": (WEIGHTS[:2], *rounded(4, 2))}
+OURS = (np.array([34.0, 35.5, 33.0]), np.array([0.25, NAN, 0.0]))
+PAPER = np.array([34.4, NAN, 35.2])
+GRADIENT = np.array([[1.0, 1.0, 2.0, 0.0, 0.0], [0.0] * 5, [0.0, 3.0, 0.0, 0.0, 1.0]])
+COUNTS = np.array([[5.0, 5.0, 0.0, 0.0, 0.0], [0.0] * 5, [0.0, 0.0, 1.0, 1.0, 2.0]])
+STEPS = np.array([0, 50, 100])
+
+CASES = {
+  "mean_scores": ((EDGES, SCORES), ["mean score", "a: 978 detections", "5 bins of IoU, 0.1 wide"]),
+  "shares_above": ((IOUS, SHARES), ["share of detections (%)", "a (points)", "+5.0", "IoU"]),
+  "score_against_iou": ((POINTS,), ["400 detections", "Spearman 0.500", "0 detections", "not defined"]),
+  "ap_differences": ((IOUS, GAPS), ["AP - AP of plain (points)", "cls", "loc", "95% intervals"]),
+  "sweep": ((CURVES,), ["AP (%)", "AP90 (%)", "localization weight w_loc", "with", "without"]),
+  "ap_bars": ((["none", "cls", "loc"], OURS, PAPER), ["paper (COCO)", "+1.5", "-1.0", "+0.8", "AP (%)"]),
+  "diagnostics": ((STEPS, EDGES, GRADIENT, COUNTS), ["training step", "share (%)", "Share of the positives"]),
+}  # fmt: skip
+
+
+def draw(folder, name, arguments=None, stamp=STAMP):
+  more = {"title": f"Title of {name}", "rule": "Matched at 0.5; best score first.", "stamp": stamp}
+  if name == "ap_differences":
+    more["baseline"] = "plain"
+  getattr(plots, name)(*(CASES[name][0] if arguments is None else arguments), folder / f"{name}_1.5", **more)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("plots") / "new"
+  for name in CASES:
+    draw(folder, name)
+  return folder
+
+
+def texts(path):
+  elements = [e for e in ElementTree.parse(path).iter() if e.tag.endswith("}text")]
+  return [" ".join(" ".join(e.itertext()).split()) for e in elements]
+
+
+def rows(folder, name):
+  with (folder / f"{name}_1.5.csv").open(newline="") as file:
+    return list(csv.DictReader(file))
+
+
+def numbers(rows, *columns):
+  return [[float(row[c]) if row[c] else NAN for c in columns] for row in rows]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_files_hold_labels_caption_and_stamp(folder, name):
+  assert (folder / f"{name}_1.5.png").read_bytes().startswith(b"\x89PNG")
+  words = texts(folder / f"{name}_1.5.svg")
+  shown = " ".join(words)
+  assert STAMP in words and f"Title of {name}: {STAMP}" in words
+  for word in [*CASES[name][1], "Matched at 0.5; best score first."]:
+    assert word in shown, word
+  assert {row["stamp"] for row in rows(folder, name)} == {STAMP}
+
+
+def test_no_stamp_unless_asked(tmp_path):
+  draw(tmp_path, "sweep", stamp="")
+  assert not any("smoke" in path.read_text() for path in tmp_path.glob("*.[sc]*"))
+  assert "Title of sweep" in texts(tmp_path / "sweep_1.5.svg")
+  assert "stamp" not in rows(tmp_path, "sweep")[0]
+
+
+def test_the_same_bytes_whatever_the_users_settings_and_no_pyplot(tmp_path, folder):
+  with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.facecolor": "red"}):
+    for name in ("score_against_iou", "diagnostics"):
+      draw(tmp_path, name)
+      for path in tmp_path.glob(f"{name}*"):
+        assert path.read_bytes() == (folder / path.name).read_bytes(), path.name
+    assert matplotlib.rcParams["font.size"] == 20
+  assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_csv_of_mean_scores(folder):
+  table = rows(folder, "mean_scores")
+  assert [row["run"] for row in table] == ["a"] * 5 + ["b"] * 5
+  expected = []
+  for mean, counts in SCORES.values():
+    mean = np.where(counts > 0, mean, NAN)
+    expected += np.stack([EDGES[:-1], EDGES[1:], mean, counts], axis=1).tolist()
+  np.testing.assert_array_equal(numbers(table, "iou_from", "iou_to", "mean_score", "detections"), expected)
+
+
+def test_csv_of_shares(folder):
+  got = np.array(numbers(rows(folder, "shares_above"), "iou", "share", "difference_points")).reshape(2, 10, 3)
+  np.testing.assert_array_equal(got[:, :, 0], [IOUS, IOUS])
+  np.testing.assert_array_equal(got[:, :, 1], list(SHARES.values()))
+  np.testing.assert_array_equal(got[0, :, 2], 0.0)
+  np.testing.assert_allclose(got[1, :, 2], 100 * (SHARES["b"] - SHARES["a"]), atol=1e-12)
+
+
+def test_every_detection_is_in_a_cell_near_it(folder):
+  table = rows(folder, "score_against_iou")
+  assert {(row["run"], row["spearman"]) for row in table} == {("a", "0.5")}
+  iou, score, count = np.array(numbers(table, "cell_iou", "cell_score", "detections")).T
+  assert count.sum() == 400
+  scores, ious, _ = POINTS["a"]
+  np.testing.assert_allclose((iou * count).sum() / 400, ious.mean(), atol=0.01)
+  np.testing.assert_allclose((score * count).sum() / 400, scores.mean(), atol=0.01)
+
+
+def test_csv_of_ap_differences(folder):
+  table = numbers(rows(folder, "ap_differences"), "iou", "difference", "low", "high")
+  expected = np.concatenate([np.stack([IOUS, *arrays], axis=1) for arrays in GAPS.values()])
+  np.testing.assert_array_equal(table, expected)
+
+
+def test_csv_of_a_sweep(folder):
+  table = numbers(rows(folder, "sweep"), "weight", "ap", "ap_spread", "ap90", "ap90_spread")
+  np.testing.assert_array_equal(table, np.concatenate([np.stack(c, axis=1) for c in CURVES.values()]))
+
+
+def test_csv_of_ap_bars(folder, tmp_path):
+  columns = ["ap", "ap_spread", "difference", "paper_ap", "paper_difference"]
+  expected = [[34.0, 0.25, 0.0, 34.4, 0.0], [35.5, NAN, 1.5, NAN, NAN], [33.0, 0.0, -1.0, 35.2, 0.8]]
+  np.testing.assert_allclose(numbers(rows(folder, "ap_bars"), *columns), expected, atol=1e-12)
+  draw(tmp_path, "ap_bars", [["none", "cls", "loc"], OURS, None])
+  assert list(rows(tmp_path, "ap_bars")[0]) == ["run", *columns[:3], "stamp"]
+
+
+def test_csv_of_diagnostics(folder):
+  table = rows(folder, "diagnostics")
+  got = np.array(numbers(table, "step", "iou_from", "iou_to", "share")).reshape(2, 3, 5, 4)
+  np.testing.assert_array_equal(got[1, :, 2, 0], STEPS)
+  np.testing.assert_array_equal(got[0, 1, :, 1:3], np.stack([EDGES[:-1], EDGES[1:]], axis=1))
+  expected = [
+    [[0.25, 0.25, 0.5, 0, 0], [NAN] * 5, [0, 0.75, 0, 0, 0.25]],
+    [[0.5, 0.5, 0, 0, 0], [NAN] * 5, [0, 0, 0.25, 0.25, 0.5]],
+  ]
+  np.testing.assert_array_equal(got[..., 3], expected)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_a_smoke_run_may_have(tmp_path):
+  """One seed, one step, no detections."""
+  nothing = (np.full(5, NAN), np.zeros(5, int))
+  draw(tmp_path, "mean_scores", [EDGES, {"a": nothing, "b": nothing}])
+  draw(tmp_path, "shares_above", [IOUS, {"a": np.zeros(10), "b": np.zeros(10)}])
+  draw(tmp_path, "sweep", [{"with": (WEIGHTS[:1], *np.array([[0.0], [NAN], [0.0], [NAN]]))}])
+  draw(tmp_path, "ap_bars", [["none"], (np.zeros(1), np.full(1, NAN)), None])
+  draw(tmp_path, "diagnostics", [STEPS[:1], EDGES, GRADIENT[:1], COUNTS[:1]])
+  assert [row["mean_score"] for row in rows(tmp_path, "mean_scores")] == [""] * 10
+  assert len(list(tmp_path.glob("*.png"))) == 5
+
+
+def test_one_to_seven_runs(tmp_path):
+  seven = {f"a rather long name of run {i}": SCORES["a"] for i in range(7)}
+  draw(tmp_path, "mean_scores", [EDGES, seven])
+  assert len(rows(tmp_path, "mean_scores")) == 35
+  draw(tmp_path, "score_against_iou", [{name: POINTS["a"] for name in list(seven)[:4]}])
+
+
+LONG = np.linspace(0, 1, 11)
+
+
+@pytest.mark.parametrize(
+  "name, arguments, message",
+  [
+    ("mean_scores", [EDGES, {"a": (LONG, SCORES["a"][1])}], "'a': 11 values of mean score for 5 bins"),
+    ("mean_scores", [EDGES, {"a": (SCORES["a"][0], np.array([1]))}], "'a': 1 values of count for 5 bins"),
+    ("mean_scores", [EDGES[::-1], SCORES], "ends of bins .*: give 2 or more that ascend"),
+    ("mean_scores", [EDGES, {"a": (np.full(5, NAN), np.arange(5))}], "'a': 4 values of mean score"),
+    ("mean_scores", [EDGES, {}], "0 runs .*: this plot shows 1 to 7"),
+    ("mean_scores", [EDGES, {str(i): SCORES["a"] for i in range(8)}], "8 runs .*: this plot shows 1 to 7"),
+    ("shares_above", [IOUS, {"a": SHARES["a"]}], "1 runs .*: this plot shows 2 to 7"),
+    ("shares_above", [IOUS, {"a": SHARES["a"], "b": LONG}], "'b': 11 values of share for 10 thresholds"),
+    ("shares_above", [IOUS, {"a": SHARES["a"], "b": 100 * SHARES["b"]}], "'b': 9 values of share are"),
+    ("score_against_iou", [{"a": (LONG, SHARES["a"], 0.1)}], "'a': 10 values of IoU for 11 scores"),
+    ("score_against_iou", [{"a": (LONG + 0.01, LONG, 0.1)}], "'a': 1 values of score are outside .* 1.01"),
+    ("ap_differences", [IOUS, {"cls": (IOUS, IOUS, LONG)}], "'cls': 11 values of upper end for 10 IoUs"),
+    ("ap_differences", [IOUS, {"cls": (IOUS, IOUS + 1, IOUS)}], "'cls': lower ends .* exceed"),
+    ("sweep", [{"with": (WEIGHTS, WEIGHTS)}], "'with' has 2 arrays; give weight, ap, ap_spread"),
+    ("sweep", [{"with": (WEIGHTS, *[WEIGHTS] * 3, IOUS)}], "'with': 10 values of ap90_spread for 3 weights"),
+    ("ap_bars", [["a", "b"], OURS, None], "'ours': 3 values of mean for 2 names"),
+    ("ap_bars", [["a", "b", "c"], OURS, IOUS], "'paper': 10 values of AP for 3 names"),
+    ("ap_bars", [["a", "b", "c"], OURS, PAPER[::-1] * NAN], "baseline 'a' is NaN"),
+    ("diagnostics", [STEPS, EDGES, GRADIENT.T, COUNTS], r"gradient: .*\(5, 3\) for 3 steps x 5 bins"),
+    ("shares_above", [IOUS[::-1], SHARES], "thresholds .* ascend"),
+    ("ap_differences", [IOUS[:0], GAPS], r"IoUs \[\]: give 1 or more that ascend"),
+    ("diagnostics", [STEPS * 0, EDGES, GRADIENT, COUNTS], r"steps \[0, 0, 0\]: give 1 or more that ascend"),
+    ("diagnostics", [STEPS, EDGES, GRADIENT, -COUNTS], "positives: values are negative or not finite"),
+  ],
+)
+def test_bad_input_is_refused_and_nothing_written(tmp_path, name, arguments, message):
+  with pytest.raises(ValueError, match=message):
+    draw(tmp_path, name, arguments)
+  assert not list(tmp_path.iterdir())
