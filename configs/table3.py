@@ -5,8 +5,8 @@ Commands:
   iou-det train --config=configs/table3.py:run=both --config.data.path=DIR --workdir=runs/one
 Argument: run=baseline|cls|loc|both, preset=coco|deeppcb|shapes, seed=S  (default both, coco, 0)
 Hardware: hours on COCO not measured; nothing to train after Table 2 in the same workdir.
-Expected on COCO val-2017 (paper), AP50 to AP90: baseline 53.9 49.2 41.9 30.0 11.2, cls 54.6 50.2 42.7 31.0 11.4,
-loc 53.7 49.3 42.3 31.8 13.1, both 54.3 50.0 43.0 32.1 13.5. Ours: not measured.
+Expected on COCO val-2017 (paper), AP50 to AP90: baseline 53.9 49.2 41.9 30.0 11.2, cls 54.6 50.2 42.7 31.0
+11.4, loc 53.7 49.3 42.3 31.8 13.1, both 54.3 50.0 43.0 32.1 13.5. Ours: not measured.
 """
 
 from ml_collections import ConfigDict

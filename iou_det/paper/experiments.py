@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from iou_det.data.records import open_dataset
-from iou_det.paper import figure1, numbers, plots
-from iou_det.paper.comparison import figure_two_and_three, soft_nms_results
-from iou_det.paper.report import SMOKE, Intervals, Row, ap_table, bars, boot_samples
+from iou_det.errors import UserError
+from iou_det.evaluation.coco import IOUS
+from iou_det.paper import detections, figure1, figures, numbers, plots
+from iou_det.paper.report import SMOKE, Intervals, Row, ap_table, bars
 from iou_det.paper.results import Results
-from iou_det.paper.runs import CONTROLS, RUNS, SWEEP, TABLE2, TABLE4, Place, Run
+from iou_det.paper.runs import CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
 from iou_det.training.diagnostics import BINS
 
 LABELS = {
@@ -36,10 +36,10 @@ TABLE4_KEYS = {
 
 def write(experiment: str, place: Place, runs: Sequence[Run], command: str) -> str:
   """Writes W/PRESET/EXPERIMENT/ and returns what to print: tables as Markdown, and where the files are."""
-  out = place.out / experiment
+  out = place.workdir / place.name / experiment
   stamp = SMOKE if place.smoke else ""
   if experiment == "fig1":
-    figure1.write(out / "fig1", command=command)
+    figure1.write(out, stamp=stamp)
     return f"wrote {out}"
   groups: dict[tuple[str, bool], list[Results]] = {}
   for run in runs:
@@ -48,10 +48,38 @@ def write(experiment: str, place: Place, runs: Sequence[Run], command: str) -> s
   rule = describe(place, first, seeds=len(groups["baseline", False]))
   writer = {
     "table1": table1, "table2": table2, "table3": table3, "table4": table4, "comparison": comparison,
-    "wloc_sweep": wloc_sweep, "fig2": figures, "fig3": figures,
+    "wloc_sweep": wloc_sweep, "fig2": fig2, "fig3": fig3,
   }[experiment]  # fmt: skip
   text = writer(groups, out, rule=rule, command=command, stamp=stamp)
+  if experiment == "table1" and place.preset == "coco":
+    for (name, _), results in groups.items():
+      for r in results:
+        method = f"iou-det-{name}-r{r.config.model.depth}-seed{r.config.seed}"
+        try:
+          text += f"\nfor the evaluation server: {detections.test_dev(r, Path(place.data), method, out)}"
+        except UserError as error:  # the table above stands without them
+          text += f"\nno results for the evaluation server: {error}"
   return f"{text}\nwrote {out}"
+
+
+def figures_of(experiment: str, workdirs: Sequence[Path], out: Path, command: str) -> str:
+  """Figure 2 or 3 of any scored workdirs; the first is the baseline.
+
+  Raises:
+    UserError: a workdir that is no training run or was not scored; two of one name.
+  """
+  runs: dict[str, list[Results]] = {}
+  for workdir in workdirs:
+    if str(workdir) in runs:
+      raise UserError(f"--workdirs names {workdir} twice")
+    try:
+      runs[str(workdir)] = [Results.read(workdir)]
+    except FileNotFoundError as error:
+      raise UserError(f"{workdir} was not scored ({error.filename} is missing); run iou-det eval") from None
+  first = runs[str(workdirs[0])][0]
+  rule = f"Split {first.config.data.val_split} ({first.metrics['images']} images)"
+  draw = figures.figure2 if experiment == "fig2" else figure3
+  return f"{draw(runs, out, rule=rule, command=command, stamp='')}\nwrote {out}"
 
 
 def describe(place: Place, results: Results, seeds: int) -> str:
@@ -77,8 +105,14 @@ def table1(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
       Row(f"IoU-balanced R{depth}", groups["both", large], numbers.TABLE1[f"{paper}_both"], baseline=base)
     )
   return ap_table(
-    rows, Intervals(rows, boot_samples(stamp)), numbers.SIZES, out / "table1",
-    caption=f"Table 1. {rule}. Paper: COCO test-dev, R50 and R101.", command=command, stamp=stamp)  # fmt: skip
+    rows,
+    Intervals(rows, stamp),
+    numbers.SIZES,
+    out / "table1",
+    caption=f"Table 1. {rule}. Paper: COCO test-dev, R50 and R101.",
+    command=command,
+    stamp=stamp,
+  )
 
 
 def compared(groups: Groups, names: Sequence[str], paper: dict[str, dict[str, float]]) -> list[Row]:
@@ -103,11 +137,19 @@ def weights(name: str, results: list[Results]) -> dict[str, float]:
 def table2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
   names = [n for n in (*TABLE2, *CONTROLS) if (n, False) in groups]
   rows = compared(groups, names, numbers.TABLE2)
-  intervals = Intervals(rows, boot_samples(stamp))
+  intervals = Intervals(rows, stamp)
   text = ap_table(
-    rows, intervals, (*numbers.SIZES, "AP90"), out / "table2",
-    caption=f"Table 2. {rule}. Paper: COCO val-2017, R50.", command=command, stamp=stamp)  # fmt: skip
-  bars(rows, out / "table2", title="Table 2", rule=f"{rule}; bars: standard deviation over seeds.", stamp=stamp)
+    rows,
+    intervals,
+    (*numbers.SIZES, "AP90"),
+    out / "table2",
+    caption=f"Table 2. {rule}. Paper: COCO val-2017, R50.",
+    command=command,
+    stamp=stamp,
+  )
+  bars(
+    rows, out / "table2", title="Table 2", rule=f"{rule}; bars: standard deviation over seeds.", stamp=stamp
+  )
   for name in ("baseline", "loc"):
     diagnostics(groups[name, False][0], out / f"diagnostics_{name}", LABELS[name], rule, stamp)
   differences(rows, intervals, out / "ap_differences", rule, stamp)
@@ -116,12 +158,20 @@ def table2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
 
 def table3(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
   rows = compared(groups, TABLE2, numbers.TABLE3)
-  intervals = Intervals(rows, boot_samples(stamp))
+  intervals = Intervals(rows, stamp)
   differences(rows, intervals, out / "ap_differences", rule, stamp)
   return ap_table(
-    rows, intervals, numbers.IOUS, out / "table3", paper="AP90", difference=(0.9,), command=command, stamp=stamp,
+    rows,
+    intervals,
+    numbers.IOUS,
+    out / "table3",
+    paper="AP90",
+    ious=(0.9,),
+    command=command,
+    stamp=stamp,
     caption=f"Table 3. {rule}. Differences, intervals and the paper's column: AP90. "
-    "Every IoU: ap_differences.csv. Paper: COCO val-2017, R50.")  # fmt: skip
+    "Every IoU: ap_differences.csv. Paper: COCO val-2017, R50.",
+  )
 
 
 def table4(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
@@ -134,10 +184,17 @@ def table4(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     base = "" if name == "baseline" else "eta 0.0"
     rows.append(Row(label, results, paper, base, weights(name, results)))
   text = ap_table(
-    rows, Intervals(rows, boot_samples(stamp)), ("AP", "AP50", "AP75", "AP90"), out / "table4",
+    rows,
+    Intervals(rows, stamp),
+    ("AP", "AP50", "AP75", "AP90"),
+    out / "table4",
     caption=f"Table 4. {rule}. The row eta 0.0 is lambda 0 too. Paper: COCO val-2017, R50.",
-    command=command, stamp=stamp)  # fmt: skip
-  bars(rows, out / "table4", title="Table 4", rule=f"{rule}; bars: standard deviation over seeds.", stamp=stamp)
+    command=command,
+    stamp=stamp,
+  )
+  bars(
+    rows, out / "table4", title="Table 4", rule=f"{rule}; bars: standard deviation over seeds.", stamp=stamp
+  )
   return text
 
 
@@ -145,14 +202,19 @@ def comparison(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
   rows = compared(groups, [name for name, large in groups if not large], numbers.TABLE2)
   for method in ("linear", "gaussian"):
     for name in ("baseline", "both"):
-      again = [soft_nms_results(r, method) for r in groups[name, False]]
+      again = [detections.soft_nms(r, method) for r in groups[name, False]]
       label = f"{LABELS[name]}, soft-NMS ({method})"
       rows.append(Row(label, again, baseline=LABELS["baseline"], cells=weights(name, again)))
   text = ap_table(
-    rows, Intervals(rows, boot_samples(stamp)), (*numbers.SIZES, "AP90"), out / "comparison",
+    rows,
+    Intervals(rows, stamp),
+    (*numbers.SIZES, "AP90"),
+    out / "comparison",
     caption=f"Other methods beside IoU-balanced losses. {rule}. Each localization loss has the weight that "
     "keeps the baseline's first-step sum. Paper: COCO val-2017, R50, its Table 2.",
-    command=command, stamp=stamp)  # fmt: skip
+    command=command,
+    stamp=stamp,
+  )
   bars(rows, out / "comparison", title="Methods compared", rule=rule, stamp=stamp)
   return text
 
@@ -164,21 +226,35 @@ def wloc_sweep(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
     ("with IoU balancing (lambda 1.5)", lambda w: f"loc_weight{w}"),
   ):
     rows = [Row(label, groups[name_of(w), False]) for w in SWEEP]
-    missing = lambda v: np.nan if v is None else v
-    columns = [
-      [missing(f(row)) for row in rows]
-      for f in (lambda r: r.mean("AP"), lambda r: r.spread("AP"), lambda r: r.mean("AP90"), lambda r: r.spread("AP90"))
-    ]
-    curves[label] = tuple(np.array(c, float) for c in [SWEEP, *columns])
+    columns = [[value for row in rows for value in (row.mean(f), row.spread(f))] for f in ("AP", "AP90")]
+    numbers_of = [np.array([np.nan if v is None else v for v in c]) for c in columns]
+    curves[label] = (np.array(SWEEP), *(c[i::2] for c in numbers_of for i in (0, 1)))
   plots.sweep(
-    curves, out / "wloc_sweep", title="AP against the localization weight",
-    rule=f"{rule}; bars: standard deviation over seeds. Made by {command}", stamp=stamp)  # fmt: skip
+    curves,
+    out / "wloc_sweep",
+    title="AP against the localization weight",
+    rule=f"{rule}; bars: standard deviation over seeds. Made by {command}",
+    stamp=stamp,
+  )
   return (out / "wloc_sweep.csv").read_text()
 
 
-def figures(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
+def fig2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
   runs = {LABELS[name]: results for (name, _), results in groups.items()}
-  return figure_two_and_three(runs, out, rule=rule, command=command, stamp=stamp)
+  return figures.figure2(runs, out, rule=rule, command=command, stamp=stamp)
+
+
+def fig3(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
+  runs = {LABELS[name]: results for (name, _), results in groups.items()}
+  return figure3(runs, out, rule=rule, command=command, stamp=stamp)
+
+
+def figure3(runs: dict[str, list[Results]], out: Path, *, rule: str, command: str, stamp: str) -> str:
+  """Shares of detections above each IoU, and the difference of AP at each IoU."""
+  base = next(iter(runs))
+  rows = [Row(label, results, baseline="" if label == base else base) for label, results in runs.items()]
+  differences(rows, Intervals(rows, stamp), out / "ap_differences", rule, stamp)
+  return figures.figure3(runs, out, rule=rule, command=command, stamp=stamp)
 
 
 def differences(rows: Sequence[Row], intervals: Intervals, stem: Path, rule: str, stamp: str) -> None:
@@ -186,11 +262,17 @@ def differences(rows: Sequence[Row], intervals: Intervals, stem: Path, rule: str
   base = rows[0].label
   shown = {}
   for row in rows[1:]:
-    ends = np.array([intervals.at(row, (iou,)) for iou in plots_ious()])
+    ends = np.array([intervals.at(row, (iou,)) for iou in IOUS])
     shown[row.label] = (ends[:, 0], ends[:, 1], ends[:, 2])
   plots.ap_differences(
-    np.array(plots_ious()), shown, stem, baseline=base, title="AP at each IoU against the baseline",
-    rule=f"{rule}; 95% intervals of a bootstrap over images, paired by image and seed.", stamp=stamp)  # fmt: skip
+    np.array(IOUS),
+    shown,
+    stem,
+    baseline=base,
+    title="AP at each IoU against the baseline",
+    rule=f"{rule}; 95% intervals of a bootstrap over images, paired by image and seed.",
+    stamp=stamp,
+  )
 
 
 def diagnostics(results: Results, stem: Path, label: str, rule: str, stamp: str) -> None:
@@ -201,7 +283,12 @@ def diagnostics(results: Results, stem: Path, label: str, rule: str, stamp: str)
     for name in ("localization_gradient_share", "positive_share")
   }
   plots.diagnostics(
-    np.array([row["step"] for row in rows]), np.linspace(0, 1, BINS + 1), shares["localization_gradient_share"],
-    shares["positive_share"], stem, title=f"Where the localization gradient comes from: {label}",
+    np.array([row["step"] for row in rows]),
+    np.linspace(0, 1, BINS + 1),
+    shares["localization_gradient_share"],
+    shares["positive_share"],
+    stem,
+    title=f"Where the localization gradient comes from: {label}",
     rule=f"Positives by the IoU of their predicted box, single training batches, first seed. {rule}",
-    stamp=stamp)  # fmt: skip
+    stamp=stamp,
+  )

@@ -5,20 +5,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from iou_det.data.records import open_dataset
 from iou_det.evaluation.bootstrap import Scored, bootstrap_ap, interval, score_detections
 from iou_det.evaluation.coco import IOUS
 from iou_det.evaluation.evaluate import ground_truth
-from iou_det.paper import figure1, numbers, plots
+from iou_det.paper import plots
 from iou_det.paper.results import Results
-from iou_det.paper.runs import RUNS, SWEEP, Place, Run
 from iou_det.paper.tables import Cell, write_table
 
 SAMPLES = 1000
+SMOKE_SAMPLES = 10
 SMOKE = "smoke, not a result"
-PAPER_COLUMNS = ("paper AP", "paper difference")
 
 
 @dataclass(frozen=True)
@@ -54,10 +52,11 @@ class Row:
 class Intervals:
   """Differences of AP to a baseline with 95 % intervals, by a bootstrap over images paired by seed."""
 
-  def __init__(self, rows: Sequence[Row], *, samples: int):
+  def __init__(self, rows: Sequence[Row], stamp: str = ""):
     self.rows = {row.label: row for row in rows}
     scored = [scored_run(r) for row in rows for r in row.results]
-    ap = 100 * bootstrap_ap(scored, samples=samples)  # runs x samples x IoUs
+    # runs x samples x IoUs
+    ap = 100 * bootstrap_ap(scored, samples=SMOKE_SAMPLES if stamp == SMOKE else SAMPLES)
     ends = np.cumsum([len(row.results) for row in rows])[:-1]
     self.ap = dict(zip(self.rows, np.split(ap, ends), strict=True))
 
@@ -70,7 +69,9 @@ class Intervals:
     differences = (self.ap[row.label] - self.ap[row.baseline])[..., columns].mean(axis=(0, 2))
     names = [f"AP{round(100 * iou)}" for iou in ious]
     ours, base = ([r.mean(n) for n in names] for r in (row, self.rows[row.baseline]))
-    value = float(np.mean([a - b for a, b in zip(ours, base, strict=True) if a is not None and b is not None]))
+    value = float(
+      np.mean([a - b for a, b in zip(ours, base, strict=True) if a is not None and b is not None])
+    )
     return value, *interval(differences)
 
 
@@ -81,32 +82,58 @@ def scored_run(results: Results) -> Scored:
 
 
 def ap_table(
-  rows: Sequence[Row], intervals: Intervals, figures: Sequence[str], stem: Path, *, caption: str, command: str,
-  stamp: str, paper: str = "AP",
-) -> str:  # fmt: skip
+  rows: Sequence[Row],
+  intervals: Intervals,
+  figures: Sequence[str],
+  stem: Path,
+  *,
+  caption: str,
+  command: str,
+  stamp: str,
+  ious: Sequence[float] = IOUS,
+  paper: str = "AP",
+) -> str:
   """Our figures, the difference of AP to the baseline with its interval, the seeds' spread, the paper's AP.
 
   Args:
-    paper: figure of the paper to stand beside ours.
+    ious: the difference and interval are those of AP at these IoUs.
+    paper: figure that the spread and the paper's columns show.
   """
   extra = list(dict.fromkeys(name for row in rows for name in row.cells))
-  columns = ["run", *extra, *figures, "difference", "95% low", "95% high", "spread", *PAPER_COLUMNS]
+  columns = [
+    "run",
+    *extra,
+    *figures,
+    "difference",
+    "95% low",
+    "95% high",
+    "spread",
+    f"paper {paper}",
+    "paper difference",
+  ]
   by_label = {row.label: row for row in rows}
   body: list[list[Cell]] = []
   for row in rows:
     compared: tuple[Cell, ...] = (None, None, None)
     paper_difference = None
     if row.baseline:
-      compared = intervals.at(row)
+      compared = intervals.at(row, ious)
       base = by_label[row.baseline].paper.get(paper)
       if base is not None and paper in row.paper:
         paper_difference = row.paper[paper] - base
-    body.append([
-      row.label, *(row.cells.get(name) for name in extra), *(row.mean(f) for f in figures), *compared,
-      row.spread("AP"), row.paper.get(paper), paper_difference,
-    ])  # fmt: skip
-  formats = {"difference": "+.1f", "95% low": "+.1f", "95% high": "+.1f", "spread": ".2f", PAPER_COLUMNS[1]: "+.1f"}
-  formats |= {name: ".3f" for name in extra if name == "w_loc"}
+    body.append(
+      [
+        row.label,
+        *(row.cells.get(name) for name in extra),
+        *(row.mean(f) for f in figures),
+        *compared,
+        row.spread(paper),
+        row.paper.get(paper),
+        paper_difference,
+      ]
+    )
+  formats = {name: "+.1f" for name in ("difference", "95% low", "95% high", "paper difference")}
+  formats |= {"spread": ".2f"} | {name: ".2f" for name in extra}
   return write_table(stem, columns, body, caption=caption, command=command, formats=formats, stamp=stamp)
 
 
@@ -116,4 +143,6 @@ def bars(rows: Sequence[Row], stem: Path, *, title: str, rule: str, stamp: str) 
   spreads = np.array([missing(row.spread("AP")) for row in rows])
   paper = np.array([row.paper.get("AP", np.nan) for row in rows])
   known = None if np.isnan(paper[0]) else paper
-  plots.ap_bars([row.label for row in rows], (means, spreads), known, stem, title=title, rule=rule, stamp=stamp)
+  plots.ap_bars(
+    [row.label for row in rows], (means, spreads), known, stem, title=title, rule=rule, stamp=stamp
+  )

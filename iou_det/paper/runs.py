@@ -98,8 +98,12 @@ class Place:
   data: str = ""
   smoke: bool = False
 
+  @property
+  def name(self) -> str:
+    return self.preset + ("_smoke" if self.smoke else "")
+
   def of(self, run: Run) -> Path:
-    return self.workdir / "runs" / (self.preset + ("_smoke" if self.smoke else "")) / run.folder
+    return self.workdir / "runs" / self.name / run.folder
 
   def config(self, run: Run) -> ConfigDict:
     """The run's config; the run that it needs must be finished."""

@@ -1,12 +1,12 @@
-"""Reproduces a table or figure of arXiv:1908.05641: trains what is missing, then writes it beside the paper's.
+"""Reproduces a table or figure of arXiv:1908.05641: runs what is missing, then writes it.
 
 usage: iou-det reproduce EXPERIMENT --preset=coco|deeppcb|shapes --workdir=W
 
-EXPERIMENT: table1, table2, table3, table4, fig1, fig2, fig3 (the paper's); comparison (the methods that the paper
-sets itself against); wloc_sweep (AP against the localization weight, with and without IoU balancing); all.
-Trainings lie in W/runs/PRESET/NAME/seedS and are shared: a finished one is used as it is, an interrupted one goes
-on. Tables (Markdown, CSV) and plots (PNG, SVG) go to W/PRESET/EXPERIMENT. Figures 2 and 3 of runs of your own:
-iou-det reproduce fig2 --workdirs=runs/a,runs/b --workdir=W.
+EXPERIMENT: table1, table2, table3, table4, fig1, fig2, fig3 (the paper's); comparison (the methods that the
+paper sets itself against); wloc_sweep (AP against the localization weight, with and without IoU balancing);
+all. Trainings lie in W/runs/PRESET/NAME/seedS and are shared: a finished one is used as it is, an interrupted
+one goes on. Tables (Markdown, CSV) and plots (PNG, SVG) go to W/PRESET/EXPERIMENT. Figures 2 and 3 of runs of
+your own: iou-det reproduce fig2 --workdirs=runs/a,runs/b --workdir=W.
 """
 
 import shlex
@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from iou_det.errors import UserError
-from iou_det.paper import report
+from iou_det.paper import experiments as paper_experiments
 from iou_det.paper.reproduce import EXPERIMENTS, dry_run, plan, run_all
 from iou_det.paper.runs import PRESETS, Place
 
@@ -28,7 +28,9 @@ CONTROLS = flags.DEFINE_bool(
   "controls", False, "table2: also a baseline with a larger localization weight (two ways), and Eq. (5)."
 )
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only list the runs, their images, steps and hours.")
-WORKDIRS = flags.DEFINE_list("workdirs", [], "fig2, fig3: compare these trained workdirs; the first is the baseline.")
+WORKDIRS = flags.DEFINE_list(
+  "workdirs", [], "fig2, fig3: compare these trained workdirs; the first is the baseline."
+)
 SMOKE = flags.DEFINE_bool("smoke", False, "Toy size, to see that it works; no result.")
 
 
@@ -44,7 +46,11 @@ def main(arguments: list[str]) -> None:
   if WORKDIRS.value:
     if experiment not in ("fig2", "fig3") or len(WORKDIRS.value) < 2:
       raise UserError("--workdirs takes two or more trained workdirs, and fig2 or fig3")
-    print(report.figures_of(experiment, [Path(w) for w in WORKDIRS.value], workdir / experiment, command))
+    print(
+      paper_experiments.figures_of(
+        experiment, [Path(w) for w in WORKDIRS.value], workdir / experiment, command
+      )
+    )
     return
   data = str(workdir / "smoke_data") if SMOKE.value else DATA.value
   if PRESET.value == "coco" and not data and experiment != "fig1":
@@ -58,4 +64,4 @@ def main(arguments: list[str]) -> None:
       print(f"{name}\n{dry_run(runs, place)}" if runs else f"{name}: nothing to train")
       continue
     run_all(runs, place)
-    print(report.write(name, place, runs, command))
+    print(paper_experiments.write(name, place, runs, command))

@@ -1,0 +1,94 @@
+"""Detections of a finished run made in another way: with soft-NMS, before NMS, or on COCO's test-dev."""
+
+import json
+import zipfile
+from pathlib import Path
+
+from iou_det.data.annotations import from_rows, list_problems
+from iou_det.data.records import CocoFolder, missing_images, open_dataset
+from iou_det.errors import UserError
+from iou_det.evaluation.analysis import save_candidates
+from iou_det.evaluation.evaluate import detect_all, evaluate, make_detect_step
+from iou_det.paper.results import Results
+from iou_det.training.state import load_run
+
+CANDIDATES = 1000  # an image, before NMS
+
+
+def soft_nms(results: Results, method: str) -> Results:
+  """Scores the run's last checkpoint with soft-NMS ("linear" or "gaussian"), unless that was done before."""
+  variant = f"soft_nms_{method}"
+  try:
+    again = Results.read(results.workdir, variant)
+    if again.metrics["step"] == results.metrics["step"]:
+      return again
+  except FileNotFoundError:
+    pass  # not done yet
+  run = load_run(results.workdir)
+  run.config.eval.nms = method
+  d = run.config.data
+  evaluate(
+    make_detect_step(run.config, run.model, run.mesh),
+    run.state,
+    open_dataset(d.path, d.val_split),
+    run.config,
+    run.mesh,
+    categories=run.categories,
+    annotations=d.val_annotations,
+    split=d.val_split,
+    step=run.step,
+    folder=results.workdir / "eval" / f"{d.val_split}_{variant}",
+  )
+  return Results.read(results.workdir, variant)
+
+
+def candidates(results: Results) -> Path:
+  """File with the run's detections before NMS, made if it is not there or older than its scores."""
+  path = results.folder / "candidates.npz"
+  if not path.exists() or path.stat().st_mtime < (results.folder / "metrics.json").stat().st_mtime:
+    run = load_run(results.workdir)
+    run.config.eval.update(nms="none", max_detections=CANDIDATES)
+    d = run.config.data
+    detect_step = make_detect_step(run.config, run.model, run.mesh)
+    found = detect_all(detect_step, run.state, open_dataset(d.path, d.val_split), run.config, run.mesh)
+    save_candidates(path, found)
+  return path
+
+
+def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
+  """Detects on test-dev2017 and writes what COCO's evaluation server takes: a zip with one JSON file in it.
+
+  Args:
+    root: COCO folder with test2017/ and annotations/image_info_test-dev2017.json.
+    name: of the method in the file's name, detections_test-dev2017_NAME_results.
+
+  Raises:
+    UserError: the images or their list are not there or damaged.
+  """
+  listed = root / "annotations" / "image_info_test-dev2017.json"
+  if not listed.is_file() or not (root / "test2017").is_dir():
+    raise UserError(
+      f"test-dev results need {listed} and {root / 'test2017'}; get both from cocodataset.org, then the same "
+      "command goes on from here"
+    )
+  try:
+    images = [
+      (i["id"], i["file_name"], i["height"], i["width"]) for i in json.loads(listed.read_text())["images"]
+    ]
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{listed} is no list of COCO images ({error}); get it again") from None
+  run = load_run(results.workdir)
+  annotations = from_rows(images, [[] for _ in images])
+  problems = missing_images(root / "test2017", annotations)
+  if problems:
+    raise UserError(f"{len(problems)} images of {listed} are missing: {list_problems(problems)}")
+  source = CocoFolder.from_columns(root / "test2017", run.categories, annotations, "test-dev2017")
+  detect_step = make_detect_step(run.config, run.model, run.mesh)
+  found = detect_all(detect_step, run.state, source, run.config, run.mesh)
+  stem = f"detections_test-dev2017_{name}_results"
+  out.mkdir(parents=True, exist_ok=True)
+  part = out / f"{stem}.part"
+  with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
+    file.writestr(f"{stem}.json", json.dumps(found))
+  part.replace(out / f"{stem}.zip")
+  return out / f"{stem}.zip"
