@@ -111,7 +111,7 @@ def base_config() -> ConfigDict:
         "batch_size": 16,
         "score_threshold": 0.05,
         "candidates_per_level": 1000,
-        "nms": "hard",  # or "linear", "gaussian" (soft-NMS)
+        "nms": "hard",  # or "linear", "gaussian" (soft-NMS), "none" (what enters NMS, for analysis)
         "nms_iou": 0.5,
         "max_detections": 100,
       },
@@ -130,7 +130,7 @@ CHOICES = {
   "loss.loc_weights": ("eq4", "eq5"),
   "loss.normalizer": ("global", "level"),
   "train.schedule": ("step", "cosine"),
-  "eval.nms": ("hard", "linear", "gaussian"),
+  "eval.nms": ("hard", "linear", "gaussian", "none"),
 }
 POSITIVE = (
   "model.width",
