@@ -115,7 +115,7 @@ def base_config() -> ConfigDict:
         "batch_size": 16,
         "score_threshold": 0.05,
         "candidates_per_level": 1000,
-        "nms": "hard",  # or "linear", "gaussian" (soft-NMS)
+        "nms": "hard",  # or "linear", "gaussian" (soft-NMS), "none" (what enters NMS, for analysis)
         "nms_iou": 0.5,
         "max_detections": 100,
       },
@@ -135,7 +135,7 @@ CHOICES = {
   "loss.localization": ("smooth_l1", "balanced_l1", "bounded_iou", "ghm_r"),
   "loss.normalizer": ("global", "level"),
   "train.schedule": ("step", "cosine"),
-  "eval.nms": ("hard", "linear", "gaussian"),
+  "eval.nms": ("hard", "linear", "gaussian", "none"),
 }
 POSITIVE = (
   "model.width",

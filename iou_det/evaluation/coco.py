@@ -109,10 +109,7 @@ def evaluate(
   scored = known if image_ids is None else set(image_ids)
   chosen = sorted(scored)
   _refuse_unknown(source, "image_ids asks for image ids", scored - known)
-  _refuse_unknown(source, "detections have image ids", {r["image_id"] for r in results} - known)
-  category_ids = {c["id"] for c in truth["categories"]}
-  _refuse_unknown(source, "detections have category ids", {r["category_id"] for r in results} - category_ids)
-
+  refuse_unknown_ids(truth, source, results)
   ordered = sorted(truth["categories"], key=lambda c: c["id"])  # as COCOeval orders them
   precision, recall = _accumulate(truth, results, chosen, [c["id"] for c in ordered], backend)
   metrics: dict[str, Any] = {}
@@ -201,6 +198,13 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
   return {"info": {}} | content | {"annotations": annotations}, source
 
 
+def refuse_unknown_ids(truth: dict[str, Any], source: str, results: Sequence[dict[str, Any]]) -> None:
+  """Raises a UserError for detections of images or categories that the ground truth does not have."""
+  for key, table, what in (("image_id", "images", "image"), ("category_id", "categories", "category")):
+    unknown = {r[key] for r in results} - {row["id"] for row in truth[table]}
+    _refuse_unknown(source, f"detections have {what} ids", unknown)
+
+
 def _refuse_unknown(source: str, what: str, unknown: set[int]) -> None:
   if unknown:
     some = ", ".join(map(str, sorted(unknown)[:5]))
@@ -231,14 +235,24 @@ def _accumulate(
       expected = hotcoco.COCO(truth)
       scorer = hotcoco.COCOeval(expected, expected.load_res([dict(r) for r in results]), "bbox")
     else:
-      expected = _pycocotools(truth, truth["annotations"])
-      scorer = COCOeval(expected, _pycocotools(truth, _as_annotations(results)), "bbox")
+      scorer = pycocotools_scorer(truth, results)
     scorer.params.imgIds = image_ids
     scorer.params.catIds = category_ids
     scorer.evaluate()
     scorer.accumulate()
   tables: Any = scorer.eval
   return np.asarray(tables["precision"]), np.asarray(tables["recall"])
+
+
+def pycocotools_scorer(truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> COCOeval:
+  """A COCOeval of box detections, not run yet; it prints its progress.
+
+  Args:
+    truth: as `load_ground_truth` returns it; COCOeval adds fields to its annotations.
+    results: COCO results; they stay as they are.
+  """
+  expected = _pycocotools(truth, truth["annotations"])
+  return COCOeval(expected, _pycocotools(truth, _as_annotations(results)), "bbox")
 
 
 def _pycocotools(truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from iou_det.ops.anchors import CONVENTIONS
 from iou_det.ops.boxes import clip, decode
+from iou_det.ops.nms import Kept, soft_nms
 from iou_det.ops.nms import nms as hard_nms
-from iou_det.ops.nms import soft_nms
 
 
 class Detections(NamedTuple):
@@ -52,13 +52,14 @@ def detect(
     scale: network pixels per original pixel, y and x.
     level_sizes: number of anchors of each level, in the order of `anchors`.
     convention: of the boxes, see `unscale_boxes`; "legacy" also clips as inclusive boxes were clipped.
-    nms: "hard", or soft-NMS "linear" or "gaussian" (sigma 0.5).
+    nms: "hard", soft-NMS "linear" or "gaussian" (sigma 0.5), or "none": the best `max_detections` pairs of
+      box and class that would enter NMS, nothing suppressed (`nms_iou` is not used).
 
   Raises:
     ValueError: if level_sizes do not add up to the anchors, or for an unknown nms or convention.
   """
-  if nms not in ("hard", "linear", "gaussian"):
-    raise ValueError(f"NMS {nms!r} is not known; use 'hard', 'linear' or 'gaussian'")
+  if nms not in ("hard", "linear", "gaussian", "none"):
+    raise ValueError(f"NMS {nms!r} is not known; use 'hard', 'linear', 'gaussian' or 'none'")
   if sum(level_sizes) != len(anchors):
     raise ValueError(f"levels of {tuple(level_sizes)} are {sum(level_sizes)} anchors, not {len(anchors)}")
   limits: dict[str, Any] = {
@@ -78,12 +79,26 @@ def detect(
     scores = jax.nn.sigmoid(logits[candidates])
     if nms == "hard":
       kept = hard_nms(boxes, scores, **limits)
+    elif nms == "none":
+      kept = _best_pairs(scores, score_threshold, max_detections)
     else:
       kept = soft_nms(boxes, scores, method=nms, **limits)
     boxes = jnp.where(kept.valid[:, None], boxes[kept.box], 0.0)
     return Detections(boxes, kept.score, kept.label, kept.valid)
 
   return jax.vmap(one_image)(logits, deltas, image_size, scale)
+
+
+def _best_pairs(scores: Float[Array, "n classes"], score_threshold: float, max_detections: int) -> Kept:
+  """The best (box, class) pairs above the threshold; equal scores in the order of NMS: box, then class."""
+  classes = scores.shape[1]
+  flat = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1)
+  score, pair = jax.lax.top_k(flat, min(max_detections, flat.size))
+  missing = max_detections - len(pair)  # the output has `max_detections` rows, however few pairs there are
+  score = jnp.pad(score, (0, missing), constant_values=-jnp.inf)
+  valid = score > -jnp.inf
+  pair = jnp.where(valid, jnp.pad(pair, (0, missing)), 0)
+  return Kept(pair // classes, pair % classes, jnp.where(valid, score, 0.0), valid)
 
 
 def unscale_boxes(

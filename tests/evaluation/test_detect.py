@@ -57,6 +57,9 @@ def oracle(logits, deltas, anchors, image_size, scale, convention, nms):
   threshold, most = SETTINGS["score_threshold"], SETTINGS["max_detections"]
   if nms == "hard":
     kept = oracle_nms.nms(boxes, scores[chosen], SETTINGS["nms_iou"], threshold, most)
+  elif nms == "none":
+    pairs = [(box, label, s) for box, row in enumerate(scores[chosen]) for label, s in enumerate(row)]
+    kept = sorted((p for p in pairs if p[2] > threshold), key=lambda p: -p[2])[:most]
   else:
     kept = oracle_nms.soft_nms(boxes, scores[chosen], nms, SETTINGS["nms_iou"], 0.5, threshold, most)
   return [(*boxes[box], score, label) for box, label, score in kept]
@@ -73,7 +76,13 @@ def rows(detections, image):
 
 @pytest.mark.parametrize(
   "convention, nms",
-  [("modern", "hard"), ("legacy", "hard"), ("torchvision", "linear"), ("modern", "gaussian")],
+  [
+    ("modern", "hard"),
+    ("legacy", "hard"),
+    ("torchvision", "linear"),
+    ("modern", "gaussian"),
+    ("legacy", "none"),
+  ],
 )
 def test_is_the_exact_slow_version_and_compiles_once(convention, nms):
   traces = 0
@@ -119,6 +128,19 @@ def test_every_class_of_a_candidate_enters_nms():
   assert found[:, 5].tolist() == [0, 1]
 
 
+def test_without_nms_ties_go_by_box_and_class_and_missing_pairs_are_zeros():
+  """Six pairs, four above the threshold, eight rows: nothing is suppressed, though three boxes are one."""
+  anchors = jnp.float32([[0, 0, 10, 10]] * 3)
+  logits = jnp.float32([[[1.0, 2.0], [-9.0, 1.0], [2.0, jnp.nan]]])
+  detections = detect(
+    logits, jnp.zeros((1, 3, 4)), anchors, jnp.array([[50, 200]]), jnp.ones((1, 2)), level_sizes=(1, 1, 1),
+    convention="modern", max_detections=8, nms="none")  # fmt: skip
+  found = rows(detections, 0)
+  np.testing.assert_allclose(found[:, :4], [[0, 0, 10, 10]] * 4)
+  np.testing.assert_allclose(found[:, 4], 1 / (1 + np.exp([-2.0, -2.0, -1.0, -1.0])), rtol=1e-6)
+  assert found[:, 5].tolist() == [1, 0, 0, 1]
+
+
 def test_an_image_without_a_score_above_the_threshold_and_extreme_outputs_are_finite():
   drawn = draw(0)
   drawn["logits"] = drawn["logits"].at[0].set(-1e4).at[1, :5].set(1e4)
@@ -155,7 +177,7 @@ def test_unscale_inverts_the_resizing_of_ground_truth():
   "wrong, message",
   [
     ({"level_sizes": (60, 20)}, "are 80 anchors, not 86"),
-    ({"nms": "none"}, "'none' is not known; use 'hard', 'linear' or 'gaussian'"),
+    ({"nms": "greedy"}, "'greedy' is not known; use 'hard', 'linear', 'gaussian' or 'none'"),
     ({"convention": "coco"}, "'coco' is not known"),
   ],
 )

@@ -1,0 +1,294 @@
+"""Do scores rank detections by how well they fit? Figures 2 and 3 of arXiv:1908.05641, and beyond them.
+
+Matching rule of everything here: a detection is compared with all objects (non-crowd ground truths) of its
+class in its image, whatever its rank or score; its IoU is the best of them, 0 if there is none. Several
+detections may share an object. That is not COCO's matching, which gives an object to one detection.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy import stats
+
+from iou_det.errors import UserError
+from iou_det.evaluation import coco
+
+LOCATED = 0.5  # a detection with this IoU or more is on its object, as in AP50
+
+
+class Boxes(NamedTuple):
+  """Detections or NMS candidates of many images; x1, y1, x2, y2 in pixels, x2 and y2 exclusive."""
+
+  image_id: Int[np.ndarray, " n"]
+  category_id: Int[np.ndarray, " n"]
+  box: Float[np.ndarray, "n 4"]
+  score: Float[np.ndarray, " n"]
+
+
+class Overlaps(NamedTuple):
+  """Score and best IoU of every detection, in the order given, without the `on_crowd` ones left out."""
+
+  scores: Float[np.ndarray, " n"]
+  ious: Float[np.ndarray, " n"]
+  on_crowd: int
+
+
+class ScorePerIou(NamedTuple):
+  """Figure 2: bin i holds edges[i] <= IoU < edges[i + 1], the last one its upper edge too."""
+
+  edges: Float[np.ndarray, " bins_and_1"]
+  mean_score: Float[np.ndarray, " bins"]  # NaN in an empty bin
+  counts: Int[np.ndarray, " bins"]
+
+
+class ShareAboveIou(NamedTuple):
+  """Figure 3: share of detections with an IoU of `thresholds` or more, among two sets of detections."""
+
+  thresholds: Float[np.ndarray, " thresholds"]
+  of_all: Float[np.ndarray, " thresholds"]  # NaN without detections
+  of_located: Float[np.ndarray, " thresholds"]  # among those with IoU >= 0.5; NaN without any
+  detections: int
+  located: int
+
+
+class Regret(NamedTuple):
+  """How often NMS dropped the better box of an object.
+
+  Attributes:
+    kept: boxes that NMS kept, after the cut at `max_detections`.
+    on_object: kept boxes with an IoU of 0.5 or more with an object of their class.
+    regretted: of those, boxes that suppressed one with a higher IoU with the same object.
+    share: regretted / on_object; None without any on an object.
+    mean_loss: IoU of the best suppressed box minus that of the kept one, mean over the regretted; None
+      without any.
+  """
+
+  kept: int
+  on_object: int
+  regretted: int
+  share: float | None
+  mean_loss: float | None
+
+
+def best_ious(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Overlaps:
+  """Score and best IoU of each detection, by the matching rule above.
+
+  Crowd regions are no objects. A detection that is on no object (IoU below 0.5) but lies in a crowd region
+  of its class (half of its area or more, as COCO measures it) is neither good nor bad: COCO would ignore
+  it at IoU 0.5. It is left out and counted.
+
+  Args:
+    ground_truth: content of a COCO annotation file.
+    results: COCO results, all of which count: no limit per image.
+
+  Raises:
+    UserError: detections of images or categories that the ground truth does not have; no COCO ground truth.
+  """
+  truth, source = coco.load_ground_truth(ground_truth)
+  coco.refuse_unknown_ids(truth, source, results)
+  found, objects = as_boxes(results), _ground_truths(truth)
+  ious, covered = np.zeros(len(found.score)), np.zeros(len(found.score))
+  for image_and_class, group in _groups(found):
+    if image_and_class in objects:
+      boxes, crowd = objects[image_and_class]
+      ious[group] = pairwise_iou(found.box[group], boxes[~crowd]).max(axis=1, initial=0.0)
+      covered[group] = _share_inside(found.box[group], boxes[crowd]).max(axis=1, initial=0.0)
+  on_crowd = (ious < LOCATED) & (covered >= LOCATED)
+  return Overlaps(found.score[~on_crowd], ious[~on_crowd], int(on_crowd.sum()))
+
+
+def score_per_iou(overlaps: Overlaps, edges: Float[np.ndarray, " bins_and_1"] | None = None) -> ScorePerIou:
+  """Figure 2: mean score of the detections in each bin of IoU; default bins 0, 0.1, ... 1.
+
+  The first bin also holds the detections that touch no object of their class.
+  """
+  edges = np.arange(11) / 10 if edges is None else edges
+  counts = np.histogram(overlaps.ious, edges)[0]
+  total = np.histogram(overlaps.ious, edges, weights=overlaps.scores)[0]
+  return ScorePerIou(edges, np.where(counts > 0, total / np.maximum(counts, 1), np.nan), counts)
+
+
+def share_above_iou(overlaps: Overlaps) -> ShareAboveIou:
+  """Figure 3: share of detections at each of COCO's IoUs (0.5, 0.55, ... 0.95) or above.
+
+  The paper says "percentage of detections" and names no denominator. `of_all` takes every detection (those
+  on crowds left out); it also moves with the number of false positives that pass the score threshold.
+  `of_located` takes those with IoU >= 0.5: how well the boxes fit that are on an object at all.
+  """
+  thresholds = np.array(coco.IOUS)
+  ranked = np.sort(overlaps.ious)
+  above = len(ranked) - np.searchsorted(ranked, thresholds, side="left")
+  located = int(above[0])
+  nan = np.full(len(thresholds), np.nan)
+  of_all, of_located = (above / n if n else nan for n in (len(ranked), located))
+  return ShareAboveIou(thresholds, of_all, of_located, len(ranked), located)
+
+
+def rank_correlation(overlaps: Overlaps, min_iou: float = 0.0) -> float | None:
+  """Spearman's correlation of score and IoU among detections with an IoU of `min_iou` or more.
+
+  Returns:
+    In [-1, 1]; None where it does not exist: under two detections, or all of one score or one IoU.
+  """
+  chosen = overlaps.ious >= min_iou
+  scores, ious = overlaps.scores[chosen], overlaps.ious[chosen]
+  if len(np.unique(scores)) < 2 or len(np.unique(ious)) < 2:
+    return None
+  return float(stats.spearmanr(scores, ious).statistic)
+
+
+def as_boxes(results: Sequence[dict[str, Any]]) -> Boxes:
+  """COCO results (x, y, w, h) as arrays."""
+  return Boxes(
+    np.array([r["image_id"] for r in results], np.int64),
+    np.array([r["category_id"] for r in results], np.int64),
+    _corners(results),
+    np.array([r["score"] for r in results], np.float64),
+  )
+
+
+def save_candidates(path: Path, results: Sequence[dict[str, Any]]) -> None:
+  """Writes candidates as .npz: what `detect_all` returns with config.eval.nms "none".
+
+  Set config.eval.max_detections to hold all of them: of an image with more, only the best are in `results`.
+  """
+  part = path.with_suffix(".part")
+  with part.open("wb") as file:
+    np.savez_compressed(file, **as_boxes(results)._asdict())
+  part.replace(path)  # a file that is there is whole
+
+
+def load_candidates(path: Path) -> Boxes:
+  """Raises a UserError for a file that `save_candidates` did not write."""
+  try:
+    with np.load(path) as file:
+      return Boxes(**file)
+  except OSError as error:
+    raise UserError(f"cannot read the candidates {path}: {error.strerror or error}") from error
+  except (ValueError, TypeError, EOFError, BadZipFile) as error:
+    raise UserError(f"{path} holds no candidates ({error}); write them with save_candidates") from error
+
+
+def suppress(
+  candidates: Boxes, *, nms_iou: float = 0.5, max_detections: int = 100
+) -> tuple[Bool[np.ndarray, " n"], Int[np.ndarray, " n"]]:
+  """Greedy NMS of each class, then the best `max_detections` of an image, as "hard" NMS of `detect` does.
+
+  Equal scores: the candidate that comes first.
+
+  Returns:
+    Whether each candidate is kept, and which candidate suppressed it: the best-scoring kept one of its
+    class whose IoU with it exceeds `nms_iou`; -1 for those that none did.
+  """
+  by = np.full(len(candidates.score), -1)
+  for _, group in _groups(candidates):
+    left = group[np.argsort(-candidates.score[group], kind="stable")]
+    while left.size:
+      best, rest = left[0], left[1:]
+      over = pairwise_iou(candidates.box[best][None], candidates.box[rest])[0] > nms_iou
+      by[rest[over]] = best
+      left = rest[~over]
+  passed = np.flatnonzero(by < 0)
+  ranked = passed[np.lexsort((-candidates.score[passed], candidates.image_id[passed]))]
+  images = candidates.image_id[ranked]
+  rank = np.arange(len(ranked)) - np.searchsorted(images, images)  # within the image
+  kept = np.zeros(len(by), bool)
+  kept[ranked[rank < max_detections]] = True
+  return kept, by
+
+
+def nms_regret(
+  ground_truth: dict[str, Any], candidates: Boxes, *, nms_iou: float = 0.5, max_detections: int = 100
+) -> Regret:
+  """How often a kept box suppressed a better-fitting one of the same object.
+
+  The object of a kept box is the one of its class with the highest IoU, if that is at least 0.5. The box is
+  regretted if a candidate that it suppressed (see `suppress`) has a higher IoU with this object, whatever
+  that candidate's own best object is. Kept boxes that share an object count each.
+
+  Args:
+    ground_truth: content of a COCO annotation file; crowd regions are no objects.
+    candidates: what entered NMS.
+
+  Raises:
+    UserError: candidates of images or categories that the ground truth does not have; no COCO ground truth.
+  """
+  truth, source = coco.load_ground_truth(ground_truth)
+  pairs = np.unique(np.stack([candidates.image_id, candidates.category_id], axis=1), axis=0).tolist()
+  coco.refuse_unknown_ids(truth, source, [{"image_id": i, "category_id": c} for i, c in pairs])
+  objects = _ground_truths(truth)
+  kept, by = suppress(candidates, nms_iou=nms_iou, max_detections=max_detections)
+  on_object = 0
+  losses: list[float] = []
+  for image_and_class, group in _groups(candidates):
+    boxes, crowd = objects.get(image_and_class, (np.zeros((0, 4)), np.zeros(0, bool)))
+    if crowd.all():
+      continue
+    ious = pairwise_iou(candidates.box[group], boxes[~crowd])
+    for row in np.flatnonzero(kept[group]):
+      mine = ious[row].argmax()
+      if ious[row, mine] < LOCATED:
+        continue
+      on_object += 1
+      loss = ious[by[group] == group[row], mine].max(initial=0.0) - ious[row, mine]
+      if loss > 0:
+        losses.append(float(loss))
+  share = len(losses) / on_object if on_object else None
+  mean_loss = float(np.mean(losses)) if losses else None
+  return Regret(int(kept.sum()), on_object, len(losses), share, mean_loss)
+
+
+def pairwise_iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+  """IoU of every pair of x1, y1, x2, y2 boxes; 0 where both are empty. Never above 1."""
+  inside = _intersection(a, b)
+  union = _area(a)[:, None] + _area(b) - inside
+  return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
+
+
+def _share_inside(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+  """Share of each a's area that lies in each b."""
+  inside, area = _intersection(a, b), _area(a)[:, None]
+  return np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
+
+
+def _intersection(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
+  low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
+  return np.prod(np.maximum(high - low, 0), axis=-1)
+
+
+def _area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
+  return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=-1)
+
+
+def _corners(rows: Sequence[dict[str, Any]]) -> Float[np.ndarray, "n 4"]:
+  """x1, y1, x2, y2 of COCO's x, y, w, h."""
+  box = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+  box[:, 2:] += box[:, :2]
+  return box
+
+
+def _groups(boxes: Boxes) -> Iterator[tuple[tuple[int, int], Int[np.ndarray, " group"]]]:
+  """(image id, category id) and the positions of its boxes, in the order given."""
+  order = np.lexsort((boxes.category_id, boxes.image_id))  # stable
+  keys = np.stack([boxes.image_id[order], boxes.category_id[order]], axis=1)
+  starts = np.flatnonzero((keys[1:] != keys[:-1]).any(axis=1)) + 1
+  for group in np.split(order, starts):
+    if group.size:
+      yield (int(boxes.image_id[group[0]]), int(boxes.category_id[group[0]])), group
+
+
+def _ground_truths(
+  truth: dict[str, Any],
+) -> dict[tuple[int, int], tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]]:
+  """(image id, category id) -> boxes and which of them are crowd regions."""
+  rows: dict[tuple[int, int], list[dict[str, Any]]] = {}
+  for row in truth["annotations"]:
+    rows.setdefault((row["image_id"], row["category_id"]), []).append(row)
+  found = {}
+  for key, group in rows.items():
+    found[key] = (_corners(group), np.array([bool(row["iscrowd"]) for row in group]))
+  return found
