@@ -38,7 +38,7 @@ def figure2(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
   bins = {label: analysis.score_per_iou(o) for label, o in overlaps.items()}
   plots.mean_scores(
     next(iter(bins.values())).edges,
-    {label: (b.mean_score, b.count) for label, b in bins.items()},
+    {label: (b[1], b[2]) for label, b in bins.items()},
     out / "fig2",
     title="Figure 2: mean score by IoU",
     rule=rule,

@@ -1,6 +1,6 @@
 """Writes tables and figures from finished runs: Markdown, CSV, PNG, SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Row:
   results: list[Results]
   paper: dict[str, float] = field(default_factory=dict)
   baseline: str = ""
-  cells: dict[str, Cell] = field(default_factory=dict)
+  cells: Mapping[str, Cell] = field(default_factory=dict)
 
   def mean(self, figure: str) -> float | None:
     values = [r.figure(figure) for r in self.results]
