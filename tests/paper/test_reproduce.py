@@ -75,7 +75,7 @@ def test_table_2_holds_the_figures_of_the_runs(everything):
     assert float(row["AP90"]) == pytest.approx(100 * metrics["AP_per_iou"]["0.90"])
     log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     weights = [r["localization_weight"] for r in log if "loss" in r]
-    assert float(row["effective weight"]) == pytest.approx(np.mean(weights))  # a row for each of the two steps
+    assert float(row["effective weight"]) == pytest.approx(np.mean(weights))  # a row a step
   paper = [row["paper AP"] for row in rows]
   assert paper == ["34.4", "35.1", "35.2", "35.7", "", "", "", ""]
   loc, effective, w_loc = (rows[names.index(n)] for n in ("loc", "baseline_effective", "baseline_w_loc"))
