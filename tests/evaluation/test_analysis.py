@@ -155,6 +155,15 @@ def test_regret_on_a_known_scene():
   assert nms_regret(scene(as_crowd, [])[0], as_boxes(results)) == (5, 0, 0, None, None)
 
 
+def test_a_lost_neighbour_is_no_regret_and_a_box_at_the_threshold_stays():
+  """The suppressed box is the second object itself, but it fits the first, the kept one's, less well."""
+  annotations = [(1, [0, 0, 100, 100], 0), (1, [20, 0, 100, 100], 0)]
+  truth, results = scene(annotations, [(1, [0, 0, 100, 90], 0.9), (1, [20, 0, 100, 100], 0.8)])
+  assert nms_regret(truth, as_boxes(results)) == (1, 1, 0, 0.0, None)
+  halves = scene([], [(1, [0, 0, 10, 10], 0.9), (1, [0, 0, 10, 5], 0.8)])[1]
+  assert suppress(as_boxes(halves))[0].all()
+
+
 def corners(row):
   x, y, w, h = row["bbox"]
   return x, y, x + w, y + h

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from iou_det.config import CHOICES
 from iou_det.evaluation.detect import detect, unscale_boxes
 from tests import oracle_nms, oracles
 
@@ -126,6 +127,12 @@ def test_every_class_of_a_candidate_enters_nms():
   found = rows(detections, 0)
   np.testing.assert_allclose(found[:, :4], [[0, 0, 10, 10]] * 2)
   assert found[:, 5].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("nms", CHOICES["eval.nms"])
+def test_every_nms_of_the_config_is_known(nms):
+  run = partial(detect, level_sizes=LEVELS, convention="modern", nms=nms, **SETTINGS)
+  assert jax.eval_shape(run, **draw(0)).boxes.shape == (2, 12, 4)
 
 
 def test_without_nms_ties_go_by_box_and_class_and_missing_pairs_are_zeros():
