@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from iou_det.ops import boxes as box_ops
-from iou_det.ops import losses
-from iou_det.ops.matching import match
+from iou_det.ops import comparison, losses, matching
 
 
 class LossSettings(NamedTuple):
@@ -94,7 +93,7 @@ def loss_terms(
   s = settings
   # An anchor that takes no part becomes a point, whose IoU with everything is 0.
   candidates = jnp.where(inside[..., None], anchors, 0.0)
-  matched = jax.vmap(lambda a, b, v: match(a, b, v, **match_settings))(candidates, boxes, valid)
+  matched = jax.vmap(lambda a, b, v: matching.match(a, b, v, **match_settings))(candidates, boxes, valid)
   positive = matched.positive
   # Anchors that are not positive get themselves as target: offsets 0, no log(0), no NaN gradient.
   target_boxes = jnp.take_along_axis(boxes, matched.index[..., None], axis=1)
@@ -108,15 +107,30 @@ def loss_terms(
   class_weights = losses.iou_balanced_classification_weights(
     focal, iou, own, eta=s.eta, level_sizes=s.level_sizes
   )
-  l1 = losses.smooth_l1(deltas - box_ops.encode(target_boxes, anchors), delta=s.delta).sum(axis=-1)
+  if s.isr_gamma:
+    class_weights *= comparison.isr_weights(focal, iou, own, matched.index, gamma=s.isr_gamma)
+  target_deltas = box_ops.encode(target_boxes, anchors)
+  d = deltas - target_deltas
+  match s.localization:
+    case "smooth_l1":
+      offsets = losses.smooth_l1(d, delta=s.delta)
+    case "balanced_l1":
+      offsets = comparison.balanced_l1(d, delta=s.delta)
+    case "bounded_iou":
+      offsets = comparison.bounded_iou_loss(deltas, target_deltas, anchors, target_boxes)
+    case "ghm_r":
+      offsets = comparison.authentic_smooth_l1(d) * comparison.gradient_harmonizing_weights(d, positive)
+    case _:
+      raise ValueError(f"localization loss {s.localization!r} is not known")
+  box_loss = offsets.sum(axis=-1)
   if s.loc_weights == "eq5":
     box_weights = s.w_loc * losses.normalized_localization_weights(
-      l1, iou, positive, lambd=s.lambd, level_sizes=s.level_sizes
+      box_loss, iou, positive, lambd=s.lambd, level_sizes=s.level_sizes
     )
   else:
     box_weights = losses.iou_balanced_localization_weights(iou, lambd=s.lambd, w_loc=s.w_loc)
   counted = inside & ~matched.ignored
-  return Terms(iou, positive, counted, own, focal, class_weights, l1, box_weights)
+  return Terms(iou, positive, counted, own, focal, class_weights, box_loss, box_weights)
 
 
 def detection_losses(terms: Terms) -> Losses:

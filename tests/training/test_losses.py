@@ -152,3 +152,35 @@ def test_batch_without_boxes_has_finite_loss_and_gradients(loc_weights):
   assert np.isfinite(loss) and out.localization == 0 and out.positives == 0
   assert np.isfinite(gradients[0]).all()
   np.testing.assert_array_equal(gradients[1], 0.0)
+
+
+@pytest.mark.parametrize("localization", ["balanced_l1", "bounded_iou", "ghm_r"])
+def test_other_localization_losses_take_the_place_of_smooth_l1(localization):
+  drawn = draw(seed=4)
+  plain, other = run(drawn), run(drawn, localization=localization)
+  assert other.classification == plain.classification
+  assert np.isfinite(other.localization) and other.localization != plain.localization
+  twice = run(drawn, localization=localization, w_loc=2.0)
+  np.testing.assert_allclose(twice.localization, 2 * other.localization, rtol=1e-6)
+  drawn["deltas"] *= 0
+  drawn["boxes"][0, 0] = ANCHORS[5]  # an anchor that is right already
+  boxes = drawn["boxes"][:1, :1], drawn["labels"][:1, :1], drawn["valid"][:1, :1]
+  exact = {k: v[:1] for k, v in drawn.items()} | dict(zip(("boxes", "labels", "valid"), boxes, strict=True))
+  exact["inside"] = np.arange(len(ANCHORS))[None] == 5
+  np.testing.assert_allclose(run(exact, localization=localization).localization, 0.0, atol=1e-6)
+
+
+def test_isr_keeps_the_positives_classification_loss():
+  drawn = draw(seed=5)
+  plain, isr = run(drawn), run(drawn, isr_gamma=2.0)
+  np.testing.assert_allclose(isr.classification, plain.classification, rtol=1e-5)
+  assert isr.localization == plain.localization
+  arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
+  terms = terms_of(arrays, {"isr_gamma": 2.0})
+  weights = np.asarray(terms.class_weights)[np.asarray(terms.own)]
+  assert weights.max() > 1.1 > 0.9 > weights.min()
+
+
+def test_unknown_localization_loss_is_refused():
+  with pytest.raises(ValueError, match="'giou' is not known"):
+    run(draw(seed=6), localization="giou")
