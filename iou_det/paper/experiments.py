@@ -148,7 +148,11 @@ def table2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     stamp=stamp,
   )
   bars(
-    rows, out / "table2", title="Table 2", rule=f"{rule}; bars: standard deviation over seeds.", stamp=stamp
+    rows,
+    out / "table2_bars",
+    title="Table 2",
+    rule=f"{rule}; bars: standard deviation over seeds.",
+    stamp=stamp,
   )
   for name in ("baseline", "loc"):
     diagnostics(groups[name, False][0], out / f"diagnostics_{name}", LABELS[name], rule, stamp)
@@ -193,7 +197,11 @@ def table4(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     stamp=stamp,
   )
   bars(
-    rows, out / "table4", title="Table 4", rule=f"{rule}; bars: standard deviation over seeds.", stamp=stamp
+    rows,
+    out / "table4_bars",
+    title="Table 4",
+    rule=f"{rule}; bars: standard deviation over seeds.",
+    stamp=stamp,
   )
   return text
 
@@ -215,7 +223,7 @@ def comparison(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
     command=command,
     stamp=stamp,
   )
-  bars(rows, out / "comparison", title="Methods compared", rule=rule, stamp=stamp)
+  bars(rows, out / "comparison_bars", title="Methods compared", rule=rule, stamp=stamp)
   return text
 
 

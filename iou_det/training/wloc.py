@@ -66,10 +66,11 @@ def fit_w_loc(
     logits, deltas = jnp.zeros((*shape, model.num_classes)), jnp.zeros((*shape, 4))
     if state is not None:
       logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
-    plain, own = (
-      loss_terms(logits, deltas, **loss_arguments(c, inputs, anchors, level_sizes, portrait))
-      for c in (baseline, config)
+    terms = lambda c: loss_terms(
+      logits, deltas, **loss_arguments(c, inputs, anchors, level_sizes, portrait)
     )
+    own = terms(config)
+    plain = own if config.loss.localization == "smooth_l1" else terms(baseline)
     loss = jnp.where(own.positive, own.box_weights * own.box_loss, 0.0)
     weighted = jax.lax.map(lambda lambd: jnp.sum(own.iou**lambd * loss), exponents)
     return jnp.concatenate([plain.localization()[None], weighted])

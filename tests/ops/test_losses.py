@@ -1,6 +1,5 @@
 """Losses and IoU-balanced weights against float64 loops, torchvision, the paper's identities and extremes."""
 
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -11,11 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from iou_det.ops import boxes as box_ops
 from iou_det.ops import losses
-from iou_det.ops.anchors import anchors as make_anchors
-from iou_det.ops.anchors import inside_padded_image
-from iou_det.ops.matching import match
 from tests import oracles
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ops.npz")
@@ -242,39 +237,3 @@ def test_gradient_norm_is_equation_11_and_12(lambd):
   ):
     slope = 2.0 * expected**lambd * np.minimum(abs(d) / 0.111, 1) * np.sign(d)
     np.testing.assert_allclose(jax.grad(weighted)(jnp.asarray(d), bound), slope, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.real_data
-def test_first_step_sums_give_the_papers_w_loc(real_data):
-  """Deltas of 0, the 125 images of coco_mini at [600, 1000], legacy anchors: w_loc within 3 % of Table 4.
-
-  The expected values are what a separate implementation gave on the same images.
-  """
-  strides, max_boxes, exponents = (8, 16, 32, 64, 128), 64, (0.5, 1.0, 1.5, 1.8)
-
-  def sums(anchors, boxes, valid, inside):
-    matched = match(jnp.where(inside[:, None], anchors, 0.0), boxes, valid)
-    targets = jnp.where(matched.positive[:, None], boxes[matched.index], anchors)
-    loss = losses.smooth_l1(box_ops.encode(targets, anchors), delta=0.11).sum(-1)
-    iou = box_ops.iou(anchors, targets)
-    weights = [losses.iou_balanced_localization_weights(iou, lambd=x, w_loc=1.0) for x in (0.0, *exponents)]
-    return jnp.stack([jnp.sum(w * loss, where=matched.positive) for w in weights])
-
-  sums, total, images = jax.jit(sums), np.zeros(5), 0
-  for split in ("train", "val"):
-    truth = json.loads((real_data / "coco_mini" / "annotations" / f"instances_{split}2017.json").read_text())
-    for image in truth["images"]:
-      rows = [a["bbox"] for a in truth["annotations"] if a["image_id"] == image["id"] and not a["iscrowd"]]
-      h, w = image["height"], image["width"]
-      scale = min(600 / min(h, w), 1000 / max(h, w))
-      size = (608, 1024) if w >= h else (1024, 608)
-      boxes = np.zeros((max_boxes, 4), np.float32)
-      for n, (x, y, bw, bh) in enumerate(rows):  # inclusive corners are scaled, then made exclusive
-        boxes[n] = [x * scale, y * scale, (x + bw - 1) * scale + 1, (y + bh - 1) * scale + 1]
-      anchors = jnp.asarray(make_anchors(size, convention="legacy"))
-      content = jnp.array([int(h * scale + 0.5), int(w * scale + 0.5)])
-      inside = inside_padded_image(size, content, strides=strides, anchors_per_cell=9)
-      total += np.asarray(sums(anchors, jnp.asarray(boxes), jnp.arange(max_boxes) < len(rows), inside))
-      images += 1
-  assert images == 125
-  np.testing.assert_allclose(total[0] / total[1:], [1.533, 2.176, 2.991, 3.591], rtol=2e-3)

@@ -1,6 +1,9 @@
 """Fitted w_loc against a float64 loop, and the value that a run keeps."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,3 +81,26 @@ def test_auto_is_fitted_once_and_kept_with_the_run(shapes_folder, tmp_path):
   longer = with_loss(config)
   assert train(longer, tmp_path / "run")["images"] == 13
   assert json.loads((tmp_path / "run" / "w_loc.json").read_text())["w_loc"] == 2.0
+
+
+@pytest.mark.real_data
+def test_command_gives_the_papers_w_loc(real_data):
+  """The README's command on the 125 images of coco_mini at [600,1000], legacy anchors.
+
+  One image has crowds only and is not trained on. The last column is what a separate implementation gave.
+  """
+  done = subprocess.run(
+    [sys.executable, "-c", "from iou_det.cli import main; main()", "fit-wloc"]
+    + ["--config=configs/table4.py", f"--coco_root={real_data / 'coco_mini'}"],
+    cwd=Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  rows = [[float(x) for x in line.split()[:3]] for line in done.stdout.splitlines()[1:]]
+  separate = [1.533, 2.176, 2.991, 3.591]
+  assert [row[0] for row in rows] == [0.5, 1.0, 1.5, 1.8]
+  for (_, fitted, paper), other in zip(rows, separate, strict=True):
+    assert abs(fitted / paper - 1) < 0.04
+    assert abs(fitted / other - 1) < 0.005
+  assert [row[2] for row in rows] == [1.575, 2.226, 3.049, 3.649]
