@@ -120,9 +120,10 @@ def gradient_harmonizing_weights(
     Weights with no gradient; 0 where not positive.
   """
   counted = jnp.broadcast_to(positive[..., None], d.shape)
-  size = jnp.where(counted, jnp.abs(jax.lax.stop_gradient(d)), 0.0)
+  size = jnp.where(counted, jnp.abs(d), 0.0)
   norm = 1.0 / jnp.sqrt(1.0 + (mu / size) ** 2)  # exact at 0 and at infinity
-  part = jnp.clip((norm * bins).astype(jnp.int32), 0, bins - 1)  # a norm of 1 belongs to the last
+  # A norm of 1 belongs to the last part. From here on all are integers, so no gradient gets through.
+  part = jnp.clip((norm * bins).astype(jnp.int32), 0, bins - 1)
   examples = counted[..., None] & (part[..., None] == jnp.arange(bins))
   count = examples.sum(axis=tuple(range(d.ndim)))
   density = bins * count[part].astype(d.dtype)
