@@ -1,6 +1,11 @@
-"""The losses that the IoU-balanced ones are compared with, each from its own paper's equations.
+"""The methods that arXiv:1908.05641 sets itself against, behind the interface of `iou_det.ops.losses`.
 
-Unreduced, as in `iou_det.ops.losses`: masks, sums and normalisers are the caller's; weights have no gradient.
+  balanced_l1                                          Libra R-CNN, arXiv:1904.02701
+  bounded_iou_loss                                     Tychsen-Smith and Petersson, arXiv:1711.00164
+  authentic_smooth_l1, gradient_harmonizing_weights    GHM-R, arXiv:1811.05181
+  isr_weights                                          PISA, arXiv:1904.04821
+
+All are unreduced: masks, sums and normalisers are the caller's. Weights carry no gradient.
 """
 
 import math
@@ -9,67 +14,81 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from iou_det.ops import losses
+from iou_det.ops.losses import smooth_l1
 
 
 def balanced_l1(
-  d: Float[Array, "*shape"], *, delta: float = 1.0, alpha: float = 0.5, gamma: float = 1.5
+  d: Float[Array, "*shape"], *, alpha: float = 0.5, gamma: float = 1.5, beta: float = 1.0
 ) -> Float[Array, "*shape"]:
-  """Balanced L1 of Libra R-CNN, arXiv:1904.02701 Eq. (8)-(9): larger gradients for inliers than smooth L1.
+  """Balanced L1 of Libra R-CNN, arXiv:1904.02701 Eq. (7)-(9), of d / beta, times beta.
 
-      alpha / b (b x + 1) ln(b x + 1) - alpha x    where x < 1
-      gamma x + C                                  elsewhere
+      x = |d| / beta, alpha ln(b + 1) = gamma
+      alpha / b (b x + 1) ln(b x + 1) - alpha x    where x < 1, else gamma x + C
 
-  with alpha ln(b + 1) = gamma, the C that joins the two, and x = |d| / delta; all of it times delta, so that
-  the slope is continuous and the same at every delta.
+  C makes it continuous. Its slope, alpha ln(b x + 1) up to `gamma`, is continuous too and does not
+  depend on `beta` but through x. (mmdetection divides only one of the three d by beta: it is the same
+  for a beta of 1 alone, and has a slope at d = 0 for every other.)
 
   Args:
     d: differences of box offsets.
-    delta: where it turns linear, > 0; 1 in the paper.
-    alpha: the smaller, the more inliers are promoted.
-    gamma: slope of the linear part.
+    alpha: > 0; the smaller, the larger the slope of small differences.
+    gamma: slope of large differences, > 0.
+    beta: where it turns linear, > 0; the paper has 1 and no name for it.
   """
-  b = math.exp(gamma / alpha) - 1.0
-  size = jnp.abs(d) / delta
-  inner = jnp.minimum(size, 1.0)  # not `where`: the logarithm of what is not used could overflow
-  curved = alpha / b * (b * inner + 1.0) * jnp.log1p(b * inner) - alpha * inner
-  return delta * (curved + gamma * (size - inner))
+  b = math.expm1(gamma / alpha)
+  size = jnp.abs(d)
+  inner = jnp.minimum(size, beta)  # not `where`, whose gradient is NaN where d is infinite
+  x = inner / beta
+  curve = alpha / b * (b * x + 1.0) * jnp.log1p(b * x) - alpha * x
+  return beta * curve + gamma * (size - inner)
 
 
 def bounded_iou_loss(
-  deltas: Float[Array, "*batch 4"],
-  target_deltas: Float[Array, "*batch 4"],
-  anchors: Float[Array, "*anchors 4"],
-  target_boxes: Float[Array, "*batch 4"],
-  *,
-  beta: float = 0.2,
+  deltas: Float[Array, "*batch 4"], target_deltas: Float[Array, "*batch 4"], *, beta: float = 1.0
 ) -> Float[Array, "*batch 4"]:
-  """Bounded IoU loss of arXiv:1711.00164 (Section 4): smooth L1 of 1 - IoU_B for cx, cy, w and h.
+  """Bounded IoU loss of each offset, arXiv:1711.00164 Eq. (10)-(12): 2 L(1 - IoU_B), L the smooth L1.
 
-      IoU_B = max(0, (w_t - 2 |dx|) / (w_t + 2 |dx|))    centre, dx in pixels; likewise y
-      IoU_B = min(w / w_t, w_t / w)                      size; likewise h
+      IoU_B(x) = max(0, (w_t - 2 |dx|) / (w_t + 2 |dx|))    IoU_B(w) = min(w / w_t, w_t / w)
 
-  It has 2 |dx| where Eq. (7) of arXiv:1908.05641, the bound for a box of the right size
-  (`losses.bounded_iou_center`), has |dx|.
+  and the same for y and h. Offsets are all it needs: |dx| / w_t is the error of the offset times
+  anchor width / w_t, which is e^-(target dw), and min(w / w_t, w_t / w) is e^-|error of dw|.
+
+  IoU_B(x) is not Eq. (7) of arXiv:1908.05641, `iou_det.ops.losses.bounded_iou_center`: this one has 2 |dx|
+  where that one, although it cites this one, has |dx|, the IoU of a box of the right size that is shifted by
+  dx. At the same shift this one is lower and reaches 0 at w_t / 2 instead of w_t; from there on a
+  centre has no gradient. IoU_B(w) is the same in both.
 
   Args:
-    deltas, target_deltas: predicted and wanted box offsets from the anchors.
-    anchors: x1, y1, x2, y2 in pixels; broadcast against the batch.
-    target_boxes: x1, y1, x2, y2 in pixels.
-    beta: 1 - IoU_B above which the loss is linear.
+    deltas: dx, dy, dw, dh predicted, as `iou_det.ops.boxes.decode` takes them; its clamp plays no part here.
+    target_deltas: the same of the ground truth, as `iou_det.ops.boxes.encode` returns them.
+    beta: where the smooth L1 turns linear, > 0. The paper's is 1, which makes the loss (1 - IoU_B)^2.
+      mmdetection has 0.2, and half this loss.
+
+  Returns:
+    Loss of x, y, w, h, each in [0, 2 - beta] for a beta up to 1; finite, with finite gradients, for
+    infinite offsets too.
   """
-  d = deltas - target_deltas
-  anchor_size = anchors[..., 2:] - anchors[..., :2]
-  target_size = target_boxes[..., 2:] - target_boxes[..., :2]
-  shift = 2.0 * anchor_size * jnp.abs(d[..., :2])
-  center = jnp.maximum((target_size - shift) / (target_size + shift), 0.0)
-  bound = jnp.concatenate([center, losses.bounded_iou_size(d[..., 2:])], axis=-1)
-  return losses.smooth_l1(1.0 - bound, delta=beta)
+  error = jnp.abs(deltas - target_deltas)
+  # An empty ground truth (dw of -inf) is for the caller to mask: its gradient must not be inf * 0.
+  relative = jnp.exp(jnp.clip(-target_deltas[..., 2:], -80.0, 80.0))
+  shift = jnp.minimum(2.0 * error[..., :2] * relative, 1.0)  # 2 |dx| / w_t; more is an IoU_B of 0
+  cost = jnp.concatenate([2.0 * shift / (1.0 + shift), -jnp.expm1(-error[..., 2:])], axis=-1)
+  return 2.0 * smooth_l1(cost, delta=beta)
 
 
 def authentic_smooth_l1(d: Float[Array, "*shape"], *, mu: float = 0.02) -> Float[Array, "*shape"]:
-  """sqrt(d^2 + mu^2) - mu: the smooth L1 of GHM-R (arXiv:1811.05181), whose slope grows everywhere."""
-  return jnp.sqrt(d * d + mu * mu) - mu
+  """Authentic smooth L1, arXiv:1811.05181 Section "GHM-R": sqrt(d^2 + mu^2) - mu.
+
+  Its slope d / sqrt(d^2 + mu^2) tells large differences apart, which smooth L1's (1 for all) does not.
+
+  Args:
+    d: differences of box offsets.
+    mu: about where it turns linear, > 0.
+  """
+  size = jnp.abs(d)
+  inner = jnp.minimum(size, 1e4 * mu)  # beyond, the slope is 1 in float32 and the square may overflow
+  # As a quotient, because the difference of two roots near mu would keep few digits.
+  return inner * inner / (jnp.sqrt(inner * inner + mu * mu) + mu) + (size - inner)
 
 
 def gradient_harmonizing_weights(
@@ -79,29 +98,36 @@ def gradient_harmonizing_weights(
   mu: float = 0.02,
   bins: int = 10,
 ) -> Float[Array, "*batch anchors 4"]:
-  """Weights of GHM-R (arXiv:1811.05181): the more offsets have a similar gradient norm, the less each counts.
+  """Weights of GHM-R, arXiv:1811.05181: N / GD(g), to be multiplied with `authentic_smooth_l1`.
 
-      g = |d| / sqrt(d^2 + mu^2)      gradient norm of the authentic smooth L1, in [0, 1)
-      weight = N / (number of offsets in g's bin * number of bins in use)
+  g = |d| / sqrt(d^2 + mu^2) in [0, 1) is the gradient norm. Its density GD(g) is taken by unit regions,
+  Eq. (9)-(10): `bins` times the number of the examples whose g lies in the same of `bins` equal parts of
+  [0, 1]. An example is one of a positive's 4 offsets, and N is their number. Evenly spread gradients give
+  weights of 1; every part that is not empty gets the same total, N / bins. (The authors' code divides by
+  the number of parts that are not empty instead of `bins`, which keeps the sum of the weights at N.)
 
-  so that the weights of all N offsets of the positives add up to N, as in the authors' code. Counted anew in
-  each batch, over all of it; the optional moving average over steps is not kept.
+  Counts run over the positives of all leading axes, so under `jax.jit` over a sharded batch they are global
+  and do not depend on the number of devices. Stateless: the counts are this batch's, without the
+  moving average over steps that the paper adds against noise in small batches.
 
   Args:
     d: differences of box offsets.
     positive: which anchors have a ground truth.
-    bins: unit regions of g.
+    mu: that of the loss, > 0.
+    bins: number of unit regions, >= 1; the paper calls it M.
 
   Returns:
     Weights with no gradient; 0 where not positive.
   """
-  d = jax.lax.stop_gradient(d)
-  g = jnp.abs(d) / jnp.sqrt(d * d + mu * mu)
-  index = jnp.clip((g * bins).astype(jnp.int32), 0, bins - 1)
   counted = jnp.broadcast_to(positive[..., None], d.shape)
-  count = jnp.zeros(bins).at[index].add(counted.astype(jnp.float32))
-  used = jnp.maximum((count > 0).sum(), 1)
-  return jnp.where(counted, count.sum() / (jnp.maximum(count, 1.0)[index] * used), 0.0)
+  size = jnp.where(counted, jnp.abs(d), 0.0)
+  norm = 1.0 / jnp.sqrt(1.0 + (mu / size) ** 2)  # exact at 0 and at infinity
+  # A norm of 1 belongs to the last part. From here on all are integers, so no gradient gets through.
+  part = jnp.clip((norm * bins).astype(jnp.int32), 0, bins - 1)
+  examples = counted[..., None] & (part[..., None] == jnp.arange(bins))
+  count = examples.sum(axis=tuple(range(d.ndim)))
+  density = bins * count[part].astype(d.dtype)
+  return jnp.where(counted, counted.sum() / jnp.maximum(density, 1.0), 0.0)
 
 
 def isr_weights(
@@ -113,53 +139,80 @@ def isr_weights(
   gamma: float = 2.0,
   beta: float = 0.0,
 ) -> Float[Array, "*batch anchors classes"]:
-  """Classification weights of PISA (arXiv:1904.04821): importance-based sample reweighting (ISR).
+  """Classification weights of PISA's importance-based sample reweighting, arXiv:1904.04821 Eq. (1)-(3).
 
-  Positives are ranked by IoU hierarchical local rank: first among those of their own ground truth; then, in a
-  class, the best one of each ground truth by IoU, after them the second best, and so on. With the rank r
-  counted from 0 in a class over the whole batch and n positives of the most frequent class,
+      u = (n_max - r) / n_max
+      w = ((1 - beta) u + beta)^gamma
+      w' = w * sum(loss) / sum(w * loss)    on a positive's own class, 1 everywhere else
 
-      u = (n - r) / n,    w = ((1 - beta) u + beta)^gamma,    w' = w sum(loss) / sum(w loss)
+  r = 0, 1, ... is the positive's IoU hierarchical local rank among the positives of its class in the
+  mini-batch, and n_max the number of positives of the class that has most of them. The rank is made in two
+  steps: the positives of each ground truth are ranked by IoU; then those of a class are ranked by that
+  local rank and, among equals, by IoU. So the best positive of every ground truth comes before the second
+  best of any. Equal IoUs: the earlier image, then ground truth, then anchor comes first.
 
-  A one-stage detector's positives are its matched anchors, so the definition carries over as it is.
+  It can be stated for one-stage positives as it stands: all it needs is a decoded box and a ground truth for
+  each. What differs here is what a weight falls on. The paper has one cross entropy for each sample; the
+  authors' RetinaNet weights the whole row of K sigmoid losses of a positive. Here, as in Eq. (1) of
+  arXiv:1908.05641 (so that the two compare), it is the positive's loss on its own class, over whose
+  sum the weights are normalised as well.
+
+  Ranks and sums run over all leading axes: under `jax.jit` over a sharded batch the mini-batch is the global
+  batch. (The authors' is that of one GPU.) The cost is two sorts of all anchors of the batch.
 
   Args:
     loss: unreduced classification loss, float32, >= 0.
-    iou: of each decoded box with the ground truth it is matched to.
-    target: one-hot class of the positives; all False for the others.
-    box_index: which ground truth of its image each positive is matched to.
-    gamma: exponent >= 0; 0 gives weights of 1.
-    beta: weight's floor before the exponent.
+    iou: IoU in [0, 1] of each decoded box with the ground truth it is matched to.
+    target: one-hot class of the positives; all False for negatives and ignored anchors.
+    box_index: ground truth of each positive, counted within its image.
+    gamma: exponent >= 0; 0 gives the unweighted baseline. The authors' is 2 for positives.
+    beta: smallest importance, in [0, 1]; 1 gives the unweighted baseline. The authors' is 0 for positives.
 
   Returns:
-    Weights with no gradient: w' on a positive's own class, 1 everywhere else.
+    Weights with no gradient; all ones if there is no positive.
   """
-  classes = target.shape[-1]
-  positive = target.any(axis=-1).reshape(-1)
-  own = jax.lax.stop_gradient(jnp.sum(loss, axis=-1, where=target)).reshape(-1)
-  falling = -jax.lax.stop_gradient(iou).reshape(-1)
-  anchors = target.shape[-2]
-  image = jnp.arange(positive.size) // anchors
-  label = jnp.where(positive, jnp.argmax(target, axis=-1).reshape(-1), classes)
-  local = _rank((jnp.where(positive, image, -1), box_index.reshape(-1)), falling)
-  rank = _rank((label,), local, falling)
-  most = jnp.zeros(classes).at[label].add(1.0, mode="drop").max()
-  weight = ((1.0 - beta) * (most - rank) / jnp.maximum(most, 1.0) + beta) ** gamma
-  weight = jnp.where(positive, weight, 0.0)
-  before, after = own.sum(where=positive), jnp.sum(weight * own, where=positive)
-  scale = before / jnp.maximum(after, jnp.finfo(own.dtype).tiny)
-  return jnp.where(target, (weight * scale).reshape(target.shape[:-1])[..., None], 1.0)
+  loss, iou = jax.lax.stop_gradient((loss, iou))
+  positive = target.any(axis=-1)
+  most = target.sum(axis=tuple(range(target.ndim - 1))).max()
+  rank = jnp.where(positive, _hierarchical_local_rank(iou, target, positive, box_index), 0)
+  importance = (most - rank) / jnp.maximum(most, 1)
+  raw = ((1.0 - beta) * importance + beta) ** gamma
+  own = jnp.sum(loss, axis=-1, where=target)
+  before, after = own.sum(), (raw * own).sum()
+  kept = after >= jnp.finfo(loss.dtype).tiny  # else there is no loss whose sum could be kept
+  weights = raw * jnp.where(kept, before / jnp.where(kept, after, 1.0), 1.0)
+  return jnp.where(target, weights[..., None], 1.0)
 
 
-def _rank(
-  groups: tuple[Int[Array, " n"], ...], *keys: Float[Array, " n"] | Int[Array, " n"]
-) -> Int[Array, " n"]:
-  """Place of each element, from 0, among those equal in all `groups`, by rising keys (the first leads)."""
-  order = jnp.lexsort((*keys[::-1], *groups[::-1]))
-  place = jnp.arange(order.size)
-  first = jnp.zeros(order.size, bool).at[0].set(True)
-  for group in groups:
-    in_order = group[order]
-    first = first | jnp.concatenate([jnp.ones(1, bool), in_order[1:] != in_order[:-1]])
-  start = jax.lax.cummax(jnp.where(first, place, 0))
-  return jnp.zeros_like(place).at[order].set(place - start)
+def _hierarchical_local_rank(
+  iou: Float[Array, "*batch anchors"],
+  target: Bool[Array, "*batch anchors classes"],
+  positive: Bool[Array, "*batch anchors"],
+  box_index: Int[Array, "*batch anchors"],
+) -> Int[Array, "*batch anchors"]:
+  """IoU-HLR of each positive within its class over the batch, from 0; not meaningful elsewhere."""
+  anchors, classes = target.shape[-2:]
+  total = iou.size
+  # Anchors that are not positive form a ground truth and a class of their own, behind all others.
+  box = jnp.where(positive, box_index, jnp.iinfo(box_index.dtype).max).reshape(-1)
+  label = jnp.where(positive, target.argmax(axis=-1), classes).reshape(-1)
+  image = jnp.arange(total) // anchors
+  falling = -iou.reshape(-1)
+
+  by_box = jnp.lexsort((falling, box, image))  # the last key is the first to compare
+  image, box, label, falling = image[by_box], box[by_box], label[by_box], falling[by_box]
+  local_rank = _place_in_run(image, box)
+
+  by_class = jnp.lexsort((falling, local_rank, label))
+  rank = _place_in_run(label[by_class])
+  return jnp.zeros(total, rank.dtype).at[by_box[by_class]].set(rank).reshape(iou.shape)
+
+
+def _place_in_run(*keys: Int[Array, " n"]) -> Int[Array, " n"]:
+  """How many entries before each one have the same keys without interruption."""
+  place = jnp.arange(keys[0].shape[0])
+  same = jnp.ones(place.shape[0] - 1, bool)
+  for key in keys:
+    same &= key[1:] == key[:-1]
+  starts = jnp.concatenate([jnp.zeros(1, bool), same])
+  return place - jax.lax.cummax(jnp.where(starts, 0, place))

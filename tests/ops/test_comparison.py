@@ -1,6 +1,7 @@
-"""Losses of other papers against float64 loops over their equations, identities and extremes."""
+"""The compared methods against float64 loops, their papers' identities and extremes."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,175 +9,256 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from iou_det.ops import boxes as box_ops
 from iou_det.ops import comparison, losses
-from iou_det.ops.boxes import encode
+from tests import oracle_comparison as oracle
+
+EXTREMES = np.array([0.0, 1e-30, -1e-5, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf], np.float32)
 
 
-def f32(x):
-  return jnp.asarray(x) if x.dtype in (bool, np.int32) else jnp.float32(x)
+def slope(function, d):
+  return jax.jit(jax.grad(lambda d: function(d).sum()))(jnp.asarray(d))
 
 
-def oracle_balanced_l1(d, delta, alpha, gamma):
+@pytest.mark.parametrize("alpha,gamma,beta", [(0.5, 1.5, 1.0), (0.3, 1.0, 0.11), (1.0, 1.5, 2.0)])
+def test_balanced_l1_is_the_integral_of_its_gradient(alpha, gamma, beta):
+  function = partial(comparison.balanced_l1, alpha=alpha, gamma=gamma, beta=beta)
+  d = np.concatenate([np.linspace(-3, 3, 41), [beta, -beta, 1e-3]]).astype(np.float32)
+  expected = [oracle.balanced_l1(x, alpha, gamma, beta) for x in d]
+  np.testing.assert_allclose(function(jnp.asarray(d)), expected, rtol=1e-5, atol=1e-7)
   b = math.exp(gamma / alpha) - 1
-  x = abs(d) / delta
-  inside = lambda x: alpha / b * (b * x + 1) * math.log(b * x + 1) - alpha * x
-  return delta * (inside(x) if x < 1 else gamma * x + inside(1.0) - gamma)
+  inside = np.sign(d) * alpha * np.log(b * np.abs(d.astype(np.float64)) / beta + 1)
+  expected = np.where(np.abs(d) < beta, inside, np.sign(d) * gamma)
+  np.testing.assert_allclose(slope(function, d), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("delta", "alpha", "gamma"), [(1.0, 0.5, 1.5), (0.11, 0.5, 1.5), (0.5, 0.3, 1.0)])
-def test_balanced_l1_is_its_equations_and_its_slope_has_no_jump(delta, alpha, gamma):
-  d = np.concatenate([np.linspace(-3, 3, 121), [delta, -delta, delta * 0.999, 0.0, 1e30]])
-  got = comparison.balanced_l1(jnp.float32(d), delta=delta, alpha=alpha, gamma=gamma)
-  np.testing.assert_allclose(
-    got, [oracle_balanced_l1(x, delta, alpha, gamma) for x in d], rtol=2e-5, atol=1e-6
-  )
-  slope = jax.vmap(jax.grad(lambda x: comparison.balanced_l1(x, delta=delta, alpha=alpha, gamma=gamma)))
-  b = math.exp(gamma / alpha) - 1
-  # Eq. (7): alpha ln(b |x| + 1) inside, gamma outside.
-  expected = np.sign(d) * np.minimum(alpha * np.log(b * np.abs(d) / delta + 1), gamma)
-  np.testing.assert_allclose(slope(jnp.float32(d)), expected, rtol=2e-4, atol=1e-5)
+def test_balanced_l1_is_the_formula_of_its_paper():
+  """Eq. (8) with the paper's alpha and gamma, and C from Eq. (9)."""
+  b = math.exp(3) - 1
+  for d in (0.1, -0.7, 1.0, 4.0):
+    x = abs(d)
+    expected = 0.5 / b * (b * x + 1) * math.log(b * x + 1) - 0.5 * x if x < 1 else 1.5 * x + 1.5 / b - 0.5
+    np.testing.assert_allclose(comparison.balanced_l1(jnp.float32(d)), expected, rtol=1e-5)
 
 
-def draw_boxes(seed, n=40):
-  rng = np.random.default_rng(seed)
-  corners = rng.uniform(0, 50, (2, n, 2))
-  boxes = np.concatenate([corners, corners + rng.uniform(5, 40, (2, n, 2))], axis=-1)
-  return boxes[0], boxes[1], rng.normal(0, 0.6, (n, 4))
+@pytest.mark.parametrize("beta", [1.0, 0.11])
+def test_balanced_l1_and_its_gradient_are_continuous(beta):
+  d = jnp.float32(beta) * jnp.array([1 - 1e-6, 1.0, 1 + 1e-6], jnp.float32)
+  function = partial(comparison.balanced_l1, beta=beta)
+  np.testing.assert_allclose(function(d), function(d)[1], rtol=1e-5)
+  np.testing.assert_allclose(slope(function, d), 1.5, rtol=1e-5)
 
 
-def test_bounded_iou_loss_is_its_equations():
-  anchors, targets, deltas = draw_boxes(0)
-  wanted = encode(jnp.float32(targets), jnp.float32(anchors))
-  got = comparison.bounded_iou_loss(jnp.float32(deltas), wanted, jnp.float32(anchors), jnp.float32(targets))
-  for row in range(len(anchors)):
-    a, t = anchors[row], targets[row]
-    for c in range(4):
-      axis = c % 2
-      anchor_size, size = a[2 + axis] - a[axis], t[2 + axis] - t[axis]
-      if c < 2:
-        center = (a[axis] + a[2 + axis]) / 2 + deltas[row, c] * anchor_size
-        shift = abs(center - (t[axis] + t[2 + axis]) / 2)
-        bound = max(0.0, (size - 2 * shift) / (size + 2 * shift))
-      else:
-        predicted = anchor_size * math.exp(deltas[row, c])
-        bound = min(predicted / size, size / predicted)
-      x = 1 - bound
-      expected = x * x / 0.4 if x < 0.2 else x - 0.1
-      np.testing.assert_allclose(got[row, c], expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize(
+  "function,limit", [(comparison.balanced_l1, 1.5), (comparison.authentic_smooth_l1, 1.0)]
+)
+def test_offset_losses_of_extremes_have_a_gradient(function, limit):
+  """Infinite offsets belong to empty boxes; the caller's mask multiplies their gradient by 0."""
+  got = slope(function, EXTREMES)
+  np.testing.assert_allclose(got[3:], limit * np.sign(EXTREMES[3:]), rtol=1e-6)
+  np.testing.assert_allclose(got[:3], 0, atol=1e-2)
+  finite = np.isfinite(EXTREMES)
+  assert np.all(np.isfinite(function(jnp.asarray(EXTREMES))[finite]))
 
 
-def test_bounded_iou_loss_has_finite_gradients_everywhere():
-  anchors, targets, deltas = (jnp.float32(x) for x in draw_boxes(1))
-  wanted = encode(targets, anchors)
-  total = lambda d: comparison.bounded_iou_loss(d, wanted, anchors, targets).sum()
-  for values in (
-    deltas,
-    wanted,
-    jnp.full_like(deltas, 1e6),
-    jnp.full_like(deltas, -1e6),
-    jnp.zeros_like(deltas),
-  ):
-    assert np.isfinite(total(values)) and np.isfinite(jax.grad(total)(values)).all()
-  np.testing.assert_allclose(total(wanted), 0.0, atol=1e-6)
+@pytest.mark.parametrize("beta", [1.0, 0.2])
+def test_bounded_iou_loss_equals_the_oracle_in_pixels(beta):
+  rng = np.random.default_rng(0)
+  low = rng.uniform(0, 50, (40, 2))
+  anchors = np.concatenate([low, low + rng.uniform(10, 60, (40, 2))], -1)
+  low = low + rng.uniform(-8, 8, (40, 2))
+  targets = np.concatenate([low, low + rng.uniform(10, 60, (40, 2))], -1)
+  low = low + rng.uniform(-12, 12, (40, 2))
+  predicted = np.concatenate([low, low + rng.uniform(10, 60, (40, 2))], -1)
+  anchors, targets, predicted = jnp.float32(anchors), jnp.float32(targets), jnp.float32(predicted)
+  deltas, target_deltas = box_ops.encode(predicted, anchors), box_ops.encode(targets, anchors)
+  got = comparison.bounded_iou_loss(deltas, target_deltas, beta=beta)
+  pairs = zip(np.asarray(predicted, np.float64), np.asarray(targets, np.float64), strict=True)
+  expected = np.stack([oracle.bounded_iou_loss(box, target, beta) for box, target in pairs])
+  np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+  assert (expected[:, :2] >= 2 - beta - 1e-6).any() and (expected[:, :2] < 1).any()  # both sides of the max
 
 
-def test_ghm_r_weights_count_gradient_norms():
-  rng = np.random.default_rng(2)
-  d = rng.normal(0, 0.05, (2, 30, 4)) * rng.choice([0.01, 1, 20], (2, 30, 1))
-  positive = rng.uniform(size=(2, 30)) < 0.5
-  got = comparison.gradient_harmonizing_weights(f32(d), f32(positive), bins=10)
-  norms = np.abs(d) / np.sqrt(d**2 + 0.02**2)
-  place = np.minimum((norms * 10).astype(int), 9)
-  number = 4 * positive.sum()
-  used = len(np.unique(place[positive]))
-  for b, a, c in np.ndindex(d.shape):
-    same = sum((place[i, j] == place[b, a, c]).sum() for i, j in zip(*np.nonzero(positive), strict=True))
-    same = sum(
-      place[i, j, k] == place[b, a, c] for i, j in zip(*np.nonzero(positive), strict=True) for k in range(4)
+def test_bounded_iou_loss_against_the_bounded_iou_of_the_paper_that_cites_it():
+  """Half the shift gives the same bound; the size is the same; with beta 1 the loss is the square."""
+  for d in (-0.4, 0.05, 0.3):
+    target = jnp.array([0.0, 0.0, math.log(40 / 25), 0.0], jnp.float32)  # anchor 25 wide, target 40
+    got = comparison.bounded_iou_loss(target + jnp.array([d, 0, d, 0], jnp.float32), target)
+    center = losses.bounded_iou_center(jnp.float32(2 * d), anchor_size=25.0, target_size=40.0)
+    size = losses.bounded_iou_size(jnp.float32(d))
+    np.testing.assert_allclose(got, [(1 - center) ** 2, 0, (1 - size) ** 2, 0], rtol=1e-4, atol=1e-7)
+
+
+def test_bounded_iou_loss_of_extremes_is_finite():
+  deltas = jnp.asarray(np.repeat(EXTREMES[:, None], 4, axis=1))
+  empty = jnp.array([0.1, -0.1, -jnp.inf, jnp.inf], jnp.float32)
+  both = jax.jit(
+    lambda d, target: (
+      comparison.bounded_iou_loss(d, target),
+      slope(lambda d: comparison.bounded_iou_loss(d, target), d),
     )
-    expected = number / (same * used) if positive[b, a] else 0.0
-    np.testing.assert_allclose(got[b, a, c], expected, rtol=1e-5)
-  np.testing.assert_allclose(got.sum(), number, rtol=1e-5)
-  np.testing.assert_array_equal(
-    jax.grad(lambda x: comparison.gradient_harmonizing_weights(x, f32(positive)).sum())(f32(d)), 0.0
   )
+  for target in (jnp.zeros(4), jnp.array([0.3, -0.2, 4.0, -4.0]), empty):
+    target = jnp.broadcast_to(target, deltas.shape)
+    usable = np.isfinite(deltas) | np.isfinite(target)  # the difference of two infinities is nobody's error
+    loss, gradient = both(deltas, target)
+    assert np.all(np.isfinite(loss)[usable]) and np.all(np.isfinite(gradient)[usable])
+    assert np.all(np.asarray(loss)[usable] >= 0) and np.all(np.asarray(loss)[usable] <= 1)
+  same = jnp.array([[0.3, -0.2, 1.0, -1.0]])
+  np.testing.assert_array_equal(comparison.bounded_iou_loss(same, same), 0)
+  np.testing.assert_array_equal(slope(lambda d: comparison.bounded_iou_loss(d, same), same), 0)
 
 
-def test_authentic_smooth_l1_has_the_gradient_norm_that_the_weights_count():
-  d = jnp.float32([-3.0, -0.02, 0.0, 1e-4, 0.5, 1e6])
-  slope = jax.vmap(jax.grad(lambda x: comparison.authentic_smooth_l1(x)))(d)
-  np.testing.assert_allclose(slope, np.asarray(d) / np.sqrt(np.asarray(d, np.float64) ** 2 + 4e-4), rtol=1e-5)
-  assert comparison.authentic_smooth_l1(jnp.float32(0.0)) == 0
+@pytest.mark.parametrize("mu", [0.02, 0.5])
+def test_authentic_smooth_l1_and_its_gradient(mu):
+  d = np.concatenate([np.linspace(-2, 2, 41), [1e-4, -1e-3, 300.0, 1e5]]).astype(np.float32)
+  exact = d.astype(np.float64)
+  root = np.sqrt(exact**2 + mu**2)
+  function = partial(comparison.authentic_smooth_l1, mu=mu)
+  np.testing.assert_allclose(function(jnp.asarray(d)), root - mu, rtol=1e-5, atol=1e-12)
+  np.testing.assert_allclose(slope(function, d), exact / root, rtol=1e-5, atol=1e-7)
 
 
-def draw_positives(seed, classes=3, share=0.5, images=2, anchors=25):
+def draw_offsets(seed, batch=2):
   rng = np.random.default_rng(seed)
-  box = rng.integers(0, 4, (images, anchors)).astype(np.int32)
-  label = rng.integers(0, classes, (images, 4))  # a ground truth has one class
-  positive = rng.uniform(size=(images, anchors)) < share
-  own = np.take_along_axis(label, box, axis=1)
-  target = (own[..., None] == np.arange(classes)) & positive[..., None]
-  return (
-    rng.uniform(0.1, 2, target.shape),
-    rng.permutation(images * anchors).reshape(images, anchors) / 60,
-    target,
-    box,
-  )
+  d = rng.normal(0, 0.05, (batch, 7, 4)).astype(np.float32)
+  return d, rng.random((batch, 7)) < 0.6
 
 
-def oracle_isr(loss, iou, target, box, gamma, beta):
-  positives = [tuple(p) for p in np.argwhere(target.any(axis=-1))]
-  label = {p: int(np.argmax(target[p])) for p in positives}
-  local = {}
-  for p in positives:
-    group = [q for q in positives if q[0] == p[0] and box[q] == box[p]]
-    local[p] = sum(iou[q] > iou[p] for q in group)
-  most = max((sum(label[q] == k for q in positives) for k in set(label.values())), default=0)
-  weights = np.ones(target.shape)
-  raw = {}
-  for p in positives:
-    before = [q for q in positives if label[q] == label[p] and (local[q], -iou[q]) < (local[p], -iou[p])]
-    raw[p] = ((1 - beta) * (most - len(before)) / most + beta) ** gamma
-  total = sum(loss[p][label[p]] for p in positives)
-  weighted = sum(raw[p] * loss[p][label[p]] for p in positives)
-  for p in positives:
-    weights[p][label[p]] = raw[p] * total / weighted
-  return weights
+@pytest.mark.parametrize("mu,bins", [(0.02, 10), (0.1, 3), (0.02, 1)])
+def test_gradient_harmonizing_weights_equal_the_oracle(mu, bins):
+  d, positive = draw_offsets(0)
+  got = comparison.gradient_harmonizing_weights(jnp.asarray(d), jnp.asarray(positive), mu=mu, bins=bins)
+  np.testing.assert_allclose(got, oracle.gradient_harmonizing_weights(d, positive, mu, bins), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("gamma", "beta"), [(2.0, 0.0), (1.0, 0.2), (0.0, 0.0)])
-def test_isr_ranks_hierarchically_and_keeps_the_loss_sum(gamma, beta):
-  loss, iou, target, box = draw_positives(3)
-  got = comparison.isr_weights(*map(f32, (loss, iou, target, box)), gamma=gamma, beta=beta)
-  np.testing.assert_allclose(got, oracle_isr(loss, iou, target, box, gamma, beta), rtol=1e-4)
-  np.testing.assert_allclose((got * loss).sum(where=target), loss.sum(where=target), rtol=1e-5)
-  if gamma == 0:
-    np.testing.assert_allclose(got, 1.0, rtol=1e-5)
+def test_each_part_with_examples_gets_the_same_total_weight():
+  d, positive = draw_offsets(1)
+  d[0, 0], positive[0, 0] = [0.0, np.inf, -1e30, 1e-30], True  # the first and the last part
+  weights = np.asarray(comparison.gradient_harmonizing_weights(jnp.asarray(d), jnp.asarray(positive)))
+  assert np.all(np.isfinite(weights)) and np.all(weights[~positive] == 0)
+  n, values = 4 * positive.sum(), weights[positive].ravel()
+  with np.errstate(over="ignore"):
+    norm = np.where(np.isinf(d), 1.0, np.abs(d / np.sqrt(np.minimum(np.square(d), 1e30) + 0.02**2)))
+  part = np.minimum((norm[positive].ravel() * 10).astype(int), 9)
+  assert len(set(part)) > 5
+  for p in set(part):
+    np.testing.assert_allclose(values[part == p].sum(), n / 10, rtol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10_000), st.sampled_from([0.0, 0.05, 0.9]))
-def test_isr_is_the_oracle_for_any_draw(seed, share):
-  loss, iou, target, box = draw_positives(seed, share=share)
-  got = comparison.isr_weights(*map(f32, (loss, iou, target, box)), gamma=2.0, beta=0.1)
-  np.testing.assert_allclose(got, oracle_isr(loss, iou, target, box, 2.0, 0.1), rtol=1e-4)
+def test_evenly_spread_gradients_weigh_one():
+  norm = (np.arange(20) + 0.5) / 20
+  d = (0.02 * norm / np.sqrt(1 - norm**2)).reshape(1, 5, 4).astype(np.float32)
+  weights = comparison.gradient_harmonizing_weights(jnp.asarray(d), jnp.ones((1, 5), bool))
+  np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
 
 
-def test_no_positives_and_no_iou_give_finite_weights():
-  loss, iou, target, box = map(f32, draw_positives(4))
-  none = jnp.zeros_like(target)
-  np.testing.assert_array_equal(comparison.isr_weights(loss, iou, none, box), 1.0)
-  assert np.isfinite(comparison.isr_weights(loss, 0 * iou, target, box)).all()
-  empty = comparison.gradient_harmonizing_weights(jnp.ones((2, 5, 4)), jnp.zeros((2, 5), bool))
-  np.testing.assert_array_equal(empty, 0.0)
+def test_no_positives_have_no_weight_and_no_gradient_flows():
+  d, positive = draw_offsets(2)
+  d[0, 0] = np.nan  # an anchor that is not positive may be anything
+  positive[0, 0] = False
+  d, positive = jnp.asarray(d), jnp.asarray(positive)
+  weights = comparison.gradient_harmonizing_weights
+  np.testing.assert_array_equal(weights(d, jnp.zeros_like(positive)), 0.0)
+  assert np.all(np.isfinite(weights(d, positive)))
+  np.testing.assert_array_equal(jax.grad(lambda d: weights(d, positive).sum())(d), 0.0)
 
 
-def test_bounded_iou_of_a_right_centre_is_the_papers():
-  """With no error of the centre both papers bound the size alike."""
-  anchors = jnp.float32([[0, 0, 10, 20]])
-  targets = jnp.float32([[1, 2, 13, 30]])
-  wanted = encode(targets, anchors)
-  off = wanted + jnp.float32([0, 0, 0.3, -0.2])
-  got = comparison.bounded_iou_loss(off, wanted, anchors, targets, beta=1e-6)
-  np.testing.assert_allclose(got[0, 2:], 1 - losses.bounded_iou_size(jnp.float32([0.3, -0.2])), rtol=1e-4)
+SHAPE = (2, 9, 3)
+ISR = jax.jit(comparison.isr_weights, static_argnames=("gamma", "beta"))
+
+
+def draw(seed, batch=2):
+  """Loss, IoU (with ties), one-hot target and ground truths; a ground truth has one class."""
+  rng = np.random.default_rng(seed)
+  shape = (batch, *SHAPE[1:])
+  box_index = rng.integers(0, 4, shape[:2])
+  label = rng.integers(0, shape[2], (batch, 4))[np.arange(batch)[:, None], box_index]
+  positive = rng.random(shape[:2]) < 0.7
+  target = positive[..., None] & (label[..., None] == np.arange(shape[2]))
+  iou = rng.integers(0, 9, shape[:2]) / 8  # exact in float32, so that ties are ties in both
+  return rng.uniform(0.01, 3.0, shape), iou, target, np.where(positive, box_index, 0)
+
+
+def arrays(loss, iou, target, box_index):
+  return jnp.float32(loss), jnp.float32(iou), jnp.asarray(target), jnp.asarray(box_index, jnp.int32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(2.0, 0.0), (0.5, 0.2), (1.0, 0.9)]))
+def test_isr_weights_equal_the_oracle(seed, powers):
+  gamma, beta = powers
+  example = draw(seed)
+  got = ISR(*arrays(*example), gamma=gamma, beta=beta)
+  np.testing.assert_allclose(got, oracle.isr_weights(*example, gamma, beta), rtol=1e-5)
+
+
+def test_isr_ranks_by_hand():
+  """Class 0: boxes 0 (IoU 0.9, 0.8, 0.1) and 1 (0.5, 0.7); class 1: box 2 (0.2). n_max is 5."""
+  iou = jnp.array([[0.9, 0.5, 0.8, 0.2, 0.7, 0.1, 0.99]])
+  box = jnp.array([[0, 1, 0, 2, 1, 0, 0]])
+  label = jnp.array([[0, 0, 0, 1, 0, 0, 2]])  # 2: the last anchor is negative
+  target = label[..., None] == jnp.arange(2)
+  # Best of their boxes: 0.9 (rank 0), 0.7 (1); second best: 0.8 (2), 0.5 (3); third: 0.1 (4).
+  importance = np.array([5, 2, 3, 5, 4, 1]) / 5
+  weights = ISR(jnp.ones((1, 7, 2)), iou, target, box, gamma=2.0)
+  expected = importance**2 / (importance**2).mean()
+  np.testing.assert_allclose(np.asarray(weights)[np.asarray(target)], expected, rtol=1e-6)
+  np.testing.assert_array_equal(np.asarray(weights)[~np.asarray(target)], 1.0)
+
+
+def test_isr_weights_rank_over_the_images_of_the_batch():
+  """Box 0 of either image is another ground truth: both best anchors come before both second best."""
+  iou, box = jnp.array([[0.9, 0.8], [0.6, 0.5]]), jnp.zeros((2, 2), jnp.int32)
+  weights = ISR(jnp.ones((2, 2, 1)), iou, jnp.ones((2, 2, 1), bool), box, gamma=1.0)
+  np.testing.assert_allclose(weights[..., 0] * 2.5, [[4, 2], [3, 1]], rtol=1e-6)
+
+
+def test_isr_weights_keep_the_loss_sum_of_the_positives():
+  loss, iou, target, box_index = draw(1)
+  weights = np.asarray(ISR(*arrays(loss, iou, target, box_index), gamma=2.0, beta=0.0))
+  assert np.ptp(weights[target]) > 0.5
+  np.testing.assert_allclose((weights * loss)[target].sum(), loss[target].sum(), rtol=1e-5)
+  np.testing.assert_array_equal(weights[~target], 1.0)
+
+
+def test_isr_without_exponent_or_spread_is_the_plain_loss():
+  for gamma, beta in ((0.0, 0.0), (2.0, 1.0)):
+    np.testing.assert_allclose(ISR(*arrays(*draw(2)), gamma=gamma, beta=beta), 1.0, rtol=1e-6)
+
+
+def test_isr_of_no_positives_zero_iou_and_extreme_losses():
+  loss, iou, target, box_index = arrays(*draw(3))
+  np.testing.assert_array_equal(ISR(loss, iou, jnp.zeros_like(target), box_index), 1.0)
+  expected = ISR(loss, iou, target, box_index)
+  for factor in (1e-30, 1e30):
+    np.testing.assert_allclose(ISR(loss * factor, iou, target, box_index), expected, rtol=1e-5)
+  for factor, share in ((0.0, 1.0), (1e-38, 0.0), (0.0, 0.0)):
+    weights = ISR(loss * factor, iou * share, target, box_index)
+    assert np.all(np.isfinite(weights)) and np.all(weights >= 0)
+  logits = jnp.where(target, -1e4, 1e4)
+  focal, pull = jax.vjp(lambda x: losses.sigmoid_focal_loss(x, target.astype(x.dtype)), logits)
+  (gradient,) = pull(ISR(focal, iou, target, box_index))
+  assert np.all(np.isfinite(gradient)) and np.any(gradient != 0)
+
+
+def test_no_gradient_flows_through_isr_weights():
+  loss, iou, target, box_index = arrays(*draw(4))
+  total = lambda loss, iou: ISR(loss, iou, target, box_index).sum()
+  for gradient in jax.grad(total, argnums=(0, 1))(loss, iou):
+    np.testing.assert_array_equal(gradient, 0.0)
+
+
+def test_counts_and_ranks_run_over_the_batch_of_all_devices():
+  split = NamedSharding(Mesh(np.array(jax.devices()[:8]), "batch"), PartitionSpec("batch"))
+  example = arrays(*draw(5, batch=8))
+  d, positive = (jnp.asarray(x) for x in draw_offsets(6, batch=8))
+  for function, inputs in (
+    (comparison.isr_weights, example),
+    (comparison.gradient_harmonizing_weights, (d, positive)),
+  ):
+    got = jax.jit(function, in_shardings=split, out_shardings=split)(*inputs)
+    assert len(got.sharding.device_set) == 8
+    np.testing.assert_allclose(got, jax.jit(function)(*inputs), rtol=1e-6)

@@ -1,0 +1,67 @@
+"""The methods of iou_det/ops/comparison.py as float64 loops over scalars. Never imports iou_det."""
+
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+
+
+def balanced_l1(d, alpha, gamma, beta):
+  """Integral of the slope alpha ln(b x + 1), x = |d| / beta, by the trapezoidal rule; gamma beyond beta."""
+  b = math.exp(gamma / alpha) - 1
+  size = abs(float(d))
+  x = np.linspace(0, min(size, beta), 20001)
+  slope = alpha * np.log(b * x / beta + 1)
+  return float(((slope[1:] + slope[:-1]) / 2 * np.diff(x)).sum()) + gamma * max(size - beta, 0.0)
+
+
+def bounded_iou_loss(box, target, beta):
+  """Loss of x, y, w, h from boxes x1, y1, x2, y2 in pixels."""
+  out = []
+  for low, high in ((0, 2), (1, 3)):
+    shift = abs((box[low] + box[high]) / 2 - (target[low] + target[high]) / 2)
+    size = target[high] - target[low]
+    out.append(max(0.0, (size - 2 * shift) / (size + 2 * shift)))
+  for low, high in ((0, 2), (1, 3)):
+    ratio = (box[high] - box[low]) / (target[high] - target[low])
+    out.append(min(ratio, 1 / ratio))
+  costs = [1 - x for x in out]
+  return np.array([2 * (c * c / (2 * beta) if c < beta else c - beta / 2) for c in costs])
+
+
+def gradient_harmonizing_weights(d, positive, mu, bins):
+  def part(x):
+    return min(int(abs(x) / math.sqrt(x * x + mu * mu) * bins), bins - 1)
+
+  examples = [(*i, k) for i in np.ndindex(positive.shape) if positive[i] for k in range(4)]
+  counts = Counter(part(float(d[i])) for i in examples)
+  weights = np.zeros(d.shape)
+  for i in examples:
+    weights[i] = len(examples) / (counts[part(float(d[i]))] * bins)
+  return weights
+
+
+def isr_weights(loss, iou, target, box_index, gamma, beta):
+  """For loss, target [batch, anchors, classes] and iou, box_index [batch, anchors]."""
+  of_box = defaultdict(list)
+  for i in np.ndindex(iou.shape):
+    if target[i].any():
+      of_box[i[0], int(box_index[i]), int(np.argmax(target[i]))].append(i)
+  ranks, counts = {}, Counter()
+  for label in range(target.shape[2]):
+    queues = [
+      sorted(members, key=lambda i: -iou[i]) for key, members in sorted(of_box.items()) if key[2] == label
+    ]
+    # First all the best of their ground truths, then all the second best, ...
+    while any(queues):
+      front = [queue.pop(0) for queue in queues if queue]
+      for i in sorted(front, key=lambda i: -iou[i]):
+        ranks[i] = counts[label]
+        counts[label] += 1
+  most = max(counts.values(), default=0)
+  raw = {i: ((1 - beta) * (most - rank) / most + beta) ** gamma for i, rank in ranks.items()}
+  own = {i: float(loss[i][target[i]][0]) for i in ranks}
+  weights = np.ones(loss.shape)
+  for i in ranks:
+    weights[i][target[i]] = raw[i] * sum(own.values()) / sum(raw[j] * own[j] for j in ranks)
+  return weights
