@@ -115,9 +115,9 @@ def loss_terms(
     case "smooth_l1":
       offsets = losses.smooth_l1(d, delta=s.delta)
     case "balanced_l1":
-      offsets = comparison.balanced_l1(d, delta=s.delta)
+      offsets = comparison.balanced_l1(d, beta=s.delta)
     case "bounded_iou":
-      offsets = comparison.bounded_iou_loss(deltas, target_deltas, anchors, target_boxes)
+      offsets = comparison.bounded_iou_loss(deltas, target_deltas)
     case "ghm_r":
       offsets = comparison.authentic_smooth_l1(d) * comparison.gradient_harmonizing_weights(d, positive)
     case _:
