@@ -1,0 +1,71 @@
+"""What leaves the run again: candidates before NMS, soft-NMS, results for COCO's evaluation server."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from iou_det.errors import UserError
+from iou_det.evaluation.analysis import load_candidates, suppress
+from iou_det.evaluation.coco import evaluate
+from iou_det.paper import detections
+from iou_det.paper.results import Results
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, reference):
+  """A copy of the tiny run."""
+  workdir = tmp_path_factory.mktemp("copy") / "run"
+  shutil.copytree(reference[0], workdir)
+  return Results.read(workdir)
+
+
+def test_candidates_become_the_runs_detections_by_nms(run):
+  found = load_candidates(detections.candidates(run))
+  kept, _ = suppress(found, nms_iou=run.config.eval.nms_iou, max_detections=run.config.eval.max_detections)
+  ours = sorted(zip(found.image_id[kept], found.score[kept], strict=True))
+  scored = sorted((r["image_id"], r["score"]) for r in run.detections())
+  assert len(kept) > len(ours) == len(scored)
+  np.testing.assert_allclose(np.array(ours), np.array(scored), rtol=1e-5)
+  before = (run.folder / "candidates.npz").stat().st_mtime
+  detections.candidates(run)
+  assert (run.folder / "candidates.npz").stat().st_mtime == before  # not made again
+
+
+def test_soft_nms_scores_the_same_checkpoint_beside_the_runs_own_figures(run, shapes_folder):
+  own = (run.folder / "metrics.json").read_text()
+  soft = detections.soft_nms(run, "gaussian")
+  assert soft.folder.name == "val_soft_nms_gaussian" and soft.metrics["step"] == run.metrics["step"]
+  truth = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
+  assert evaluate(truth, soft.detections())["AP"] == pytest.approx(soft.metrics["AP"], abs=1e-9)
+  assert soft.detections() != run.detections()
+  assert (run.folder / "metrics.json").read_text() == own
+
+
+def test_test_dev_results_are_named_as_the_server_wants(run, shapes_folder, tmp_path):
+  root = tmp_path / "coco"
+  (root / "annotations").mkdir(parents=True)
+  with pytest.raises(UserError, match="image_info_test-dev2017"):
+    detections.test_dev(run, root, "method", tmp_path)
+  truth = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
+  listed = {"images": truth["images"][:3], "categories": truth["categories"]}
+  (root / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(listed))
+  shutil.copytree(shapes_folder / "val", root / "test2017")
+  path = detections.test_dev(run, root, "method", tmp_path / "out")
+  assert path.name == "detections_test-dev2017_method_results.zip"
+  with zipfile.ZipFile(path) as file:
+    assert file.namelist() == ["detections_test-dev2017_method_results.json"]
+    results = json.loads(file.read(file.namelist()[0]))
+  ids = {image["id"] for image in listed["images"]}
+  assert {r["image_id"] for r in results} == ids
+  expected = [r for r in run.detections() if r["image_id"] in ids]
+  assert len(results) == len(expected)
+  key = lambda r: (r["image_id"], -r["score"], r["bbox"])
+  for ours, theirs in zip(sorted(results, key=key), sorted(expected, key=key), strict=True):
+    assert ours["category_id"] == theirs["category_id"]
+    np.testing.assert_allclose(ours["bbox"], theirs["bbox"], rtol=1e-4, atol=1e-3)
+  (root / "test2017" / truth["images"][1]["file_name"]).unlink()
+  with pytest.raises(UserError, match=r"1 images of .* are missing"):
+    detections.test_dev(run, root, "method", tmp_path)
