@@ -11,6 +11,7 @@ from iou_det.paper import detections, figure1, figures, numbers, plots
 from iou_det.paper.report import SMOKE, Intervals, Row, ap_table, bars
 from iou_det.paper.results import Results
 from iou_det.paper.runs import CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
+from iou_det.paper.tables import Cell, write_table
 from iou_det.training.diagnostics import BINS
 
 LABELS = {
@@ -120,13 +121,13 @@ def compared(groups: Groups, names: Sequence[str], paper: dict[str, dict[str, fl
   return [
     Row(
       LABELS[name], groups[name, False], paper.get(name, {}),
-      baseline="" if name == "baseline" else LABELS["baseline"], cells=weights(name, groups[name, False]),
+      baseline="" if name == "baseline" else LABELS["baseline"], cells=weights(groups[name, False]),
     )
     for name in names
   ]  # fmt: skip
 
 
-def weights(name: str, results: list[Results]) -> dict[str, float]:
+def weights(results: list[Results]) -> dict[str, float]:
   """Columns of a row: w_loc as trained, and the effective weight over training (means over seeds)."""
   return {
     "w_loc": float(np.mean([r.w_loc for r in results])),
@@ -186,7 +187,7 @@ def table4(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     label = {"eta": f"eta {value}", "lambd": f"lambda {value}"}[kind] + (", Eq. (5)" if "eq5" in name else "")
     paper = numbers.TABLE4[kind, value] if name in TABLE4_KEYS else {}
     base = "" if name == "baseline" else "eta 0.0"
-    rows.append(Row(label, results, paper, base, weights(name, results)))
+    rows.append(Row(label, results, paper, base, weights(results)))
   text = ap_table(
     rows,
     Intervals(rows, stamp),
@@ -212,7 +213,7 @@ def comparison(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
     for name in ("baseline", "both"):
       again = [detections.soft_nms(r, method) for r in groups[name, False]]
       label = f"{LABELS[name]}, soft-NMS ({method})"
-      rows.append(Row(label, again, baseline=LABELS["baseline"], cells=weights(name, again)))
+      rows.append(Row(label, again, baseline=LABELS["baseline"], cells=weights(again)))
   text = ap_table(
     rows,
     Intervals(rows, stamp),
@@ -229,22 +230,36 @@ def comparison(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
 
 def wloc_sweep(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
   curves = {}
+  body: list[list[Cell]] = []
   for label, name_of in (
     ("without IoU balancing (lambda 0)", lambda w: "baseline" if w == 1.0 else f"weight{w}"),
     ("with IoU balancing (lambda 1.5)", lambda w: f"loc_weight{w}"),
   ):
-    rows = [Row(label, groups[name_of(w), False]) for w in SWEEP]
-    columns = [[value for row in rows for value in (row.mean(f), row.spread(f))] for f in ("AP", "AP90")]
-    numbers_of = [np.array([np.nan if v is None else v for v in c]) for c in columns]
-    curves[label] = (np.array(SWEEP), *(c[i::2] for c in numbers_of for i in (0, 1)))
+    rows = {w: Row(label, groups[name_of(w), False]) for w in SWEEP if (name_of(w), False) in groups}
+    figures_of_rows = [
+      [figure for name in ("AP", "AP90") for figure in (row.mean(name), row.spread(name))]
+      for row in rows.values()
+    ]
+    curves[label] = (np.array(list(rows)), *np.array(figures_of_rows, float).T)  # None becomes NaN
+    for (w, row), cells in zip(rows.items(), figures_of_rows, strict=True):
+      body.append([label, w, weights(row.results)["effective weight"], *cells])
   plots.sweep(
     curves,
     out / "wloc_sweep",
     title="AP against the localization weight",
-    rule=f"{rule}; bars: standard deviation over seeds. Made by {command}",
+    rule=f"{rule}; bars: standard deviation over seeds.",
     stamp=stamp,
   )
-  return (out / "wloc_sweep.csv").read_text()
+  return write_table(
+    out / "wloc_sweep_table",
+    ["run", "w_loc", "effective weight", "AP", "AP spread", "AP90", "AP90 spread"],
+    body,
+    caption=f"AP against the localization weight. {rule}. The effective weight is the localization loss over "
+    "what it is with weights of 1, averaged over training.",
+    command=command,
+    formats={"w_loc": ".1f", "effective weight": ".2f", "AP spread": ".2f", "AP90 spread": ".2f"},
+    stamp=stamp,
+  )
 
 
 def fig2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:

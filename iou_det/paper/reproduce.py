@@ -34,6 +34,8 @@ EXPERIMENTS: dict[str, tuple[str, ...]] = {
 def plan(experiment: str, place: Place, *, seeds: int, controls: bool) -> list[Run]:
   """The runs of an experiment, seed by seed; a run comes after the one that it needs."""
   names = EXPERIMENTS[experiment] + (CONTROLS if controls else ())
+  if place.smoke and experiment == "wloc_sweep":
+    names = ("baseline", "weight2.0", "loc_weight1.0", "loc_weight2.0")
   full_size = experiment == "table1" and place.preset == "coco"
   runs = [
     Run(name, seed, large, full_size)
