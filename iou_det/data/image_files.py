@@ -88,6 +88,13 @@ def exif_orientation(tiff: bytes) -> int:
   return 1
 
 
+def is_truncated_jpeg(data: bytes) -> bool:
+  """Whether a JPEG ends before its end marker; some decoders fill up such a file in grey without a word."""
+  if not data.startswith(JPEG) or data.endswith(b"\xff\xd9"):  # nearly all files end with the marker
+    return False
+  return not any(marker == EOI for marker, _ in jpeg_segments(data))
+
+
 def decode(data: bytes) -> np.ndarray | None:
   """BGR pixels as stored, or None. OpenCV fills up what is missing of some damaged files: see `check`."""
   return cv2.imdecode(np.frombuffer(data, np.uint8), DECODE_FLAGS) if data else None
@@ -112,7 +119,7 @@ def check(data: bytes, height: int, width: int, messages: BinaryIO) -> tuple[str
     return "the file is empty", []
   if not data.startswith((JPEG, PNG)):
     return f"not a JPEG or PNG file (it begins with {data[:4].hex(' ')})", []
-  if data.startswith(JPEG) and not any(marker == EOI for marker, _ in jpeg_segments(data)):
+  if is_truncated_jpeg(data):
     return f"truncated JPEG: no end marker in {len(data)} bytes", []
   with standard_error_to(messages):
     pixels = decode(data)

@@ -194,10 +194,12 @@ def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
   """RGB pixels as stored.
 
   Raises:
-    UserError: if they cannot be decoded or are not of the record's size.
+    UserError: if they cannot be decoded, are not all there or are not of the record's size.
   """
-  image = image_files.decode(record.image)
   name = f"image {record.file_name} (id {record.image_id})"
+  if image_files.is_truncated_jpeg(record.image):
+    raise UserError(f"{name} is truncated; mend it, or drop it with `iou-det prepare --skip_bad`")
+  image = image_files.decode(record.image)
   if image is None:
     raise UserError(f"{name} cannot be decoded; mend it, or drop it with `iou-det prepare --skip_bad`")
   if image.shape[:2] != (record.height, record.width):

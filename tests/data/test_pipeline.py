@@ -246,13 +246,26 @@ def test_too_few_rows_for_boxes_says_how_many_are_needed():
 
 class Broken(Memory):
   def __getitem__(self, i):
-    return dataclasses.replace(super().__getitem__(i), image=b"\xff\xd8 no image")
+    return dataclasses.replace(super().__getitem__(i), image=b"\x89PNG no image")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_image_that_cannot_be_decoded_is_named(workers):
   with pytest.raises(UserError, match=r"image \d+\.png \(id \d+\) cannot be decoded"):
     read(workers=workers, source=Broken())
+
+
+def test_truncated_jpeg_is_named_although_the_decoder_would_take_it(monkeypatch):
+  good = Memory.__getitem__
+
+  def truncated(self, i):
+    record = good(self, i)
+    jpeg = cv2.imencode(".jpg", np.zeros((record.height, record.width, 3), np.uint8))[1].tobytes()
+    return dataclasses.replace(record, image=jpeg[:-2])
+
+  monkeypatch.setattr(Memory, "__getitem__", truncated)
+  with pytest.raises(UserError, match=r"image \d+\.png \(id \d+\) is truncated"):
+    read()
 
 
 def test_image_of_another_size_than_annotated_is_named(monkeypatch):
