@@ -9,5 +9,5 @@ ruff check .
 echo "== mypy (${SECONDS} s)"
 mypy
 echo "== pytest (${SECONDS} s)"
-python -m pytest -n 2 --dist=loadgroup "$@"
+python -m pytest -n 2 --dist=loadfile "$@"
 echo "== done in ${SECONDS} s"

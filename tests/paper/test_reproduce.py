@@ -14,7 +14,6 @@ import pytest
 from iou_det.paper.reproduce import EXPERIMENTS
 
 STAMP = "smoke, not a result"
-pytestmark = pytest.mark.xdist_group("reproduce")  # one worker makes the fixture, minutes of work, for all
 
 
 def reproduce(*arguments, **environment):
