@@ -31,8 +31,8 @@ def test_a_source_with_the_documented_defaults():
   assert isinstance(train, Source) and isinstance(train, Shapes)
   assert (len(train), len(val), train.name, val.name) == (4000, 500, "shapes/train", "shapes/val")
   assert [(c.id, c.name) for c in train.categories] == list(enumerate(NAMES, 1))
-  with pytest.raises(UserError, match="no split 'test'; there are: train, val"):
-    Shapes("test")
+  with pytest.raises(UserError, match="no split 'tset'; there are: train, val, test"):
+    Shapes("tset")
   with pytest.raises(UserError, match="31x64"):
     Shapes("val", height=64, width=31)
 
