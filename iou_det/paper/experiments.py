@@ -105,6 +105,10 @@ def table1(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     rows.append(
       Row(f"IoU-balanced R{depth}", groups["both", large], numbers.TABLE1[f"{paper}_both"], baseline=base)
     )
+  for half in (rows[:2], rows[2:]):
+    depth = half[0].results[0].config.model.depth
+    spread = f"{rule}; bars: standard deviation over seeds."
+    bars(half, out / f"table1_r{depth}_bars", title=f"Table 1, R{depth}", rule=spread, stamp=stamp)
   return ap_table(
     rows,
     Intervals(rows, stamp),
