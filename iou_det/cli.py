@@ -9,7 +9,7 @@ from pathlib import Path
 from absl import app, flags, logging
 
 from iou_det.config import check_command_line
-from iou_det.errors import UserError
+from iou_det.errors import EXIT_PREEMPTED, Preempted, UserError
 
 COMMANDS = {
   "prepare": ("iou_det.tools.prepare", "COCO-format folder -> checked TFDS ArrayRecord dataset"),
@@ -27,7 +27,7 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Runs a subcommand and exits: 0 done, 2 bad input (one line on stderr), 1 a bug (traceback)."""
+  """Runs a subcommand and exits: 0 done, 2 bad input (one line on stderr), 75 saved on SIGTERM, 1 a bug."""
   argv = sys.argv[1:] if argv is None else argv
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(usage())
@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
       module.main()
   except (UserError, flags.Error) as error:
     fail(command, str(error))
+  except Preempted:
+    sys.exit(EXIT_PREEMPTED)
   except OSError as error:  # a path that cannot be read or written, a full disk
     fail(
       command,

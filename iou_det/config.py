@@ -28,6 +28,8 @@ RUNTIME_FIELDS = (
   "train.checkpoint_epochs",
   "train.keep_checkpoints",
   "eval.batch_size",
+  "mesh.fsdp",
+  "mesh.space",
 )
 
 
@@ -119,6 +121,10 @@ def base_config() -> ConfigDict:
         "nms_iou": 0.5,
         "max_detections": 100,
       },
+      "mesh": {  # devices along these axes; the batch is split over all that `space` leaves
+        "fsdp": 1,  # parameters and optimizer state split over so many
+        "space": 1,  # height of the images split over so many
+      },
     }
   )
 
@@ -136,6 +142,7 @@ CHOICES = {
   "loss.normalizer": ("global", "level"),
   "train.schedule": ("step", "cosine"),
   "eval.nms": ("hard", "linear", "gaussian", "none"),
+  "mesh.space": (1, 2, 4, 8),  # divide every padded height
 }
 POSITIVE = (
   "model.width",
@@ -158,6 +165,7 @@ POSITIVE = (
   "eval.batch_size",
   "eval.candidates_per_level",
   "eval.max_detections",
+  "mesh.fsdp",
 )
 NOT_NEGATIVE = (
   "loss.eta",
@@ -218,6 +226,13 @@ def validate(config: ConfigDict) -> None:
     raise UserError(
       f"config.model.min_level={config.model.min_level}, config.model.max_level={config.model.max_level}: "
       "allowed are 3..5 and 5..7"
+    )
+  # XLA's partitioned gradient of a strided convolution is wrong where a device has less than a row.
+  rows = -(-padded(config.data.short) // 2 ** (config.model.max_level - 1))
+  if 1 < config.mesh.space >= rows:
+    raise UserError(
+      f"config.mesh.space={config.mesh.space}: must be below {rows}, the rows of the last level but one at "
+      f"data.short={config.data.short}"
     )
   if config.data.transpose and padded(config.data.short) != padded(config.data.long):
     raise UserError(

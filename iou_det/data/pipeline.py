@@ -230,8 +230,8 @@ def train_batches(
   canvas: tuple[int, int],
   max_boxes: int,
   keep: TrainingFilter,
-  process_index: int,
-  process_count: int,
+  part: int,
+  parts: int,
   threads: int,
   workers: int,
 ) -> Iterator[tuple[HostBatch, bool]]:
@@ -241,6 +241,7 @@ def train_batches(
     canvas: short and long side in pixels; larger images are shrunk to it.
     max_boxes: rows of boxes per image; see `check_max_boxes`.
     keep: which boxes to train on.
+    part, parts: this process loads part number `part` of so many of every batch.
     threads: of this process, for reading and decoding; not used if there are workers.
     workers: processes for it, each of them at a batch of its own; 0: threads only.
 
@@ -248,7 +249,7 @@ def train_batches(
     UserError: at once if the batch size is not divisible by the processes; from the iterator for an image
       that cannot be decoded or is not of the annotated size.
   """
-  rows = process_rows(plan.batch_size, process_index, process_count)
+  rows = part_rows(plan.batch_size, part, parts)
   load = Loader(source, canvas, max_boxes, keep)
   batches = run(TrainRows(plan, start_step, stop_step, rows), load, len(rows), threads, workers)
   orientations = (plan.batch(step).portrait for step in range(start_step, stop_step))
@@ -260,8 +261,8 @@ def eval_batches(
   *,
   batch_size: int,
   canvas: tuple[int, int],
-  process_index: int,
-  process_count: int,
+  part: int,
+  parts: int,
   threads: int,
   workers: int,
 ) -> Iterator[tuple[HostBatch, bool]]:
@@ -269,7 +270,7 @@ def eval_batches(
 
   The last batch of an orientation is filled up with rows that have `example` False.
   """
-  rows = process_rows(batch_size, process_index, process_count)
+  rows = part_rows(batch_size, part, parts)
   sizes = source.annotations()
   examples, orientations = [], []
   for portrait in (False, True):
@@ -282,12 +283,12 @@ def eval_batches(
   return zip(batches, orientations, strict=True)
 
 
-def process_rows(batch_size: int, process_index: int, process_count: int) -> range:
-  """Rows of a global batch that a process loads."""
-  if batch_size % process_count:
-    raise UserError(f"batch_size={batch_size} is not divisible by the {process_count} processes")
-  size = batch_size // process_count
-  return range(process_index * size, (process_index + 1) * size)
+def part_rows(batch_size: int, part: int, parts: int) -> range:
+  """Rows of a global batch that a process loads, see `iou_det.training.mesh.input_share`."""
+  if batch_size % parts:
+    raise UserError(f"batch_size={batch_size} is not divisible by the {parts} processes")
+  size = batch_size // parts
+  return range(part * size, (part + 1) * size)
 
 
 def run(

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from iou_det.data.pipeline import eval_batches, log_shrunk
 from iou_det.data.records import Category, Source
-from iou_det.errors import UserError
+from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
 from iou_det.evaluation.detect import Detections, detect
 from iou_det.models.retinanet import RetinaNet
-from iou_det.training.mesh import replicated, split_batch, to_device
+from iou_det.training.mesh import BATCH, input_share, split_batch, to_device
 from iou_det.training.state import TrainState, forward
 from iou_det.training.step import network_inputs
 
@@ -32,9 +32,9 @@ def make_detect_step(config: ConfigDict, model: RetinaNet, mesh: Mesh) -> Callab
 
   def step(state: TrainState, batch: dict[str, jax.Array], portrait: bool) -> Detections:
     inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=False)
-    logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
+    logits, deltas = forward(model, state.params, state.batch_stats, inputs.images, mesh)
     # Per device: left to itself, XLA would gather all images for the sort inside.
-    rows = PartitionSpec("data")
+    rows = PartitionSpec(BATCH)
     return jax.shard_map(
       partial(
         detect,
@@ -54,17 +54,26 @@ def make_detect_step(config: ConfigDict, model: RetinaNet, mesh: Mesh) -> Callab
   return jax.jit(
     step,
     static_argnums=2,
-    in_shardings=(replicated(mesh), split_batch(mesh)),
+    in_shardings=(None, split_batch(mesh)),
     out_shardings=split_batch(mesh),
   )
 
 
 def detect_all(
-  detect_step: Callable[..., Detections], state: TrainState, source: Source, config: ConfigDict, mesh: Mesh
+  detect_step: Callable[..., Detections],
+  state: TrainState,
+  source: Source,
+  config: ConfigDict,
+  mesh: Mesh,
+  interrupted: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, Any]]:
   """Detections of every image of a source, as COCO results; every process gets all of them.
 
+  Args:
+    interrupted: asked after each batch whether to stop.
+
   Raises:
+    Preempted: if `interrupted`.
     AssertionError: if an image was seen twice or not at all.
   """
   results: list[dict[str, Any]] = []
@@ -88,12 +97,13 @@ def detect_all(
   sizes = source.annotations()
   limits = (config.data.short, config.data.long)
   log_shrunk(sizes.height, sizes.width, tuple(config.data.canvas), limits)
+  part, parts = input_share(mesh)
   batches = eval_batches(
     source,
     batch_size=config.eval.batch_size,
     canvas=tuple(config.data.canvas),
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    part=part,
+    parts=parts,
     threads=config.data.threads,
     workers=config.data.workers,
   )
@@ -112,7 +122,9 @@ def detect_all(
       if waiting:
         collect(*waiting)
       waiting = (detections, arrays["index"], arrays["example"])
-      bar.update(int(batch["example"].sum()) * jax.process_count())
+      bar.update(int(batch["example"].sum()) * parts)
+      if interrupted():
+        raise Preempted
     if waiting:
       collect(*waiting)
   every = np.sort(np.concatenate(seen))
@@ -133,6 +145,7 @@ def evaluate(
   step: int,
   folder: Path,
   backend: str = "pycocotools",
+  interrupted: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
   """Detects on a split, scores with pycocotools, writes both files to `folder`; returns the metrics.
 
@@ -140,6 +153,7 @@ def evaluate(
     categories: the detector's; the source must have the same table.
     backend: see `coco.evaluate`.
     annotations: original COCO annotation file; "" scores against the source's own records.
+    interrupted: see `detect_all`.
   """
   if source.categories != categories:
     raise UserError(
@@ -147,7 +161,7 @@ def evaluate(
       f"{describe(source.categories)}; evaluate on data with the same ids and names"
     )
   truth = ground_truth(source, annotations)  # before the work, so that a wrong file costs nothing
-  results = detect_all(detect_step, state, source, config, mesh)
+  results = detect_all(detect_step, state, source, config, mesh, interrupted)
   metrics = coco.evaluate(truth, results, backend=backend) | {"step": step, "split": split}
   if jax.process_index() == 0:
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from absl import flags
 from iou_det.data.records import open_dataset
 from iou_det.evaluation import coco
 from iou_det.evaluation.evaluate import evaluate, make_detect_step
+from iou_det.training.processes import start_distributed
 from iou_det.training.state import load_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
@@ -37,8 +38,17 @@ BACKEND = flags.DEFINE_enum(
   "pycocotools, the number of record, or hotcoco: the same, sooner.",
 )
 
+DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "This is one of several processes; they find each other by SLURM, TPU pod, Open MPI, or by "
+  "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+)
+
 
 def main() -> None:
+  if DISTRIBUTED.value:
+    start_distributed()
   run = load_run(WORKDIR.value, STEP.value, BATCH_SIZE.value)
   data = run.config.data
   split = SPLIT.value or data.val_split

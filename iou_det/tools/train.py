@@ -10,11 +10,21 @@ from ml_collections import config_flags
 from iou_det.config import config_from_flag
 from iou_det.evaluation import coco
 from iou_det.training.loop import train
+from iou_det.training.processes import start_distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and argument, FILE.py:ARG.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and metrics.", required=True)
 
+DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "This is one of several processes; they find each other by SLURM, TPU pod, Open MPI, or by "
+  "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
+)
+
 
 def main() -> None:
+  if DISTRIBUTED.value:
+    start_distributed()
   metrics = train(config_from_flag(CONFIG), WORKDIR.value)
   print(coco.table(metrics))

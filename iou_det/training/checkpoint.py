@@ -1,6 +1,8 @@
 """Checkpoints: everything Orbax is here. State, step, config and category table in one folder per step."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,24 @@ from orbax.checkpoint import checkpoint_managers as managers
 from iou_det.errors import UserError
 
 
-def average_precision(metrics: dict[str, Any]) -> float:
-  """The figure that "best" means: COCO AP (-1 where the split has no ground truth)."""
-  return -1.0 if metrics["AP"] is None else metrics["AP"]
+@dataclass
+class BestScored:
+  """A preservation policy: of the checkpoints that were scored, the one with the highest AP stays.
+
+  Orbax takes scores only together with a checkpoint, but ours are saved before they are scored: then an
+  evaluation that is cut off costs no training.
+  """
+
+  scores: dict[int, float]  # AP by step, filled as evaluations end
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    best = best_step(self.scores, [c.step for c in checkpoints])
+    return [c.step == best for c in checkpoints]
+
+
+def best_step(scores: dict[int, float], steps: Sequence[int]) -> int | None:
+  """The step with the highest AP, the later one of equals; None if none of them was scored."""
+  return max((s for s in steps if s in scores), key=lambda s: (scores[s], s), default=None)
 
 
 def has_checkpoint(workdir: str | Path) -> bool:
@@ -27,20 +44,15 @@ class Checkpoints:
 
   def __init__(self, workdir: str | Path, keep: int = 1, read_only: bool = False):
     self.folder = Path(workdir).absolute() / "checkpoints"
+    self.scores = read_scores(Path(workdir) / "metrics.jsonl")
     if read_only and not self.folder.is_dir():
       raise UserError(
         f"{workdir} has no checkpoints; train first: iou-det train --config=... --workdir={workdir}"
       )
-    policy = managers.AnyPreservationPolicy(
-      [
-        managers.LatestN(keep),
-        managers.BestN(get_metric_fn=average_precision, n=1, keep_checkpoints_without_metrics=False),
-      ]
-    )
+    policy = managers.AnyPreservationPolicy([managers.LatestN(keep), BestScored(self.scores)])
     self.manager = ocp.CheckpointManager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
-        best_fn=average_precision,  # without it Orbax writes no metrics; the policy decides what is kept
         preservation_policy=policy,
         read_only=read_only,
         create=not read_only,
@@ -49,12 +61,11 @@ class Checkpoints:
       item_names=("state", "run"),
     )
 
-  def save(self, step: int, state: PyTree, run: dict[str, Any], metrics: dict[str, Any] | None) -> None:
-    """Starts saving; `run` is JSON (config, categories, data position), `metrics` an evaluation's."""
+  def save(self, step: int, state: PyTree, run: dict[str, Any]) -> None:
+    """Starts saving; `run` is JSON (config, categories, data position)."""
     self.manager.save(
       step,
       args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
-      metrics=metrics,
     )
 
   def steps(self) -> list[int]:
@@ -73,11 +84,10 @@ class Checkpoints:
     if step == "last":
       return steps[-1]
     if step == "best":
-      scored = [(s, self.manager.metrics(s)) for s in steps]
-      best = max(((average_precision(m), s) for s, m in scored if m), default=None)
+      best = best_step(self.scores, steps)
       if best is None:
         raise UserError(f"--step=best: no checkpoint was evaluated; {known}; use --step=last")
-      return best[1]
+      return best
     if not step.isdigit() or int(step) not in steps:
       raise UserError(f"--step={step}: must be last, best or a saved step; {known}")
     return int(step)
@@ -107,9 +117,15 @@ class Checkpoints:
     self.manager.close()
 
 
-def abstract(state: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
-  """Shapes and types of a state, to be restored onto `sharding`."""
-  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+def abstract(state: PyTree, shardings: PyTree) -> PyTree:
+  """Shapes and types of a state, to be restored onto `shardings` (one for each array)."""
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
+def read_scores(path: Path) -> dict[int, float]:
+  """AP of the validation split by step, from a metrics.jsonl."""
+  rows = read_metrics(path, last_step=2**62)
+  return {row["step"]: ap for row in rows for name, ap in row.items() if name.endswith("/AP")}
 
 
 def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:

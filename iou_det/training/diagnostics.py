@@ -58,7 +58,7 @@ def make_diagnostics(
   def diagnose(state: TrainState, batch: dict[str, Array], portrait: bool) -> dict[str, Array]:
     inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
     arguments = loss_arguments(config, inputs, anchors, level_sizes, portrait)
-    logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
+    logits, deltas = forward(model, state.params, state.batch_stats, inputs.images, mesh)
 
     def localization(deltas):
       terms = loss_terms(logits, deltas, **arguments)
@@ -67,9 +67,8 @@ def make_diagnostics(
     gradient, terms = jax.grad(localization, has_aux=True)(deltas)
     return by_iou(terms, jnp.linalg.norm(gradient, axis=-1), eta=config.loss.eta)
 
-  everywhere = replicated(mesh)
   return jax.jit(
-    diagnose, static_argnums=2, in_shardings=(everywhere, split_batch(mesh)), out_shardings=everywhere
+    diagnose, static_argnums=2, in_shardings=(None, split_batch(mesh)), out_shardings=replicated(mesh)
   )
 
 

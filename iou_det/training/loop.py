@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
@@ -21,11 +22,12 @@ from tqdm import tqdm
 from iou_det import config as config_lib
 from iou_det.data.pipeline import Plan, check_max_boxes, log_shrunk, train_batches
 from iou_det.data.records import Source, TrainingFilter, open_dataset, scan
-from iou_det.errors import UserError
+from iou_det.errors import Preempted, UserError
 from iou_det.evaluation.evaluate import evaluate, ground_truth, make_detect_step, write_json
 from iou_det.training.checkpoint import Checkpoints, abstract, has_checkpoint, read_metrics
 from iou_det.training.diagnostics import as_row, make_diagnostics
-from iou_det.training.mesh import data_mesh, replicated, to_device
+from iou_det.training.mesh import device_mesh, input_share, split_state, to_device
+from iou_det.training.processes import Preemption
 from iou_det.training.state import create_state, make_model, run_information
 from iou_det.training.step import make_train_step
 from iou_det.training.wloc import resolve_w_loc
@@ -46,14 +48,14 @@ def train(
 
   Raises:
     UserError: bad config or data, a workdir of another config, a loss that is not finite.
+    Preempted: after SIGTERM, with the state saved.
   """
   config_lib.validate(config)
   workdir = Path(workdir)
   lead = jax.process_index() == 0
-  mesh = data_mesh(config.train.batch_size, devices, setting="config.train.batch_size")
-  data_mesh(
-    config.eval.batch_size, devices, setting="config.eval.batch_size"
-  )  # fail now rather than at the first evaluation
+  make_mesh = lambda size, setting: device_mesh(size, devices, setting=setting, **config.mesh.to_dict())
+  mesh = make_mesh(config.train.batch_size, "config.train.batch_size")
+  make_mesh(config.eval.batch_size, "config.eval.batch_size")  # fail now, not at the first evaluation
 
   # Data: what there is, and the order of all batches as a function of (seed, step).
   d, t = config.data, config.train
@@ -76,10 +78,11 @@ def train(
     config, model, plan.steps_per_epoch, mesh, pretrained=not has_checkpoint(workdir)
   )
   check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
+  multihost_utils.sync_global_devices("the workdir is there")
   checkpoints = Checkpoints(workdir, keep=t.keep_checkpoints)
   if checkpoints.steps():
     check_same_data(checkpoints.run_information(checkpoints.steps()[-1]), source, plan, workdir)
-    state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, replicated(mesh)))
+    state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, split_state(mesh, state)))
   config = resolve_w_loc(config, source, workdir)
   start_step = int(state.step)
   train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
@@ -95,6 +98,7 @@ def train(
     plan.steps_per_epoch,
   )
 
+  preemption = Preemption()
   score_state = partial(
     evaluate,
     make_detect_step(config, model, mesh),
@@ -105,9 +109,28 @@ def train(
     annotations=d.val_annotations,
     split=d.val_split,
     folder=workdir / "eval" / d.val_split,
+    interrupted=preemption.requested,
   )
   log = MetricsLog(workdir, start_step) if lead else None
+
+  def save(step: int) -> None:
+    run = run_information(config, source.categories, step, plan.steps_per_epoch)
+    checkpoints.save(step, state, run)
+
+  def score(step: int) -> dict[str, Any]:
+    scores = score_state(state, step=step)
+    if log:
+      log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
+    if scores["AP"] is not None:
+      checkpoints.scores[step] = scores["AP"]
+    return scores
+
+  def due(step: int, every: int) -> bool:
+    epoch, rest = divmod(step, plan.steps_per_epoch)
+    return step == last_step or (rest == 0 and epoch % every == 0)
+
   metrics: dict[str, Any] | None = None
+  part, parts = input_share(mesh)
   batches = train_batches(
     source,
     plan,
@@ -116,14 +139,13 @@ def train(
     canvas=tuple(d.canvas),
     max_boxes=d.max_boxes,
     keep=keep,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    part=part,
+    parts=parts,
     threads=d.threads,
     workers=d.workers,
   )
   window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log line, on the device
   running: deque[jax.Array] = deque()
-  waited, since = 0.0, time.monotonic()
   bar = tqdm(
     total=last_step,
     initial=start_step,
@@ -132,62 +154,67 @@ def train(
     disable=not lead,
     mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file needs no smooth bar
   )
-  for step in range(start_step + 1, last_step + 1):
-    before = time.monotonic()
-    batch, portrait = next(batches)
-    waited += time.monotonic() - before
-    arrays = to_device(batch, mesh)
-    if t.diagnostics_every and step % t.diagnostics_every == 0:
-      sums = jax.device_get(diagnose(state, arrays, portrait))
-      if log:
-        log.write(step, as_row(sums))
-    with jax.transfer_guard("disallow"):
-      state, out = train_step(state, arrays, portrait)
-    window.append(out)
-    running.append(out["loss"])
-    if len(running) > 2:  # no more than two steps ahead of the device: bounds the memory of waiting batches
-      jax.block_until_ready(running.popleft())
-    bar.update()
+  try:
+    if start_step and due(start_step, t.eval_epochs) and start_step not in checkpoints.scores:
+      metrics = score(start_step)  # its evaluation was cut off, or there is nothing left to train
+    waited, since = 0.0, time.monotonic()
+    for step in range(start_step + 1, last_step + 1):
+      before = time.monotonic()
+      batch, portrait = next(batches)
+      waited += time.monotonic() - before
+      arrays = to_device(batch, mesh)
+      if t.diagnostics_every and step % t.diagnostics_every == 0:
+        sums = jax.device_get(diagnose(state, arrays, portrait))
+        if log:
+          log.write(step, as_row(sums))
+      with jax.transfer_guard("disallow"):
+        state, out = train_step(state, arrays, portrait)
+      window.append(out)
+      running.append(out["loss"])
+      if len(running) > 2:  # no more than two steps ahead of the device: bounds the memory of waiting batches
+        jax.block_until_ready(running.popleft())
+      bar.update()
 
-    epoch, rest = divmod(step, plan.steps_per_epoch)
-    end_of_epoch = rest == 0
-    last = step == last_step
-    score = last or (end_of_epoch and epoch % t.eval_epochs == 0)
-    save = score or (end_of_epoch and epoch % t.checkpoint_epochs == 0)
-    if step % t.log_every == 0 or save or step == start_step + 1:
-      rows = jax.device_get(window)
-      check_finite(rows, step - len(rows), plan, source)
-      seconds = time.monotonic() - since
-      row = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
-      row["boxes_cropped_away"] = float(sum(r["boxes_cropped_away"] for r in rows))  # a count, not a mean
-      row |= {
-        "learning_rate": float(rows[-1]["learning_rate"]),
-        "epoch": step / plan.steps_per_epoch,
-        "images_per_second": len(rows) * t.batch_size / seconds,
-        "input_wait_share": waited / seconds,
-      }
-      if log:
-        log.write(step, row)
-      bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['images_per_second']:.1f} img/s", refresh=False)
-      window, waited, since = [], 0.0, time.monotonic()
+      stop = preemption.requested()
+      to_score = due(step, t.eval_epochs)
+      to_save = stop or to_score or due(step, t.checkpoint_epochs)
+      if step % t.log_every == 0 or to_save or step == start_step + 1:
+        rows = jax.device_get(window)
+        check_finite(rows, step - len(rows), plan, source)
+        seconds = time.monotonic() - since
+        row = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
+        row["boxes_cropped_away"] = float(sum(r["boxes_cropped_away"] for r in rows))  # a count, not a mean
+        row |= {
+          "learning_rate": float(rows[-1]["learning_rate"]),
+          "epoch": step / plan.steps_per_epoch,
+          "images_per_second": len(rows) * t.batch_size / seconds,
+          "input_wait_share": waited / seconds,
+        }
+        if log:
+          log.write(step, row)
+        bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['images_per_second']:.1f} img/s", refresh=False)
+        window, waited, since = [], 0.0, time.monotonic()
 
-    scores = None
-    if score:
-      scores = metrics = score_state(state, step=step)
-      if log:
-        log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
-    if save:
-      checkpoints.save(
-        step, state, run_information(config, source.categories, step, plan.steps_per_epoch), scores
-      )
-      since = time.monotonic()
-    compiled = train_step._cache_size()  # type: ignore[attr-defined]
-    assert compiled <= 2, "the step was compiled more than once for each orientation"
-  bar.close()
-  checkpoints.close()
-  if log:
-    log.close()
-  return metrics or score_state(state, step=last_step)  # nothing was left to train
+      if to_save:
+        save(step)
+      if stop:
+        raise Preempted
+      if to_score:
+        metrics = score(step)
+      if to_save:
+        since = time.monotonic()
+      compiled = train_step._cache_size()  # type: ignore[attr-defined]
+      assert compiled <= 2, "the step was compiled more than once for each orientation"
+    return metrics or score_state(state, step=last_step)  # nothing was left to train
+  except Preempted:
+    logging.warning("SIGTERM: the state is saved; the same command goes on from here")
+    raise
+  finally:
+    preemption.close()
+    bar.close()
+    checkpoints.close()  # waits for what is being saved
+    if log:
+      log.close()
 
 
 def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: Any) -> None:

@@ -1,34 +1,57 @@
-"""The device mesh and how batches and state lie on it."""
+"""The device mesh and how batches, state and images lie on it.
+
+Three axes. `data` and `fsdp` split the batch; `fsdp` also splits every large array of the parameters and of
+the optimizer, which a step gathers; `space` splits the height of the images that the network sees, and XLA
+exchanges the rows that convolutions need from their neighbours. None changes a result by more than rounding.
+"""
 
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from iou_det.errors import UserError
 
+BATCH = ("data", "fsdp")  # the axes that split the batch
+SMALLEST_SPLIT = 1024  # values; smaller arrays lie on all devices, splitting them saves nothing
 
-def data_mesh(
-  batch_size: int, devices: Sequence[jax.Device] | None = None, *, setting: str = "batch_size"
+
+def device_mesh(
+  batch_size: int,
+  devices: Sequence[jax.Device] | None = None,
+  *,
+  fsdp: int = 1,
+  space: int = 1,
+  setting: str = "batch_size",
 ) -> Mesh:
-  """A mesh with the one axis `data` over all devices.
+  """A mesh with the axes `data`, `fsdp` and `space` over all devices.
 
   Args:
     batch_size: images in the global batch.
     devices: defaults to every device of every process.
+    fsdp, space: devices along these axes; `data` gets the rest.
     setting: what the user calls the batch size, for the message.
 
   Raises:
-    UserError: if the batch cannot be split evenly.
+    UserError: if the devices or the batch cannot be split evenly.
   """
   devices = jax.devices() if devices is None else devices
-  if batch_size % len(devices):
+  if len(devices) % (fsdp * space):
     raise UserError(
-      f"{setting}={batch_size} is not divisible by the {len(devices)} devices; "
-      f"allowed are multiples of {len(devices)}"
+      f"config.mesh.fsdp={fsdp} times config.mesh.space={space} does not divide the {len(devices)} devices; "
+      f"allowed are products that divide {len(devices)}"
     )
-  return Mesh(np.array(devices), ("data",))
+  shares = len(devices) // space
+  if batch_size % shares:
+    groups = "devices" if space == 1 else f"groups of {space} devices"
+    raise UserError(
+      f"{setting}={batch_size} is not divisible by the {shares} {groups}; allowed are multiples of {shares}"
+    )
+  # A process's devices side by side: its rows of a batch are then one range, and `space` stays on a machine.
+  ordered = sorted(devices, key=lambda d: (d.process_index, d.id))
+  return Mesh(np.array(ordered).reshape(-1, fsdp, space), (*BATCH, "space"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -36,10 +59,55 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split_batch(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def split_rows(mesh: Mesh) -> NamedSharding:
+  """Images [b, h, w, 3]: the batch over `data` and `fsdp`, their rows over `space`."""
+  return NamedSharding(mesh, PartitionSpec(BATCH, "space"))
+
+
+def split_state(mesh: Mesh, state: PyTree) -> PyTree[NamedSharding]:
+  """Where a state's arrays lie: the largest axis that `fsdp` divides is split over it.
+
+  Args:
+    state: arrays, or their shapes and types.
+  """
+  parts = mesh.shape["fsdp"]
+
+  def place(x):
+    axes = [axis for axis, side in enumerate(x.shape) if side % parts == 0]
+    if parts == 1 or not axes or x.size < SMALLEST_SPLIT:
+      return replicated(mesh)
+    axis = max(axes, key=lambda a: x.shape[a])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+  return jax.tree.map(place, state)
+
+
+def input_share(mesh: Mesh) -> tuple[int, int]:
+  """Which part of every batch this process loads, and of how many parts.
+
+  Processes whose devices hold rows of the same images (`space` reaches over them) load the same part.
+
+  Raises:
+    UserError: if a process's devices hold a fraction of such a group and more.
+  """
+  local, space = len(mesh.local_devices), mesh.shape["space"]
+  if local % space and space % local:
+    raise UserError(
+      f"config.mesh.space={space} neither divides the {local} devices of a process nor is a multiple of them"
+    )
+  processes = max(space // local, 1)  # that load the same part
+  first = min(d.process_index for d in mesh.devices.flat)
+  return (jax.process_index() - first) // processes, mesh.size // local // processes
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's rows of a batch -> global arrays split along `data`."""
+  """This process's rows of a batch -> global arrays split over the mesh."""
   sharding = split_batch(mesh)
-  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+  _, parts = input_share(mesh)
+  return {
+    k: jax.make_array_from_process_local_data(sharding, v, (len(v) * parts, *v.shape[1:]))
+    for k, v in batch.items()
+  }

@@ -19,7 +19,7 @@ from iou_det.errors import UserError
 from iou_det.models.pretrained import load_pretrained
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.training.checkpoint import Checkpoints, abstract
-from iou_det.training.mesh import data_mesh, replicated
+from iou_det.training.mesh import device_mesh, replicated, split_batch, split_rows, split_state
 from iou_det.training.optimizer import make_optimizer
 
 
@@ -62,11 +62,13 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
 
 
 def forward(
-  model: RetinaNet, params: PyTree, batch_stats: PyTree, images: Float[Array, "b h w 3"]
+  model: RetinaNet, params: PyTree, batch_stats: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh
 ) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
-  """Logits and box offsets; see `RetinaNet`."""
-  outputs: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
-  return outputs
+  """Logits and box offsets, see `RetinaNet`; parameters are gathered, images split over `space`."""
+  constrain = jax.lax.with_sharding_constraint
+  variables = constrain({"params": params, "batch_stats": batch_stats}, replicated(mesh))
+  outputs: Any = model.apply(variables, constrain(images, split_rows(mesh)))
+  return constrain(outputs, split_batch(mesh))
 
 
 def state_maker(config: ConfigDict, model: RetinaNet, steps_per_epoch: int):
@@ -96,7 +98,9 @@ def create_state(
 ) -> tuple[TrainState, optax.GradientTransformation]:
   """A fresh state on the mesh; `pretrained`: with the backbone that the config names, if it names one."""
   optimizer, make = state_maker(config, model, steps_per_epoch)
+  # Whole on each device and only then split: to compile random numbers for a split state takes twice as long.
   state = jax.jit(make, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+  state = jax.device_put(state, split_state(mesh, state))
   if config.model.frozen_stages >= 0 and not config.model.pretrained:
     logging.warning(
       "model.pretrained is empty and model.frozen_stages is %d: the frozen layers stay random; to train from "
@@ -104,10 +108,9 @@ def create_state(
       config.model.frozen_stages,
     )
   if pretrained and config.model.pretrained:
-    variables = load_pretrained(
-      config.model.pretrained, {"params": state.params, "batch_stats": state.batch_stats}
-    )
-    state = dataclasses.replace(state, **jax.device_put(variables, replicated(mesh)))
+    fresh = {"params": state.params, "batch_stats": state.batch_stats}
+    variables = load_pretrained(config.model.pretrained, fresh)
+    state = dataclasses.replace(state, **jax.device_put(variables, split_state(mesh, fresh)))
   return state, optimizer
 
 
@@ -147,9 +150,14 @@ def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = N
   categories = tuple(Category(**c) for c in checkpoints.run_information(number)["categories"])
   model = make_model(config, len(categories))
   _, make = state_maker(config, model, steps_per_epoch=1)
-  mesh = data_mesh(config.eval.batch_size, setting="eval.batch_size (--batch_size)")
+  if jax.device_count() % (config.mesh.fsdp * config.mesh.space):
+    logging.info("the run's mesh does not divide the %d devices here: data only", jax.device_count())
+    config.mesh.update(fsdp=1, space=1)
+  mesh = device_mesh(
+    config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
+  )
   shapes = jax.eval_shape(make, jax.random.key(0))
-  state = checkpoints.restore(number, abstract(shapes, replicated(mesh)))
+  state = checkpoints.restore(number, abstract(shapes, split_state(mesh, shapes)))
   checkpoints.close()
   return Run(config, categories, model, state, mesh, number)
 

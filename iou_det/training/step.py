@@ -16,7 +16,7 @@ from iou_det.data.preprocess import Augment, Inputs, preprocess
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
 from iou_det.training.losses import LossSettings, detection_losses, loss_terms
-from iou_det.training.mesh import replicated, split_batch
+from iou_det.training.mesh import replicated, split_batch, split_state
 from iou_det.training.optimizer import learning_rate
 from iou_det.training.state import TrainState, forward
 
@@ -118,7 +118,7 @@ def make_train_step(
     arguments = loss_arguments(config, inputs, anchors, level_sizes, portrait)
 
     def loss_fn(params):
-      logits, deltas = forward(model, params, state.batch_stats, inputs.images)
+      logits, deltas = forward(model, params, state.batch_stats, inputs.images, mesh)
       out = detection_losses(loss_terms(logits, deltas, **arguments))
       return out.classification + out.localization, out
 
@@ -138,13 +138,12 @@ def make_train_step(
     state = dataclasses.replace(
       state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
-    return state, metrics
+    return jax.lax.with_sharding_constraint(state, split_state(mesh, state)), metrics
 
-  everywhere = replicated(mesh)
   return jax.jit(
     step,
     static_argnums=2,
     donate_argnums=0,
-    in_shardings=(everywhere, split_batch(mesh)),
-    out_shardings=(everywhere, everywhere),
+    in_shardings=(None, split_batch(mesh)),  # None: as the state lies
+    out_shardings=(None, replicated(mesh)),
   )

@@ -15,7 +15,7 @@ from iou_det.data.pipeline import Plan, check_max_boxes, train_batches
 from iou_det.data.records import Source, TrainingFilter, scan
 from iou_det.errors import UserError
 from iou_det.training.losses import loss_terms
-from iou_det.training.mesh import data_mesh, to_device
+from iou_det.training.mesh import device_mesh, to_device
 from iou_det.training.state import create_state, forward, make_model
 from iou_det.training.step import loss_arguments, network_inputs
 
@@ -54,7 +54,7 @@ def fit_w_loc(
   d = config.data
   keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
   model = make_model(config, len(sources[0].categories))
-  mesh = data_mesh(1, jax.local_devices()[:1], setting="images of fit-wloc")
+  mesh = device_mesh(1, jax.local_devices()[:1], setting="images of fit-wloc")
   state = create_state(config, model, 1, mesh, pretrained=True)[0] if start == "network" else None
   config = with_loss(config, lambd=0.0, w_loc=1.0)
   baseline = with_loss(config, localization="smooth_l1")
@@ -65,7 +65,7 @@ def fit_w_loc(
     shape = (inputs.images.shape[0], len(anchors))
     logits, deltas = jnp.zeros((*shape, model.num_classes)), jnp.zeros((*shape, 4))
     if state is not None:
-      logits, deltas = forward(model, state.params, state.batch_stats, inputs.images)
+      logits, deltas = forward(model, state.params, state.batch_stats, inputs.images, mesh)
     terms = lambda c: loss_terms(
       logits, deltas, **loss_arguments(c, inputs, anchors, level_sizes, portrait)
     )
@@ -84,7 +84,7 @@ def fit_w_loc(
     number = min(images, plan.steps_per_epoch)
     batches = train_batches(
       source, plan, start_step=0, stop_step=number, canvas=tuple(d.canvas), max_boxes=d.max_boxes,
-      keep=keep, process_index=0, process_count=1, threads=d.threads, workers=0,
+      keep=keep, part=0, parts=1, threads=d.threads, workers=0,
     )  # fmt: skip
     for batch, portrait in batches:
       total = total + compiled(state, to_device(batch, mesh), portrait)

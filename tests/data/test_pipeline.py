@@ -87,8 +87,8 @@ def read(start=0, stop=8, process=(0, 1), threads=2, workers=0, source=None):
       canvas=(64, 96),
       max_boxes=3,
       keep=KEEP,
-      process_index=process[0],
-      process_count=process[1],
+      part=process[0],
+      parts=process[1],
       threads=threads,
       workers=workers,
     )
@@ -155,7 +155,7 @@ def test_hosts_split_each_batch_between_them():
 
 
 def test_batch_size_that_the_processes_cannot_share_is_an_error_at_once():
-  shared = {"canvas": (64, 96), "process_index": 0, "process_count": 3, "threads": 1, "workers": 0}
+  shared = {"canvas": (64, 96), "part": 0, "parts": 3, "threads": 1, "workers": 0}
   with pytest.raises(UserError, match="batch_size=4 is not divisible by the 3 processes"):
     train_batches(Memory(), make_plan(), start_step=0, stop_step=8, max_boxes=3, keep=KEEP, **shared)
   with pytest.raises(UserError, match="batch_size=4 is not divisible by the 3 processes"):
@@ -200,7 +200,7 @@ def test_reading_ahead_is_bounded():
   source = Counting()
   batches = train_batches(
     source, make_plan(), start_step=0, stop_step=1000, canvas=(64, 96), max_boxes=3, keep=KEEP,
-    process_index=0, process_count=1, threads=2, workers=0,
+    part=0, parts=1, threads=2, workers=0,
   )  # fmt: skip
   next(batches)
   before = -1
@@ -217,7 +217,7 @@ def test_evaluation_has_every_image_once(hosts):
   for host in range(hosts):
     batches = list(
       eval_batches(
-        Memory(), batch_size=6, canvas=(64, 96), process_index=host, process_count=hosts, threads=2, workers=0
+        Memory(), batch_size=6, canvas=(64, 96), part=host, parts=hosts, threads=2, workers=0
       )
     )
     lengths.add(len(batches))
@@ -230,7 +230,7 @@ def test_evaluation_by_more_workers_than_batches():
   def batches(workers):
     return list(
       eval_batches(
-        Memory(), batch_size=8, canvas=(64, 96), process_index=0, process_count=1, threads=1, workers=workers
+        Memory(), batch_size=8, canvas=(64, 96), part=0, parts=1, threads=1, workers=workers
       )
     )
 

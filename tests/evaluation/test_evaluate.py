@@ -12,22 +12,24 @@ from pycocotools.cocoeval import COCOeval
 from iou_det.data.records import Category, open_dataset
 from iou_det.errors import UserError
 from iou_det.evaluation.evaluate import detect_all, evaluate, make_detect_step
-from iou_det.training.mesh import data_mesh, replicated
+from iou_det.training.mesh import device_mesh, split_state
 from iou_det.training.state import load_run
 
 
-def results_on(run, source, devices):
-  mesh = data_mesh(run.config.eval.batch_size, devices)
-  state = jax.device_put(jax.device_get(run.state), replicated(mesh))
+def results_on(run, source, devices, fsdp=1, space=1):
+  mesh = device_mesh(run.config.eval.batch_size, devices, fsdp=fsdp, space=space)
+  state = jax.device_get(run.state)
+  state = jax.device_put(state, split_state(mesh, state))
   return detect_all(make_detect_step(run.config, run.model, mesh), state, source, run.config, mesh)
 
 
-def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(reference):
+@pytest.mark.parametrize(("fsdp", "space"), [(1, 1), (2, 2)])
+def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(reference, fsdp, space):
   run = load_run(reference[0])
   source = open_dataset(run.config.data.path, "val")
   assert len(source) % run.config.eval.batch_size, "the last batch should have padding rows"
   one = results_on(run, source, jax.devices()[:1])
-  eight = results_on(run, source, jax.devices())
+  eight = results_on(run, source, jax.devices(), fsdp, space)
   assert {r["image_id"] for r in one} == {source.image_id(i) for i in range(len(source))}
   assert len(one) == len(eight)
   key = lambda r: (r["image_id"], r["category_id"], r["score"])

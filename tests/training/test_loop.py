@@ -20,7 +20,7 @@ from iou_det.data.records import TrainingFilter, open_dataset, scan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
 from iou_det.training.loop import train
-from iou_det.training.mesh import data_mesh, to_device
+from iou_det.training.mesh import device_mesh, to_device
 from iou_det.training.state import create_state, load_run, make_model
 from iou_det.training.step import make_train_step
 from tests.tiny import tiny_config
@@ -78,38 +78,50 @@ def test_run_directory(reference):
   assert [row["step"] for row in logged if "val/AP" in row] == [4, 8]
 
 
-def test_eight_devices_give_the_same_losses_and_parameters(shapes_folder):
-  config = tiny_config(shapes_folder)
+MESHES = {"data 8": (1, 1), "fsdp 8": (8, 1), "data 4, space 2": (1, 2), "data 2, fsdp 2, space 2": (2, 2)}
+
+
+def three_steps(config, mesh):
+  """Losses and parameters of the first three steps on a mesh."""
   source, keep = open_dataset(config.data.path, "train"), TrainingFilter()
   plan = Plan(scan(source, keep), batch_size=8, seed=0)
   model = make_model(config, len(source.categories))
-  losses, states = {}, {}
-  for devices in (1, 8):
-    mesh = data_mesh(8, jax.devices()[:devices])
-    state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, pretrained=True)
-    step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
-    losses[devices], states[devices] = [], [jax.device_get(state.params)]
-    for batch, portrait in train_batches(
-      source,
-      plan,
-      start_step=0,
-      stop_step=3,
-      canvas=config.data.canvas,
-      max_boxes=16,
-      keep=keep,
-      process_index=0,
-      process_count=1,
-      threads=2,
-      workers=0,
-    ):
-      state, metrics = step(state, to_device(batch, mesh), portrait)
-      losses[devices].append([float(metrics[k]) for k in ("loss", "gradient_norm", "positives_per_image")])
-      states[devices].append(jax.device_get(state.params))
-  np.testing.assert_allclose(losses[8], losses[1], rtol=1e-5)
+  state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, pretrained=True)
+  step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
+  placed = jax.tree.map(lambda x: x.sharding, state)
+  losses, states = [], [jax.device_get(state.params)]
+  for batch, portrait in train_batches(
+    source, plan, start_step=0, stop_step=3, canvas=config.data.canvas, max_boxes=16, keep=keep, part=0,
+    parts=1, threads=2, workers=0,
+  ):  # fmt: skip
+    state, metrics = step(state, to_device(batch, mesh), portrait)
+    losses.append([float(metrics[k]) for k in ("loss", "gradient_norm", "positives_per_image")])
+    states.append(jax.device_get(state.params))
+  assert jax.tree.map(lambda x: x.sharding, state) == placed, "the state wandered"
+  assert step._cache_size() == 1
+  return losses, states, state
+
+
+@pytest.fixture(scope="module")
+def one_device(shapes_folder):
+  return three_steps(tiny_config(shapes_folder), device_mesh(8, jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_every_mesh_gives_the_same_losses_and_parameters(shapes_folder, one_device, name):
+  fsdp, space = MESHES[name]
+  mesh = device_mesh(8, fsdp=fsdp, space=space)
+  losses, states, state = three_steps(tiny_config(shapes_folder), mesh)
+  np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
   # To float32 rounding, measured against how far training moved. (After some more steps a ReLU somewhere
   # falls on the other side of 0, and rounding is no longer all that differs.)
-  for one, eight in zip(states[1][1:], states[8][1:], strict=True):
-    assert distance(one, eight) < 1e-4 * distance(one, states[1][0])
+  start, *ours = one_device[1]
+  for one, many in zip(ours, states[1:], strict=True):
+    assert distance(one, many) < 1e-4 * distance(one, start)
+  # What fsdp is for: each device holds a part of the parameters and of the momentum.
+  held = sum(x.addressable_shards[0].data.size for x in jax.tree.leaves((state.params, state.opt_state)))
+  whole = sum(x.size for x in jax.tree.leaves((state.params, state.opt_state)))
+  assert held < 1.3 * whole / fsdp if fsdp > 1 else held == whole
 
 
 def test_resuming_after_kill_9_is_bit_identical(reference, shapes_folder, tmp_path):

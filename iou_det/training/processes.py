@@ -1,0 +1,66 @@
+"""Several processes as one program, and leaving in time when the machine is taken away."""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+import jax
+from absl import logging
+from jax.experimental import multihost_utils
+
+from iou_det.errors import UserError
+
+
+def start_distributed() -> None:
+  """Joins the other processes; to be called before JAX looks for devices.
+
+  JAX finds its peers by itself on TPU pods, under SLURM, Open MPI and on GKE; elsewhere the environment names
+  them: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+
+  Raises:
+    UserError: if neither says who the peers are, or they do not come.
+  """
+  try:
+    number = lambda name: int(os.environ[name]) if name in os.environ else None
+    jax.distributed.initialize(
+      num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID")
+    )
+  except (ValueError, RuntimeError) as error:
+    raise UserError(
+      f"--distributed: the processes cannot be joined ({error}); start it under SLURM, Open MPI or on a TPU "
+      "pod, or set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process"
+    ) from error
+  logging.info(
+    "process %d of %d, %d of %d devices",
+    jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(),
+  )  # fmt: skip
+
+
+class Preemption:
+  """Notices SIGTERM, which SLURM, spot machines and Kubernetes send before they stop a job.
+
+  Several processes agree on the moment: what one is told, all act on at the same call of `requested`, so all
+  have to call it equally often.
+  """
+
+  def __init__(self) -> None:
+    self._calls = 0
+    self._noticed = False
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._previous = signal.signal(signal.SIGTERM, self._notice)
+
+  def _notice(self, number: int, frame: FrameType | None) -> None:
+    self._noticed = True
+
+  def requested(self) -> bool:
+    """Whether to save and stop now; once for every step and every batch of an evaluation."""
+    self._calls += 1
+    if jax.process_count() > 1:  # JAX's own service catches the signal there
+      return multihost_utils.reached_preemption_sync_point(self._calls)
+    return self._noticed
+
+  def close(self) -> None:
+    """Gives SIGTERM back to whom it belonged."""
+    if hasattr(self, "_previous"):
+      signal.signal(signal.SIGTERM, self._previous)

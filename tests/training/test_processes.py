@@ -1,0 +1,150 @@
+"""Two processes with four devices each do what one with eight does; SIGTERM saves, and the rerun goes on."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from iou_det.config import to_json
+from iou_det.training.state import load_run
+from tests.tiny import tiny_config
+
+COMMAND = "from iou_det.cli import main; main()"
+CONFIG = """
+import json
+from ml_collections import ConfigDict
+from iou_det.config import from_json
+get_config = lambda: from_json({!r})
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory, shapes_folder):
+  """The tiny config, with parameters split over `fsdp`, as a file for the command line.
+
+  Smaller still: JAX keeps no compiled programs of several processes on the CPU, so every run compiles.
+  """
+  config = tiny_config(shapes_folder)
+  config.model.update(norm="frozen_bn", min_level=5)
+  config.mesh.fsdp = 4
+  path = tmp_path_factory.mktemp("config") / "tiny.py"
+  path.write_text(CONFIG.format(to_json(config)))
+  return path
+
+
+def start(config_file, workdir, processes, *arguments):
+  """Starts `iou-det train`: as many processes, eight devices in all, over the loopback interface."""
+  with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    port = s.getsockname()[1]
+  flags = f"--xla_force_host_platform_device_count={8 // processes}"
+  distributed = ["--distributed"] if processes > 1 else []
+  started = []
+  for i in range(processes):
+    environment = os.environ | {
+      "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd(), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+      "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i)}  # fmt: skip
+    command = [sys.executable, "-c", COMMAND, "train", f"--config={config_file}", f"--workdir={workdir}"]
+    log = (workdir.parent / f"{workdir.name}_{i}.log").open("a")
+    started.append(
+      subprocess.Popen([*command, *distributed, *arguments], env=environment, stdout=log, stderr=log)
+    )
+  return started
+
+
+def finish(started, workdir):
+  codes = [p.wait(timeout=300) for p in started]
+  logs = [(workdir.parent / f"{workdir.name}_{i}.log").read_text() for i in range(len(started))]
+  return codes, "\n".join(logs)
+
+
+def rows(workdir):
+  path = workdir / "metrics.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def wait_for_step(started, workdir, step):
+  deadline = time.monotonic() + 240
+  while not any("loss" in row and row["step"] >= step for row in rows(workdir)):
+    assert all(p.poll() is None for p in started) and time.monotonic() < deadline, finish(started, workdir)
+    time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, config_file):
+  """Workdirs of the same run by one process and by two."""
+  workdirs = {}
+  for processes in (1, 2):
+    workdir = workdirs[processes] = tmp_path_factory.mktemp(str(processes)) / "run"
+    codes, log = finish(start(config_file, workdir, processes), workdir)
+    assert codes == [0] * processes, log
+  assert "process 1 of 2, 4 of 8 devices" in log
+  return workdirs
+
+
+def parameters(workdir, step="last"):
+  return jax.device_get(load_run(workdir, step).state.params)
+
+
+def test_two_processes_train_evaluate_and_save_as_one_does(uninterrupted):
+  one_process, workdir = uninterrupted[1], uninterrupted[2]
+  ours, theirs = ({r["step"]: r for r in rows(w) if "loss" in r} for w in (workdir, one_process))
+  assert list(ours) == list(theirs) == [1, 2, 4, 6, 8]
+  for name in ("loss", "gradient_norm", "positives_per_image"):
+    np.testing.assert_allclose(ours[1][name], theirs[1][name], rtol=1e-5)
+    np.testing.assert_allclose(ours[8][name], theirs[8][name], rtol=1e-2)
+  # The first epoch's parameters, against how far training moved from there in the second.
+  a, b, end = parameters(workdir, "4"), parameters(one_process, "4"), parameters(one_process)
+  far = lambda x, y: float(optax.tree.norm(jax.tree.map(lambda p, q: p.astype(np.float64) - q, x, y)))
+  assert far(a, b) < 1e-2 * far(end, b)
+  figures = [json.loads((w / "eval/val/metrics.json").read_text()) for w in (workdir, one_process)]
+  assert figures[0]["images"] == figures[1]["images"] == 13
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_and_the_rerun_is_bit_identical(config_file, uninterrupted, tmp_path, processes):
+  workdir = tmp_path / "run"
+  started = start(config_file, workdir, processes)
+  wait_for_step(started, workdir, 1)
+  started[-1].send_signal(signal.SIGTERM)  # one of them is told, all stop
+  codes, log = finish(started, workdir)
+  assert codes == [75] * processes, log
+  assert "SIGTERM: the state is saved" in log
+  saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+  assert 1 <= saved < 8, "it was told too late to show anything"
+  codes, log = finish(start(config_file, workdir, processes), workdir)
+  assert codes == [0] * processes, log
+  jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(uninterrupted[processes]))
+  assert [r["step"] for r in rows(workdir) if "val/AP" in r] == [4, 8]
+
+
+def test_an_evaluation_that_was_cut_off_is_made_up_for(config_file, uninterrupted, tmp_path):
+  """SIGTERM within an evaluation: its checkpoint is there already, and the rerun scores it first."""
+  workdir = tmp_path / "run"
+  shutil.copytree(uninterrupted[1], workdir)
+  shutil.rmtree(workdir / "checkpoints" / "8")
+  before = [r for r in rows(workdir) if r["step"] < 4 or (r["step"] == 4 and "loss" in r)]
+  (workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in before))
+  codes, log = finish(start(config_file, workdir, 1), workdir)
+  assert codes == [0], log
+  assert [r["step"] for r in rows(workdir) if "val/AP" in r] == [4, 8]
+  jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(uninterrupted[1]))
+
+
+def test_distributed_without_peers_is_one_clear_error(config_file, tmp_path):
+  environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_COORD")}
+  command = [sys.executable, "-c", COMMAND, "train", f"--config={config_file}", f"--workdir={tmp_path}/w"]
+  done = subprocess.run(
+    [*command, "--distributed"], env=environment | {"PYTHONPATH": os.getcwd()}, capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert "JAX_COORDINATOR_ADDRESS=HOST:PORT" in done.stderr and "Traceback" not in done.stderr
