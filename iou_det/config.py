@@ -30,6 +30,7 @@ RUNTIME_FIELDS = (
   "eval.batch_size",
   "mesh.fsdp",
   "mesh.space",
+  "model.remat",
 )
 
 
@@ -53,6 +54,7 @@ def base_config() -> ConfigDict:
         "p7_relu": False,  # ReLU between P6 and P7 (torchvision, detectron2)
         "prior": 0.01,
         "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
+        "remat": False,  # compute the backbone's activations again in the backward pass: less memory, slower
       },
       "anchors": {
         "convention": "legacy",  # mmdetection 0.6; or "modern" (detectron2, mmdetection 2+), "torchvision"
@@ -381,12 +383,15 @@ def from_json(text: str) -> ConfigDict:
     config = ConfigDict(tuples(json.loads(text)))
   except ValueError as error:
     raise UserError(f"config.json is damaged ({error}); restore it, or train in a new --workdir") from None
-  missing = [line for line in differences(base_config(), config) if line.endswith("!= None")]
-  if missing:
-    names = ", ".join(line.split(":")[0] for line in missing)
+  defaults = base_config()
+  missing = [line.split(":")[0] for line in differences(defaults, config) if line.endswith("!= None")]
+  if set(missing) - set(RUNTIME_FIELDS):
     raise UserError(
-      f"config.json lacks the fields {names}; it is of another version, train in a new --workdir"
+      f"config.json lacks the fields {', '.join(missing)}; it is of another version, train in a new --workdir"
     )
+  for name in missing:  # of an earlier version; they change no number
+    section, field = name.split(".")
+    config.setdefault(section, ConfigDict())[field] = defaults[section][field]
   return config
 
 

@@ -4,7 +4,6 @@ Module names follow torchvision's (`layer1.0.conv1` is `layer1_0/conv1`), so wei
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxtyping import Array, Float
 from iou_det.errors import UserError
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+LAYOUT = ("NHWC", "HWIO", "NHWC")
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -44,20 +44,67 @@ def convolution(
 class FrozenBatchNorm(nn.Module):
   """Batch norm with constant statistics (collection "batch_stats"); scale and bias are parameters.
 
-  Eps 1e-5, as in torchvision. One multiply-add, so that XLA can fuse it with its neighbours.
+  Eps 1e-5, as in torchvision. Returns the factor and the shift of each channel, for `FoldedConv`.
   """
 
-  dtype: DTypeLike = jnp.float32
+  @nn.compact
+  def __call__(self, channels: int) -> tuple[Float[Array, " c"], Float[Array, " c"]]:
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,)).value
+    var = self.variable("batch_stats", "var", jnp.ones, (channels,)).value
+    factor = scale * jax.lax.rsqrt(var + 1e-5)
+    return factor, bias - mean * factor
+
+
+class FoldedConv(nn.Module):
+  """A convolution with a norm's factor folded into its kernel: one pass over the activations less.
+
+  `x * W * factor + shift` is the same function, with the same gradients, as the norm after the convolution.
+  """
+
+  features: int
+  kernel: int
+  stride: int
+  dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    shape = (x.shape[-1],)
-    scale = self.param("scale", nn.initializers.ones, shape)
-    bias = self.param("bias", nn.initializers.zeros, shape)
-    mean = self.variable("batch_stats", "mean", jnp.zeros, shape).value
-    var = self.variable("batch_stats", "var", jnp.ones, shape).value
-    factor = scale * jax.lax.rsqrt(var + 1e-5)
-    return x * factor.astype(self.dtype) + (bias - mean * factor).astype(self.dtype)
+  def __call__(
+    self, x: Float[Array, "b h w c"], factor: Float[Array, " d"], shift: Float[Array, " d"]
+  ) -> Float[Array, "b h2 w2 d"]:
+    size = (self.kernel, self.kernel, x.shape[-1], self.features)
+    weights = (self.param("kernel", he_normal, size) * factor).astype(self.dtype)
+    x = x.astype(self.dtype)
+    if self.kernel == 7:
+      x = stem_convolution(x, weights)
+    else:
+      x = jax.lax.conv_general_dilated(
+        x,
+        weights,
+        (self.stride, self.stride),
+        [(self.kernel // 2, self.kernel // 2)] * 2,
+        dimension_numbers=LAYOUT,
+      )
+    return x + shift.astype(self.dtype)
+
+
+def stem_convolution(
+  x: Float[Array, "b h w c"], weights: Float[Array, "7 7 c d"]
+) -> Float[Array, "b h2 w2 d"]:
+  """The 7x7 convolution of stride 2 as a 4x4 one of stride 1 on 2x2 blocks of pixels (space to depth).
+
+  Few input channels leave matrix units idle; the blocks have four times as many. Equal up to rounding.
+  """
+  batch, height, width, channels = x.shape
+  x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))  # with what the convolution pads anyway
+  rows, columns = x.shape[1] // 2, x.shape[2] // 2
+  blocks = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+  blocks = blocks.reshape(batch, rows, columns, 4 * channels)
+  # A row and column of zeros before the kernel make it 8x8: pixel 2i + k - 4 is row k % 2 of block
+  # i + k // 2 - 2.
+  kernel = jnp.pad(weights, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
+  kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1)
+  return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=LAYOUT)
 
 
 def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
@@ -66,12 +113,22 @@ def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
   return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=dtype, name=name)
 
 
-def norm_layer(norm: str, dtype: DTypeLike) -> Callable[[int, str], nn.Module]:
-  """Function (channels, name) -> module for "frozen_bn" or "gn"."""
+def conv_norm(
+  x: Float[Array, "b h w c"],
+  features: int,
+  kernel: int,
+  stride: int,
+  norm: str,
+  dtype: DTypeLike,
+  names: tuple[str, str],
+) -> Float[Array, "b h2 w2 d"]:
+  """A convolution and its norm, "frozen_bn" or "gn", as submodules `names` of the module that calls this."""
   if norm == "frozen_bn":
-    return lambda channels, name: FrozenBatchNorm(dtype=dtype, name=name)
+    factor, shift = FrozenBatchNorm(name=names[1])(features)
+    return FoldedConv(features, kernel, stride, dtype, name=names[0])(x, factor, shift)
   if norm == "gn":
-    return lambda channels, name: group_norm(channels, dtype, name)
+    x = convolution(features, kernel, stride, dtype=dtype, name=names[0])(x)
+    return group_norm(features, dtype, names[1])(x)
   raise UserError(f"norm={norm!r}: must be 'frozen_bn' or 'gn'")
 
 
@@ -85,14 +142,11 @@ class BasicBlock(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    conv, norm = partial(convolution, dtype=self.dtype), norm_layer(self.norm, self.dtype)
-    y = conv(self.features, 3, self.stride, name="conv1")(x)
-    y = nn.relu(norm(self.features, "bn1")(y))
-    y = conv(self.features, 3, name="conv2")(y)
-    y = norm(self.features, "bn2")(y)
+    layer = partial(conv_norm, norm=self.norm, dtype=self.dtype)
+    y = nn.relu(layer(x, self.features, 3, self.stride, names=("conv1", "bn1")))
+    y = layer(y, self.features, 3, 1, names=("conv2", "bn2"))
     if x.shape != y.shape:
-      x = conv(self.features, 1, self.stride, name="downsample_0")(x)
-      x = norm(self.features, "downsample_1")(x)
+      x = layer(x, self.features, 1, self.stride, names=("downsample_0", "downsample_1"))
     return nn.relu(x + y)
 
 
@@ -106,16 +160,12 @@ class Bottleneck(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    conv, norm = partial(convolution, dtype=self.dtype), norm_layer(self.norm, self.dtype)
-    y = conv(self.features, 1, name="conv1")(x)
-    y = nn.relu(norm(self.features, "bn1")(y))
-    y = conv(self.features, 3, self.stride, name="conv2")(y)
-    y = nn.relu(norm(self.features, "bn2")(y))
-    y = conv(4 * self.features, 1, name="conv3")(y)
-    y = norm(4 * self.features, "bn3")(y)
+    layer = partial(conv_norm, norm=self.norm, dtype=self.dtype)
+    y = nn.relu(layer(x, self.features, 1, 1, names=("conv1", "bn1")))
+    y = nn.relu(layer(y, self.features, 3, self.stride, names=("conv2", "bn2")))
+    y = layer(y, 4 * self.features, 1, 1, names=("conv3", "bn3"))
     if x.shape != y.shape:
-      x = conv(4 * self.features, 1, self.stride, name="downsample_0")(x)
-      x = norm(4 * self.features, "downsample_1")(x)
+      x = layer(x, 4 * self.features, 1, self.stride, names=("downsample_0", "downsample_1"))
     return nn.relu(x + y)
 
 
@@ -128,6 +178,7 @@ class ResNet(nn.Module):
     norm: "frozen_bn" or "gn".
     frozen_stages: no gradient flows into the stem (0) and the first so many stages; -1: all train.
     dtype: of the computation; parameters are float32.
+    remat: keep no activations within a block, the backward pass computes them again: less memory, more time.
   """
 
   depth: int
@@ -135,14 +186,16 @@ class ResNet(nn.Module):
   norm: str = "frozen_bn"
   frozen_stages: int = 1
   dtype: DTypeLike = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
     if self.depth not in BLOCKS:
       raise UserError(f"depth={self.depth}: must be one of {', '.join(map(str, BLOCKS))}")
     block = BasicBlock if self.depth < 50 else Bottleneck
-    x = convolution(self.width, 7, 2, dtype=self.dtype, name="conv1")(images)
-    x = nn.relu(norm_layer(self.norm, self.dtype)(self.width, "bn1")(x))
+    if self.remat:
+      block = nn.remat(block)
+    x = nn.relu(conv_norm(images, self.width, 7, 2, self.norm, self.dtype, ("conv1", "bn1")))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     if self.frozen_stages == 0:
       x = jax.lax.stop_gradient(x)

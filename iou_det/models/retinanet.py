@@ -50,7 +50,7 @@ class RetinaNet(nn.Module):
 
   Attributes:
     num_classes: K; scores are K independent sigmoids, without a background class.
-    depth, width, norm, frozen_stages: see `ResNet`.
+    depth, width, norm, frozen_stages, remat: see `ResNet`.
     fpn_channels, min_level, max_level, p6_from, p7_relu: see `FPN`.
     head_convs: 3x3 convolutions of each tower.
     head_norm: "none" or "gn" (GroupNorm after each of them).
@@ -74,6 +74,7 @@ class RetinaNet(nn.Module):
   anchors_per_cell: int = 9
   prior: float = 0.01
   dtype: DTypeLike = jnp.float32
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -85,7 +86,9 @@ class RetinaNet(nn.Module):
       images: normalised RGB; any height and width. A level of stride s has ceil(height / s) rows and
         ceil(width / s) columns.
     """
-    backbone = ResNet(self.depth, self.width, self.norm, self.frozen_stages, self.dtype, name="backbone")
+    backbone = ResNet(
+      self.depth, self.width, self.norm, self.frozen_stages, self.dtype, self.remat, name="backbone"
+    )
     fpn = FPN(
       channels=self.fpn_channels,
       min_level=self.min_level,

@@ -56,6 +56,7 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
     p6_from=m.p6_from,
     p7_relu=m.p7_relu,
     prior=m.prior,
+    remat=m.remat,
     dtype=dtype,
     anchors_per_cell=config.anchors.octaves * len(config.anchors.ratios),
   )
