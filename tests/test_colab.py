@@ -21,18 +21,21 @@ from tests.models import golden
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "launch" / "colab.ipynb"
-LAST_STEP = 64  # 16 epochs of 4 steps: the training that is killed after its first epoch has some left
-TOY = """
-  --config.model.depth=18 --config.model.width=8 --config.model.norm=frozen_bn --config.model.head_norm=none
-  --config.model.fpn_channels=16 --config.model.head_convs=1 --config.model.min_level=4
-  --config.model.max_level=5 --config.anchors.octaves=1 --config.anchors.scale=2
-  --config.data.short=64 --config.data.long=96 --config.train.batch_size=8 --config.train.epochs=16
-  --config.train.eval_epochs=16 --config.train.warmup_steps=4 --config.train.log_every=4
-  --config.eval.batch_size=8 --config.eval.score_threshold=0.001
-"""
+LAST_STEP = 40  # 10 epochs of 4 steps: the training that is killed after its first epoch has some left
+TOY = {
+  "SHAPES": "toy_shapes",
+  "EPOCHS": 10,
+  "DATA_EPOCHS": 1,
+  "PRETRAINED": "resnet18.safetensors",
+  "FLAGS": "--config.model.depth=18 --config.model.width=8 --config.model.norm=frozen_bn"
+  " --config.model.fpn_channels=16 --config.model.head_convs=1 --config.model.head_norm=none"
+  " --config.model.min_level=4 --config.model.max_level=5 --config.anchors.octaves=1 --config.anchors.scale=2"
+  " --config.data.short=64 --config.data.long=96 --config.train.warmup_steps=4 --config.train.log_every=4"
+  " --config.eval.batch_size=8 --config.eval.score_threshold=0.001",
+}
 
 
-def run(folder: Path, *, cells: int | None = None, **variables: str) -> nbformat.NotebookNode:
+def run(folder: Path, *, cells: int | None = None, **settings) -> nbformat.NotebookNode:
   """Executes the notebook, or its first code cells, in a folder; returns it with its outputs."""
   notebook = nbformat.read(NOTEBOOK, as_version=4)
   if cells is not None:
@@ -44,8 +47,7 @@ def run(folder: Path, *, cells: int | None = None, **variables: str) -> nbformat
     "IPYTHONDIR": str(folder / "ipython"),
     # One device, as on Colab. Compiling is most of the time here, and slow programs will do.
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    "IOU_DET_SMOKE": " ".join(TOY.split()),
-    **variables,
+    "IOU_DET_COLAB": json.dumps(TOY | settings),
   }
   client = NotebookClient(
     notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
@@ -84,7 +86,7 @@ def executed(tmp_path_factory):
   table = golden.names()["resnet18"]["tensors"]
   weights = {name: seeded_tensor(name, tuple(map(narrow, shape))) for name, shape in table.items()}
   save_file(weights, folder / "resnet18.safetensors")
-  return folder, run(folder, IOU_DET_SHAPES="toy_shapes", IOU_DET_PRETRAINED="resnet18.safetensors")
+  return folder, run(folder)
 
 
 def test_it_is_committed_clean_and_asks_colab_for_a_gpu():
@@ -168,7 +170,7 @@ def test_the_killed_training_goes_on_from_its_checkpoint(executed):
 def test_a_command_that_fails_stops_the_notebook(tmp_path):
   (tmp_path / "iou-det").symlink_to(ROOT)
   with pytest.raises(CellExecutionError, match="no_such_folder") as failure:
-    run(tmp_path, cells=5, IOU_DET_SHAPES="no_such_folder")
+    run(tmp_path, cells=5, SHAPES="no_such_folder")
   assert "exit code 2" in str(failure.value) and "configs/shapes.py" in str(failure.value)
 
 
