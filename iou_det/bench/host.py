@@ -1,7 +1,7 @@
 """`bench input` and `bench eval`: what the host does, decoding images and scoring detections."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,12 +9,14 @@ import cv2
 import numpy as np
 from ml_collections import ConfigDict
 
-from iou_det.bench.measure import process_memory, time_in_turn
+from iou_det.bench.measure import Timing, process_memory
 from iou_det.data import image_files
 from iou_det.data.pipeline import Plan, train_batches
 from iou_det.data.records import Source, TrainingFilter, open_dataset, scan
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
+
+STARTING = 6  # batches: more than a pipeline holds ready
 
 
 def bench_input(
@@ -23,7 +25,8 @@ def bench_input(
   """From encoded images to ready batches, beside decoding alone and the usual float pipeline, in turn.
 
   All use `cores` threads, or as many worker processes. "usual" decodes, resizes to the network's size and
-  normalises to float32, as PyTorch's toolboxes do on the host.
+  normalises to float32, as PyTorch's toolboxes do on the host. The clock starts when the first batches have
+  come, so that starting threads and processes is not in it.
 
   Raises:
     UserError: if there are fewer images than a batch.
@@ -31,43 +34,54 @@ def bench_input(
   d = config.data
   source = open_dataset(d.path, d.train_split)
   keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
-  index = scan(source, keep)
-  plan = Plan(index, batch_size=batch_size, seed=config.seed)
+  plan = Plan(scan(source, keep), batch_size=batch_size, seed=config.seed)
   steps = images // batch_size
   if steps == 0:
     raise UserError(f"--images={images} is less than --batch_size={batch_size}; give at least one batch")
-  records = [int(r) for step in range(steps) for r in plan.batch(step).records]
+  total = STARTING + steps
+  records = [int(r) for step in range(total) for r in plan.batch(step).records]
   cv2.setNumThreads(0)
 
-  def pipeline(workers: int) -> int:
+  def pipeline(workers: int) -> float:
     batches = train_batches(
-      source, plan, start_step=0, stop_step=steps, canvas=tuple(d.canvas), max_boxes=d.max_boxes, keep=keep,
+      source, plan, start_step=0, stop_step=total, canvas=tuple(d.canvas), max_boxes=d.max_boxes, keep=keep,
       part=0, parts=1, threads=cores, workers=workers,
     )  # fmt: skip
-    return sum(len(batch["image"]) for batch, _ in batches)
+    return seconds_after(batches, STARTING)
 
-  def pooled(work: Any) -> int:
+  def pooled(work: Callable[[int], Any]) -> float:
     with ThreadPoolExecutor(cores) as pool:
-      return sum(1 for _ in pool.map(lambda r: work(source, r), records))
+      return seconds_after(pool.map(work, records), STARTING * batch_size)
 
-  usual = lambda source, r: decode_resize_normalise(source, r, config)
   calls = {
-    "decode": lambda: pooled(decode),
+    "decode": lambda: pooled(lambda r: decode(source, r)),
     "pipeline, threads": lambda: pipeline(0),
     "pipeline, processes": lambda: pipeline(cores),
-    "usual": lambda: pooled(usual),
+    "usual": lambda: pooled(lambda r: decode_resize_normalise(source, r, config)),
   }
-  timings = time_in_turn(calls, repeats)
+  rounds = [{name: call() for name, call in calls.items()} for _ in range(repeats)]
+  timings = {name: Timing(tuple(r[name] for r in rounds), warmup=0) for name in calls}
   decoding = timings["decode"].median
   short, long = d.canvas
   for name, timing in timings.items():
     yield {
-      "bench": "input", "piece": name, "images": len(records), "batch_size": batch_size, "threads": cores,
-      "canvas": [short, long], **timing.row(), "images_per_second": len(records) / timing.median,
+      "bench": "input", "piece": name, "images": steps * batch_size, "batch_size": batch_size,
+      "threads": cores, "canvas": [short, long], **timing.row(), "images_per_second": steps * batch_size / timing.median,
       "against_decode": decoding / timing.median, "against_usual": timings["usual"].median / timing.median,
       "bytes_to_device_per_image": 3 * short * long if name.startswith("pipeline") else None,
       "process_memory_peak_bytes": process_memory(),
     }  # fmt: skip
+
+
+def seconds_after(items: Iterable[Any], starting: int) -> float:
+  """Seconds from when the first `starting` items have come to the last."""
+  items = iter(items)
+  for _ in range(starting):
+    next(items)
+  start = time.perf_counter()
+  for _ in items:
+    pass
+  return time.perf_counter() - start
 
 
 def decode(source: Source, record: int) -> np.ndarray:
@@ -83,7 +97,7 @@ def decode_resize_normalise(source: Source, record: int, config: ConfigDict) -> 
   height, width = image.shape[:2]
   scale = min(d.short / min(height, width), d.long / max(height, width))
   resized = cv2.resize(image, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_LINEAR)
-  return (resized[..., ::-1].astype(np.float32) - np.float32(d.mean)) / np.float32(d.std)
+  return (resized.astype(np.float32) - np.float32(d.mean)) / np.float32(d.std)
 
 
 def bench_eval(images: int, detections: int, classes: int) -> Iterator[dict[str, Any]]:

@@ -69,13 +69,6 @@ def time_calls(call: Callable[[], Any], repeats: int, warmup: int = 2) -> Timing
   return Timing(tuple(seconds), warmup)
 
 
-def time_in_turn(calls: dict[str, Callable[[], Any]], repeats: int, warmup: int = 1) -> dict[str, Timing]:
-  """Times alternatives one after the other, round by round: what slows the machine then slows all of them."""
-  once = lambda call: time_calls(call, 1, warmup=0).seconds[0]
-  rounds = [{name: once(call) for name, call in calls.items()} for _ in range(warmup + repeats)]
-  return {name: Timing(tuple(r[name] for r in rounds[warmup:]), warmup) for name in calls}
-
-
 @dataclass(frozen=True)
 class Program:
   """A compiled function and what XLA says of it."""

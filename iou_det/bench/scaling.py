@@ -17,14 +17,12 @@ from iou_det.training.step import make_train_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
-# Bytes a second that a chip can send while it receives as many, from the makers' pages: H100 SXM (NVLink, 900
-# GB/s both ways together), DGX H100 (a 400 Gb/s InfiniBand port for each GPU), Cloud TPU v5e and v5p (ICI, 400
-# and 1,200 GB/s both ways together).
+# Bytes a second that a chip can send while it receives as many, from the makers' pages.
 LINKS = {
-  "NVLink (H100)": 450e9,
-  "InfiniBand (DGX H100)": 50e9,
-  "ICI (TPU v5e)": 200e9,
-  "ICI (TPU v5p)": 600e9,
+  "NVLink (H100)": 450e9,  # 900 GB/s both ways together
+  "InfiniBand (DGX H100)": 50e9,  # a 400 Gb/s port for each GPU
+  "ICI (TPU v5e)": 200e9,  # 400 GB/s both ways together
+  "ICI (TPU v5p)": 600e9,  # 1,200 GB/s
 }
 CHIPS = (8, 16, 32, 64, 128, 256)
 
@@ -34,10 +32,11 @@ def bench_scaling(
 ) -> Iterator[dict[str, Any]]:
   """Training steps with one thing changed at a time: batch, image size, boxes, classes, devices.
 
-  With several devices also the collectives of the compiled step, for the mesh axes `data`, `fsdp` and `space`,
-  and from them an estimate for more chips. Draws OUT's name with .png if `out` is given.
+  With several devices also the collectives of the compiled step, for the mesh axes `data`, `fsdp`, `space`, and
+  from them an estimate for more chips. Draws OUT's name with .png if `out` is given.
   """
-  plain = {"batch_size": batch_size, "boxes": boxes, "classes": classes, "devices": 1, "fsdp": 1, "space": 1}
+  plain: dict[str, Any] = {"batch_size": batch_size, "boxes": boxes, "classes": classes}
+  plain |= {"devices": 1, "fsdp": 1, "space": 1}
   short, long = config.data.short, config.data.long
   changes: list[tuple[str, dict[str, Any]]]
   changes = [("batch size", {"batch_size": batch_size * k}) for k in (1, 2, 4)]

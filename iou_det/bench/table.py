@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 COLUMNS = (
-  "bench", "piece", "model", "batch", "input", "dtype", "ms", "spread", "img/s", "memory GB", "peak share", "ratio",
+  "bench", "piece", "model", "batch", "input", "dtype", "ms", "spread", "img/s", "memory GB", "peak share",
+  "ratio",
 )  # fmt: skip
 
 

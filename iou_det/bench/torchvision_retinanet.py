@@ -1,7 +1,7 @@
 """torchvision's RetinaNet on inputs of the same sizes, for `bench --against=torchvision`.
 
-A process of its own, so that neither framework holds the other's memory: imports nothing of JAX, and prints one
-JSON line a measurement.
+A process of its own, so that neither framework holds the other's memory: it imports nothing of JAX and prints
+one JSON line a measurement.
 """
 
 import argparse
