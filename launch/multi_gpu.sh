@@ -12,7 +12,8 @@
 #   multi_gpu.sh -- --config=configs/retinanet.py --config.data.path=coco --workdir=runs/coco
 #   multi_gpu.sh --nodes=2 --node=0 --coordinator=10.0.0.1:8476 -- --config=... --workdir=/nfs/coco  (then --node=1)
 #
-# Tested: commands, signals and reruns with a stub in place of iou-det. Not run: several GPUs, several machines.
+# Tested: on a CPU, one process trained and two formed a JAX group; signals and reruns with a stub in place of iou-det.
+# Not run: on several GPUs, on several machines.
 set -euo pipefail
 fail() {
   echo "multi_gpu.sh: $1" >&2

@@ -9,10 +9,11 @@
 #     --readonly=false --auto-mount=false --size=1000 --mount-options=implicit-dirs,rename-dir-limit=100000
 #   xpk.sh --name=iou-det --cluster=CLUSTER --type=v5litepod-16 --storage=coco-bucket -- \
 #     --config=configs/retinanet.py --config.data.path=/bucket/coco --workdir=/bucket/runs/coco
-#   Spot nodes are a matter of the cluster: xpk cluster create --spot. They have 30 s to save, whatever is asked here.
+#   The cluster: xpk cluster create --enable-gcsfuse-csi-driver, with --spot for spot nodes. They have 30 s to save, whatever is asked here.
 #   The tracked files, as they are staged, are built into an image: that needs docker.
 #
-# Tested: the options against xpk's own, and its manifest's reaction to exit codes. Not run: on a cluster.
+# Tested: the options against xpk's own parser; its dry run's manifest (code 75 is among those that restart).
+# Not run: on a cluster.
 set -euo pipefail
 fail() {
   echo "xpk.sh: $1" >&2

@@ -1,4 +1,4 @@
-"""Writes launch_tools.json, for tests/test_launch.py: what SkyPilot and xpk accept, from themselves.
+"""Writes launch_tools.json, for tests/launch: what SkyPilot and xpk accept, from themselves.
 
 Both are too heavy to be test dependencies (SkyPilot 0.14.1 alone: 430 MB). In an environment of its own:
 
