@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains on TPU slices of a GKE cluster by xpk (pip install xpk; tested with its version 1.16.0). Kubernetes starts
-# the workload again after exit code 75 (told to stop, and saved) and after a lost node, not after other failures.
+# the workload again after exit code 75 (told to stop, and saved), a lost node or a death by a signal, but not after
+# an error (exit code 1 or 2).
 #
 # Usage: xpk.sh [--dry_run] --name=NAME --cluster=CLUSTER --type=TPU_TYPE --storage=STORAGE [--slices=N]
 #               [--max_restarts=N] [--project=PROJECT] [--zone=ZONE] -- FLAGS
@@ -9,7 +10,7 @@
 #     --readonly=false --auto-mount=false --size=1000 --mount-options=implicit-dirs,rename-dir-limit=100000
 #   xpk.sh --name=iou-det --cluster=CLUSTER --type=v5litepod-16 --storage=coco-bucket -- \
 #     --config=configs/retinanet.py --config.data.path=/bucket/coco --workdir=/bucket/runs/coco
-#   The cluster: xpk cluster create --enable-gcsfuse-csi-driver, with --spot for spot nodes. They have 30 s to save, whatever is asked here.
+#   The cluster: xpk cluster create --enable-gcsfuse-csi-driver; with --spot, nodes that get at most 30 s to save.
 #   The tracked files, as they are staged, are built into an image: that needs docker.
 #
 # Tested: the options against xpk's own parser; its dry run's manifest (code 75 is among those that restart).
