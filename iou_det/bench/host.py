@@ -66,7 +66,8 @@ def bench_input(
   for name, timing in timings.items():
     yield {
       "bench": "input", "piece": name, "images": steps * batch_size, "batch_size": batch_size,
-      "threads": cores, "canvas": [short, long], **timing.row(), "images_per_second": steps * batch_size / timing.median,
+      "threads": cores, "canvas": [short, long], **timing.row(),
+      "images_per_second": steps * batch_size / timing.median,
       "against_decode": decoding / timing.median, "against_usual": timings["usual"].median / timing.median,
       "bytes_to_device_per_image": 3 * short * long if name.startswith("pipeline") else None,
       "process_memory_peak_bytes": process_memory(),

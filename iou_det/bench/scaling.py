@@ -32,8 +32,8 @@ def bench_scaling(
 ) -> Iterator[dict[str, Any]]:
   """Training steps with one thing changed at a time: batch, image size, boxes, classes, devices.
 
-  With several devices also the collectives of the compiled step, for the mesh axes `data`, `fsdp`, `space`, and
-  from them an estimate for more chips. Draws OUT's name with .png if `out` is given.
+  With several devices also the collectives of the compiled step, for the mesh axes `data`, `fsdp`, `space`,
+  and from them an estimate for more chips. Draws OUT's name with .png if `out` is given.
   """
   plain: dict[str, Any] = {"batch_size": batch_size, "boxes": boxes, "classes": classes}
   plain |= {"devices": 1, "fsdp": 1, "space": 1}

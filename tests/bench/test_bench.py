@@ -106,7 +106,7 @@ def test_table():
 
 def test_stack_uses_memory_again_only_when_nothing_shows_it():
   rows = lambda value: [
-    {"image": np.full((2, 3, 3), value, np.uint8), "image_size": np.array([2, 3]), "portrait": np.array(False)}
+    {"image": np.full((2, 3, 3), value, np.uint8), "image_size": np.array([2, 3]), "portrait": np.False_}
   ]
   stack = Stack((4, 6))
   first = stack(rows(1))["image"]

@@ -13,7 +13,7 @@ import pytest
 from iou_det.errors import UserError
 from iou_det.models.fpn import FPN, upsample
 from iou_det.models.pretrained import from_torch, torch_name
-from iou_det.models.resnet import ResNet, group_norm
+from iou_det.models.resnet import LAYOUT, ResNet, group_norm, stem_convolution
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.ops.anchors import anchors, level_shapes
 from tests.golden.seeded_tensors import seeded_images, seeded_tensor
@@ -240,3 +240,25 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside():
 def test_a_value_that_is_not_allowed_is_named(options, message):
   with pytest.raises(UserError, match=message.replace("..", r"\.\.")):
     shapes_of(RetinaNet(**TINY | options))
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 18), (9, 7)])
+def test_stem_on_blocks_of_pixels_is_the_plain_convolution(height, width):
+  x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+  weights = jax.random.normal(jax.random.key(1), (7, 7, 3, 5))
+  plain = jax.lax.conv_general_dilated(x, weights, (2, 2), [(3, 3)] * 2, dimension_numbers=LAYOUT)
+  np.testing.assert_allclose(stem_convolution(x, weights), plain, atol=1e-4)
+
+
+def test_computing_activations_again_changes_no_gradient():
+  images = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
+  options = {"depth": 18, "width": 4, "frozen_stages": -1}
+  variables = ResNet(**options).init(jax.random.key(1), images)
+
+  def gradient(remat):
+    model = ResNet(**options, remat=remat)
+    return jax.jit(jax.grad(lambda v: sum(jnp.sum(x**2) for x in model.apply(v, images))))(variables)
+
+  gradients = [gradient(remat) for remat in (False, True)]
+  far = jax.tree.map(lambda a, b: jnp.linalg.norm(a - b) / jnp.linalg.norm(a), *gradients)
+  assert max(jax.tree.leaves(far)) < 1e-5
