@@ -1,1 +1,0 @@
-"""Measurements, one JSON line each: training, input, prediction, scoring, and how cost grows."""
