@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 # Dense bfloat16 matrix FLOP/s of one device as JAX counts devices, by the start of its `device_kind`.
-# NVIDIA: the data sheets' tensor core figures, which are with sparsity, halved. TPU: cloud.google.com/tpu/docs.
+# NVIDIA: the data sheets' tensor core figures (given with sparsity: halved). TPU: cloud.google.com/tpu/docs.
 PEAK_BF16 = {
   "NVIDIA H100 80GB HBM3": 989.4e12,  # SXM5
   "NVIDIA H100 NVL": 835.5e12,
