@@ -18,6 +18,7 @@ COMMANDS = {
   "reproduce": ("iou_det.tools.reproduce", "a table or figure of the paper: its runs, then the table"),
   "fit-wloc": ("iou_det.tools.fit_wloc", "w_loc of Table 4: keeps the first step's loss sum, for any data"),
   "predict": ("iou_det.tools.predict", "draw boxes on your own images with a trained workdir"),
+  "bench": ("iou_det.tools.bench", "how fast training, input, detection and scoring are, beside others"),
 }
 
 
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
   try:
     check_command_line(argv[1:])
     rest = flags.FLAGS(sys.argv)
-    if command in ("predict", "reproduce"):  # take arguments that are no flags
+    if command in ("predict", "reproduce", "bench"):  # take arguments that are no flags
       module.main(rest[1:])
     elif len(rest) > 1:
       raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")

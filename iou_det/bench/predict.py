@@ -17,13 +17,10 @@ from iou_det.training.state import create_state, make_model
 
 def bench_predict(
   config: ConfigDict, num_classes: int, *, repeats: int, out: str | Path | None
-) -> dict[int, dict[str, Any]]:
-  """Reports a line for batches of `config.eval.batch_size` over all devices and one for single images on one.
-
-  Returns:
-    The lines by batch size.
+) -> list[dict[str, Any]]:
+  """Reports a line for batches of `config.eval.batch_size` over all devices and one for single images on one.  Returns the lines.
   """
-  rows = {}
+  rows = []
   for batch_size in dict.fromkeys((config.eval.batch_size, 1)):
     latency = batch_size == 1
     mesh = data_mesh(batch_size, jax.devices()[:1] if latency else None, setting="--batch_size")
@@ -35,9 +32,10 @@ def bench_predict(
     detect = lambda program=compilation.program, s=state, a=arrays: program(s, a)
     found = float(detect().valid.sum(axis=1).mean())
     timing = time_calls(detect, warmup=2, repeats=repeats, calls=1 if latency else calls_per_sample())
-    rows[batch_size] = report(
+    row = report(
       "predict", "latency" if latency else "throughput", timing=timing, images=batch_size,
       dtype=jnp.dtype(model.dtype).name, shapes=synthetic.describe(config, host, num_classes, boxes=0),
       compilation=compilation, out=out, detections_per_image=found,
     )  # fmt: skip
+    rows.append(row)
   return rows

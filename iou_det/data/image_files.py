@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 # Boxes refer to the pixels as stored: no rotation by EXIF.
-DECODE_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 JPEG = b"\xff\xd8"
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -96,7 +96,7 @@ def is_truncated_jpeg(data: bytes) -> bool:
 
 
 def decode(data: bytes) -> np.ndarray | None:
-  """BGR pixels as stored, or None. OpenCV fills up what is missing of some damaged files: see `check`."""
+  """RGB pixels as stored, or None. OpenCV fills up what is missing of some damaged files: see `check`."""
   return cv2.imdecode(np.frombuffer(data, np.uint8), DECODE_FLAGS) if data else None
 
 

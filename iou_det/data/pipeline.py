@@ -4,11 +4,14 @@ The host only decodes; resizing, flipping and normalising happen on the device (
 a pure function of (seed, step), so a run resumes at any step, and neither the number of hosts nor of
 threads or worker processes changes a batch. Each process reads only its rows of every global batch.
 
-Memory, in canvases of short x long x 3 bytes: threads read AHEAD = 3 batches ahead (at least one image a
-thread), and up to two stacked batches wait for the device; worker processes hold up to four batches each,
-and two more wait, all in shared memory (/dev/shm). With the paper's 16 images of 800x1344 a batch is 52 MB.
+Memory: threads read AHEAD = 3 batches of decoded images ahead (at least one image a thread), and up to two
+stacked batches wait for the device; worker processes hold up to four stacked batches each, and two more wait,
+all in shared memory (/dev/shm). A stacked batch has short x long x 3 bytes an image: 20 MB for 16 canvases of
+640x640. Its memory is used again as soon as nothing refers to the batch: fresh pages cost more than the copy.
 """
 
+import math
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -157,7 +160,7 @@ class TrainRows:
 
 @dataclass(frozen=True)
 class Loader:
-  """Reads and decodes one example into its canvas."""
+  """Reads and decodes one example; `Stack` puts its image into the canvas."""
 
   source: Source
   canvas: tuple[int, int]  # short and long side, pixels
@@ -169,8 +172,6 @@ class Loader:
     canvas_size = self.canvas[::-1] if example.portrait else self.canvas
     image = fit(decode_image(record), canvas_size)
     height, width = image.shape[:2]
-    canvas = np.zeros((*canvas_size, 3), np.uint8)
-    canvas[:height, :width] = image
 
     boxes = np.zeros((self.max_boxes, 4), np.float32)
     labels = np.zeros(self.max_boxes, np.int32)
@@ -183,11 +184,47 @@ class Loader:
       labels[:number] = record.labels[chosen]
       valid[:number] = True
     return {
-      "image": canvas, "image_size": np.array([height, width], np.int32),
+      "image": image, "image_size": np.array([height, width], np.int32),
       "original_size": np.array([record.height, record.width], np.int32), "boxes": boxes, "labels": labels,
       "valid": valid, "index": np.array(example.record, np.int32), "epoch": np.array(example.epoch, np.int32),
-      "example": np.array(example.real),
+      "example": np.array(example.real), "portrait": np.array(example.portrait),
     }  # fmt: skip
+
+
+class Stack:
+  """Makes a batch of loaded examples: images top left in canvases, zeros beside them.
+
+  Args:
+    canvas: short and long side, pixels.
+  """
+
+  def __init__(self, canvas: tuple[int, int]):
+    self.canvas = canvas
+    self.free: list[np.ndarray] = []  # memory of batches that nothing refers to any more
+
+  def __call__(self, rows: Sequence[dict[str, np.ndarray]]) -> HostBatch:
+    canvas_size = self.canvas[::-1] if rows[0]["portrait"] else self.canvas
+    shape = (len(rows), *canvas_size, 3)
+    images = self.memory(math.prod(shape)).reshape(shape)
+    for canvas, row in zip(images, rows, strict=True):
+      height, width = row["image_size"]
+      canvas[:height, :width] = row["image"]
+      canvas[:height, width:] = 0
+      canvas[height:] = 0
+    names = [name for name in rows[0] if name not in ("image", "portrait")]
+    return {"image": images} | {name: np.stack([row[name] for row in rows]) for name in names}
+
+  def memory(self, size: int) -> UInt8[np.ndarray, " size"]:
+    """Bytes with any content; they come back when the last array that shows a part of them is gone."""
+    # Another thread may be giving memory back, so nothing is asked before it is taken.
+    try:
+      memory = self.free.pop()
+    except IndexError:
+      memory = np.empty(size, np.uint8)
+    # Through a memoryview: views of `shown` keep `shown` alive, while views of `memory` would keep only that.
+    shown = np.frombuffer(memoryview(memory), np.uint8)
+    weakref.finalize(shown, self.free.append, memory).atexit = False
+    return shown
 
 
 def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
@@ -207,7 +244,7 @@ def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
       f"{name} has {image.shape[1]}x{image.shape[0]} pixels, its annotation says "
       f"{record.width}x{record.height}; correct the annotation file"
     )
-  return np.ascontiguousarray(image[..., ::-1])
+  return image
 
 
 def fit(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -295,16 +332,17 @@ def run(
 ) -> Iterator[HostBatch]:
   """Loads the examples in order and stacks them."""
   dataset = grain.MapDataset.source(examples).map(load)
+  stack = Stack(load.canvas)
   if workers:
     # Batched before the split over the workers, which hand out elements in turn: so they are whole batches.
-    whole = dataset.batch(batch_size).to_iter_dataset(
+    whole = dataset.batch(batch_size, batch_fn=stack).to_iter_dataset(
       grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     )
     return iter(whole.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init_worker))
   init_worker(0, 1)
   # Threads share the images of a batch, not whole batches: that keeps what is read ahead small.
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD * batch_size, threads))
-  stacked = dataset.to_iter_dataset(ahead).batch(batch_size)
+  stacked = dataset.to_iter_dataset(ahead).batch(batch_size, batch_fn=stack)
   return iter(ThreadPrefetchIterDataset(stacked, prefetch_buffer_size=1))
 
 
