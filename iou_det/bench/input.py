@@ -1,7 +1,7 @@
 """From JPEG bytes to ready batches: our pipeline beside bare decoding and beside the usual pipeline.
 
-All decode the same images in the same order on the same cores with OpenCV. A sample begins when a pipeline has
-delivered its first batches and ends with its last one; pipelines are sampled in turn.
+All decode the same images in the same order on the same cores with OpenCV. A sample begins when a pipeline
+has delivered its first batches and ends with its last one; pipelines are sampled in turn.
 """
 
 import itertools
@@ -77,23 +77,23 @@ def bench_input(
 
   rows = {}
   for name, pipeline in pipelines.items():
-    bare = name.startswith(BARE)
-    memory, nbytes = (None, None) if bare else memory_and_bytes(pipeline())
+    by = {BARE: "opencv", OURS: "iou-det", USUAL: "usual"}[name.split(",")[0]]
+    memory, nbytes = (None, None) if by == "opencv" else memory_and_bytes(pipeline())
     rows[name] = report(
-      "input", name, timing=timings[name], images=batch_size, more_versions=("grain", "opencv-python-headless"),
-      by="opencv" if bare else ("usual" if name.startswith(USUAL) else "iou-det"), out=out,
+      "input", name, by=by, timing=timings[name], images=batch_size, out=out,
+      more_versions=("grain", "opencv-python-headless"),
       shapes={"canvas": list(d.canvas), "network_input": list(input_size(config, False)),
               "file_bytes": mean_file_bytes(source, plan)},
       bytes_to_device_per_image=nbytes and nbytes / batch_size, host_memory_bytes=memory,
     )  # fmt: skip
   bare, threads, processes, other = pipelines
   for ours_name, theirs in ((threads, bare), (processes, bare), (threads, other), (threads, processes)):
-    row = {
+    ratio = {
       "bench": "input", "what": "images_per_second", "by": f"{ours_name} / {theirs}",
       "ratio": timings[theirs].median / timings[ours_name].median,
     }  # fmt: skip
-    print_line(row, out)
-    rows[row["by"]] = row
+    print_line(ratio, out)
+    rows[f"{ours_name} / {theirs}"] = ratio
   return rows
 
 

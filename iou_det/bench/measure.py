@@ -33,6 +33,12 @@ PEAK_BF16 = {
   "TPU v5p": 459e12,
   "TPU v6 lite": 918e12,
 }
+CALLS_ON_ACCELERATOR = 4  # in a sample: work is issued ahead, which hides Python's share as training does
+
+
+def calls_per_sample() -> int:
+  """Of throughput on this process's devices; a CPU does one thing after another anyway."""
+  return 1 if jax.default_backend() == "cpu" else CALLS_ON_ACCELERATOR
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def compile_program(function: Any, *arguments: Any, cold: bool) -> Compilation:
 def _without_persistent_cache() -> Iterator[None]:
   from jax.experimental.compilation_cache import compilation_cache
 
-  enabled = jax.config.jax_enable_compilation_cache
+  enabled = jax.config.values["jax_enable_compilation_cache"]
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.reset_cache()  # JAX looks at the setting once, then again only after this
   try:

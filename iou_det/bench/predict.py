@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from iou_det.bench import synthetic
-from iou_det.bench.measure import compile_program, report, time_calls
-from iou_det.bench.train import STEPS_PER_EPOCH, calls_per_sample
+from iou_det.bench.measure import calls_per_sample, compile_program, report, time_calls
+from iou_det.bench.train import STEPS_PER_EPOCH
 from iou_det.evaluation.evaluate import make_detect_step
 from iou_det.training.mesh import data_mesh, to_device
 from iou_det.training.state import create_state, make_model
@@ -18,7 +18,10 @@ from iou_det.training.state import create_state, make_model
 def bench_predict(
   config: ConfigDict, num_classes: int, *, repeats: int, out: str | Path | None
 ) -> list[dict[str, Any]]:
-  """Reports a line for batches of `config.eval.batch_size` over all devices and one for single images on one.  Returns the lines.
+  """Reports a line for batches of `config.eval.batch_size` on all devices, one for single images on one.
+
+  Returns:
+    The lines.
   """
   rows = []
   for batch_size in dict.fromkeys((config.eval.batch_size, 1)):

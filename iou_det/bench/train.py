@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from iou_det.bench import synthetic
-from iou_det.bench.measure import Compilation, Timing, compile_program, report, time_calls
+from iou_det.bench.measure import Compilation, Timing, calls_per_sample, compile_program, report, time_calls
 from iou_det.models.resnet import ResNet
 from iou_det.ops import matching
 from iou_det.training.losses import detection_losses, loss_terms
@@ -18,11 +18,6 @@ from iou_det.training.state import create_state, forward, make_model
 from iou_det.training.step import loss_arguments, make_train_step, network_inputs
 
 STEPS_PER_EPOCH = 1000  # only the learning rate depends on it
-
-
-def calls_per_sample() -> int:
-  """On an accelerator steps are issued ahead, as the loop does, so that Python's share is hidden as there."""
-  return 1 if jax.default_backend() == "cpu" else 4
 
 
 def bench_train(

@@ -222,7 +222,7 @@ class Stack:
     except IndexError:
       memory = np.empty(size, np.uint8)
     # Through a memoryview: views of `shown` keep `shown` alive, while views of `memory` would keep only that.
-    shown = np.frombuffer(memoryview(memory), np.uint8)
+    shown = np.frombuffer(memory.data, np.uint8)
     weakref.finalize(shown, self.free.append, memory).atexit = False
     return shown
 

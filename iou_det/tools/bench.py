@@ -28,7 +28,7 @@ REPEATS = flags.DEFINE_integer("repeats", 10, "Samples; input: 3 are enough.", l
 CLASSES = flags.DEFINE_integer("classes", 80, "Number of classes, except for input.", lower_bound=1)
 BOXES = flags.DEFINE_integer("boxes", 8, "train: boxes of each image.", lower_bound=1)
 IMAGES = flags.DEFINE_integer(
-  "images", None, "input: images per sample (default 1600); eval: images scored (default 5000).", lower_bound=1
+  "images", None, "input: images per sample, default 1600; eval: images scored, default 5000.", lower_bound=1
 )
 DETECTIONS = flags.DEFINE_integer("detections", 500_000, "eval: detections scored.", lower_bound=1)
 PIECES = flags.DEFINE_bool("pieces", False, "train: also each part of the step, compiled alone.")
