@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import platform
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -98,12 +99,12 @@ def compile_program(function: Any, *arguments: Any, cold: bool) -> Compilation:
   """Compiles a jitted function for its arguments (values or shapes).
 
   Args:
-    cold: without JAX's persistent cache, neither reading nor writing it.
+    cold: whatever JAX's persistent cache has; see `fresh_cache`.
   """
   start = time.perf_counter()
   lowered = function.lower(*arguments)
   lowered_at = time.perf_counter()
-  with _without_persistent_cache() if cold else contextlib.nullcontext():
+  with fresh_cache() if cold else contextlib.nullcontext():
     program = lowered.compile()
   end = time.perf_counter()
   cost, memory = lowered.cost_analysis(), program.memory_analysis()
@@ -123,17 +124,22 @@ def compile_program(function: Any, *arguments: Any, cold: bool) -> Compilation:
 
 
 @contextlib.contextmanager
-def _without_persistent_cache() -> Iterator[None]:
+def fresh_cache() -> Iterator[None]:
+  """JAX's persistent cache in an empty folder that goes away: what is compiled first is compiled cold."""
   from jax.experimental.compilation_cache import compilation_cache
 
-  enabled = jax.config.values["jax_enable_compilation_cache"]
-  jax.config.update("jax_enable_compilation_cache", False)
-  compilation_cache.reset_cache()  # JAX looks at the setting once, then again only after this
-  try:
-    yield
-  finally:
-    jax.config.update("jax_enable_compilation_cache", enabled)
-    compilation_cache.reset_cache()
+  with tempfile.TemporaryDirectory() as folder:
+    options = {"jax_compilation_cache_dir": folder, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: jax.config.values[name] for name in options}
+    try:
+      for name, value in options.items():
+        jax.config.update(name, value)
+      compilation_cache.reset_cache()  # JAX looks at the folder once, then again only after this
+      yield
+    finally:
+      for name, value in before.items():
+        jax.config.update(name, value)
+      compilation_cache.reset_cache()
 
 
 def peak_flops(device_kind: str) -> float | None:

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from iou_det.bench import synthetic
-from iou_det.bench.measure import Compilation, Timing, calls_per_sample, compile_program, report, time_calls
+from iou_det.bench.measure import (
+  Compilation,
+  Timing,
+  calls_per_sample,
+  compile_program,
+  fresh_cache,
+  report,
+  time_calls,
+)
 from iou_det.models.resnet import ResNet
 from iou_det.ops import matching
 from iou_det.training.losses import detection_losses, loss_terms
@@ -49,10 +57,10 @@ def bench_train(
   host = synthetic.batch(config, batch_size, num_classes, boxes)
   arrays = to_device(host, mesh)
 
-  def compiled_step(portrait: bool, cold: bool) -> Compilation:
+  def compiled_step(portrait: bool) -> Compilation:
     batch = synthetic.batch(config, batch_size, num_classes, boxes, portrait=portrait)
     step = make_train_step(config, model, optimizer, STEPS_PER_EPOCH, mesh)
-    return compile_program(step, abstract_state, batch, portrait, cold=cold)
+    return compile_program(step, abstract_state, batch, portrait, cold=False)
 
   def line(what: str, timing: Timing | None, compilation: Compilation | None, **more: Any) -> dict[str, Any]:
     return report(
@@ -60,7 +68,10 @@ def bench_train(
       shapes=synthetic.describe(config, host, num_classes, boxes), compilation=compilation, out=out, **more,
     )  # fmt: skip
 
-  landscape = compiled_step(portrait=False, cold=True)
+  with fresh_cache():
+    cold = [compiled_step(portrait) for portrait in ((False, True) if orientations else (False,))]
+    cached = [compiled_step(portrait) for portrait in (False, True)] if orientations else []
+  landscape = cold[0]
   losses = []
 
   def step():
@@ -74,10 +85,6 @@ def bench_train(
   row = line("step", timing, landscape, loss_first=float(losses[0]), loss_last=float(losses[-1]))
 
   if orientations:
-    cold = [landscape, compiled_step(portrait=True, cold=True)]
-    for portrait in (False, True):
-      compiled_step(portrait, cold=False)  # fills the cache if it is not there yet
-    cached = [compiled_step(portrait, cold=False) for portrait in (False, True)]
     for what, both in (("compile both, cold", cold), ("compile both, from the cache", cached)):
       line(what, None, None, lower_seconds=sum(c.lower_seconds for c in both),
            compile_seconds=sum(c.compile_seconds for c in both))  # fmt: skip
