@@ -98,6 +98,8 @@ class Compilation:
 def compile_program(function: Any, *arguments: Any, cold: bool) -> Compilation:
   """Compiles a jitted function for its arguments (values or shapes).
 
+  A function that this process has compiled before for the same shapes costs nothing the second time.
+
   Args:
     cold: whatever JAX's persistent cache has; see `fresh_cache`.
   """

@@ -55,11 +55,11 @@ def _measured(row: dict[str, Any]) -> str:
   return _line(
     (
       row["bench"], row["what"], row["by"], row["batch"], _network(row), row["dtype"],
-      _scaled(row["images_per_second"], 1, 1),
+      _scaled(row["images_per_second"], 1.0, 1),
       None if seconds is None else f"{seconds * 1e3:.2f} ({row['seconds_iqr'] * 1e3:.2f})",
       _scaled(row["program_memory_bytes"], 1e-9, 2),
       _scaled(row["device_peak_bytes"], 1e-9, 2),
-      _scaled(row["compile_seconds"], 1, 1),
+      _scaled(row["compile_seconds"], 1.0, 1),
       _scaled(row["model_flops_per_second"], 1e-12, 2),
       None if share is None else f"{share:.1%}",
     )
