@@ -190,6 +190,7 @@ def report(
   dtype: str | None = None,
   shapes: dict[str, Any] | None = None,
   compilation: Compilation | None = None,
+  devices: int | None = None,
   more_versions: tuple[str, ...] = (),
   out: str | Path | None = None,
   **more: Any,
@@ -203,11 +204,12 @@ def report(
     images: per call, over all devices.
     dtype: of the computation; only of bfloat16 is the share of the peak stated.
     shapes: of the inputs, and what else sets the size of the work.
+    devices: that took part; default: all.
     more_versions: distributions beside ours and JAX's.
     out: a file to append the line to as well.
     more: further fields of the line.
   """
-  where = hardware()
+  where = hardware() | ({"devices": devices} if devices else {})
   flops = compilation.flops if compilation else None
   peak = peak_flops(where["device"]) if dtype == "bfloat16" else None
   per_second = flops / timing.median if flops and timing else None

@@ -1,5 +1,6 @@
 """What detecting costs: throughput of a batch and latency of one image, decoding and NMS included."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,26 @@ from iou_det.training.state import create_state, make_model
 
 
 def bench_predict(
-  config: ConfigDict, num_classes: int, *, repeats: int, out: str | Path | None
+  config: ConfigDict,
+  num_classes: int,
+  *,
+  repeats: int,
+  out: str | Path | None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> list[dict[str, Any]]:
   """Reports a line for batches of `config.eval.batch_size` on all devices, one for single images on one.
+
+  Args:
+    devices: defaults to all.
 
   Returns:
     The lines.
   """
   rows = []
+  devices = jax.devices() if devices is None else devices
   for batch_size in dict.fromkeys((config.eval.batch_size, 1)):
     latency = batch_size == 1
-    mesh = data_mesh(batch_size, jax.devices()[:1] if latency else None, setting="--batch_size")
+    mesh = data_mesh(batch_size, devices[:1] if latency else devices, setting="--batch_size")
     model = make_model(config, num_classes)
     state, _ = create_state(config, model, STEPS_PER_EPOCH, mesh, pretrained=False)
     host = synthetic.batch(config, batch_size, num_classes, boxes=0)
@@ -38,7 +48,7 @@ def bench_predict(
     row = report(
       "predict", "latency" if latency else "throughput", timing=timing, images=batch_size,
       dtype=jnp.dtype(model.dtype).name, shapes=synthetic.describe(config, host, num_classes, boxes=0),
-      compilation=compilation, out=out, detections_per_image=found,
+      compilation=compilation, devices=mesh.size, out=out, detections_per_image=found,
     )  # fmt: skip
     rows.append(row)
   return rows

@@ -1,5 +1,6 @@
 """What a training step costs, whole and piece by piece."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,13 @@ def bench_train(
   pieces: bool,
   orientations: bool,
   out: str | Path | None,
+  devices: Sequence[jax.Device] | None = None,
 ) -> dict[str, Any]:
   """Reports the whole step, and on request its pieces and the compilation of both orientations.
 
   Args:
     boxes: of each image.
+    devices: defaults to all.
     pieces: also a line for each part of the step compiled alone. Parts overlap less alone than in the step,
       and write results that the step never needs: they do not add up to it.
     orientations: also what compiling landscape and portrait together takes, cold and from the cache.
@@ -50,7 +53,7 @@ def bench_train(
     The line of the whole step.
   """
   batch_size = config.train.batch_size
-  mesh = data_mesh(batch_size, setting="--batch_size")
+  mesh = data_mesh(batch_size, devices, setting="--batch_size")
   model = make_model(config, num_classes)
   state, optimizer = create_state(config, model, STEPS_PER_EPOCH, mesh, pretrained=False)
   abstract_state = jax.eval_shape(lambda s: s, state)
@@ -65,7 +68,8 @@ def bench_train(
   def line(what: str, timing: Timing | None, compilation: Compilation | None, **more: Any) -> dict[str, Any]:
     return report(
       "train", what, timing=timing, images=batch_size, dtype=jnp.dtype(model.dtype).name,
-      shapes=synthetic.describe(config, host, num_classes, boxes), compilation=compilation, out=out, **more,
+      shapes=synthetic.describe(config, host, num_classes, boxes), compilation=compilation,
+      devices=mesh.size, out=out, **more,
     )  # fmt: skip
 
   with fresh_cache():

@@ -40,7 +40,8 @@ def test_train_reports_step_pieces_and_compilation(capsys, monkeypatch):
     return {"assignment": every["assignment"]}
 
   monkeypatch.setattr(train, "parts", cheap_parts)
-  train.bench_train(config, 3, 4, repeats=2, pieces=True, orientations=True, out=None)
+  one = jax.devices()[:1]
+  train.bench_train(config, 3, 4, repeats=2, pieces=True, orientations=True, out=None, devices=one)
   rows = {row["what"]: row for row in lines(capsys)}
   assert all(row.keys() >= KEYS for row in rows.values())
   step = rows["step"]
@@ -60,9 +61,10 @@ def test_train_reports_step_pieces_and_compilation(capsys, monkeypatch):
 
 
 def test_predict_reports_throughput_and_latency(capsys):
-  rows = bench_predict(tiny_config("made up"), 3, repeats=2, out=None)
+  rows = bench_predict(tiny_config("made up"), 3, repeats=2, out=None, devices=jax.devices()[:2])
   assert rows == lines(capsys)
   assert [(r["what"], r["batch"]) for r in rows] == [("throughput", 8), ("latency", 1)]
+  assert [r["hardware"]["devices"] for r in rows] == [2, 1]
   assert rows[0]["model_flops"] == pytest.approx(8 * rows[1]["model_flops"], rel=0.05)
   assert all(r.keys() >= KEYS and r["seconds_median"] > 0 for r in rows)
 
