@@ -122,3 +122,14 @@ def test_headers_of_damaged_files_never_fail(noise, at, data):
 def test_a_broken_exif_block_is_no_orientation():
   for block in (b"", b"II*\0", b"II*\0\xff\xff\xff\x7f", b"XX*\0\x08\0\0\0", with_orientation(77)[6:]):
     assert exif_orientation(block) == 1
+
+
+@pytest.mark.parametrize("extension", [".jpg", ".png"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_decoded_pixels_are_red_green_blue(extension, channels):
+  pixels = np.zeros((20, 30, channels), np.uint8)
+  pixels[..., 0], pixels[..., -1] = 30, 200  # OpenCV writes blue, green, red; a grey image is all 200
+  data = cv2.imencode(extension, pixels)[1].tobytes()
+  with Image.open(io.BytesIO(data)) as other:
+    expected = np.asarray(other.convert("RGB"))
+  np.testing.assert_allclose(image_files.decode(data).astype(int), expected, atol=2)

@@ -13,6 +13,7 @@ from iou_det.data.pipeline import (
   Example,
   Loader,
   Plan,
+  Stack,
   check_max_boxes,
   eval_batches,
   fit,
@@ -301,3 +302,18 @@ def test_shrinking_averages_the_pixels_it_merges():
   means = image.reshape(45, 2, 70, 2, 3).mean(axis=(1, 3))
   assert np.abs(small - means).max() <= 0.5
   assert fit(image, (90, 140)) is image
+
+
+def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it():
+  stack, load = Stack((64, 96)), Loader(Memory(), (64, 96), 3, KEEP)
+  rows = [[load(Example(i, 0, False, True)) for i in pair] for pair in ((0, 2), (9, 4), (3, 5))]
+  first = stack(rows[0])
+  address, whole = first["image"].ctypes.data, first["image"].copy()
+  part = first["image"][1][10:20]  # as when a batch is split over devices
+  del first
+  assert stack(rows[1])["image"].ctypes.data != address
+  np.testing.assert_array_equal(part, whole[1][10:20])
+  del part
+  kept = [stack(rows[2]), stack(rows[0])]  # the second batch's memory, then the first's or the other way
+  assert address in [batch["image"].ctypes.data for batch in kept]
+  np.testing.assert_array_equal(kept[1]["image"], whole)  # nothing is left of the larger image in between

@@ -3,10 +3,10 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iou_det.bench.network import with_spread_scores
 from iou_det.data.pipeline import eval_batches
 from iou_det.data.records import open_dataset
 from iou_det.evaluation.evaluate import make_detect_step
@@ -15,6 +15,13 @@ from iou_det.training.state import create_state, forward, make_model
 from iou_det.training.step import network_inputs
 from tests.oracles import decode
 from tests.tiny import tiny_config
+
+
+def with_spread_scores(params, logits):
+  """Parameters whose logits spread by 1.5: an untrained network scores every anchor at the prior."""
+  head = params["classification_head"]
+  output = head["output"] | {"kernel": head["output"]["kernel"] * 1.5 / jnp.std(logits)}
+  return params | {"classification_head": head | {"output": output}}
 
 
 def overlaps(box, boxes):

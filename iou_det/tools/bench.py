@@ -1,0 +1,103 @@
+"""Measures training steps, the input pipeline, detection or scoring, and how cost grows; one JSON line
+per measurement.
+
+usage: iou-det bench train|predict --config=configs/retinanet.py:short=800 [--against=torchvision]
+       iou-det bench input --config=configs/retinanet.py --config.data.path=COCO_FOLDER
+       iou-det bench eval
+       iou-det bench scaling --config=configs/shapes.py --out=FILE.jsonl      (with 8 simulated devices if
+           XLA_FLAGS=--xla_force_host_platform_device_count=8)
+
+train and predict run on made-up images with random boxes (data.path may be empty) and an untrained network.
+Sizes are the config's: --config.data.short=64 --config.data.long=96 runs in seconds on a CPU. Lines say on
+what they were measured; fields that were not measured or have no meaning are null. "model_flops" counts the
+program as written (forward, backward and update for train), "share_of_peak" sets them against the data
+sheet's bfloat16 rate. "seconds_iqr" is the interquartile range of the repeats.
+"""
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from iou_det import config as config_lib
+from iou_det.errors import UserError
+
+KINDS = ("train", "input", "predict", "eval", "scaling")
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file and argument, FILE.py:ARG; eval needs none."
+)
+BATCH_SIZE = flags.DEFINE_integer(
+  "batch_size", None, "Images per step over all devices; default: the config's.", lower_bound=1
+)
+REPEATS = flags.DEFINE_integer("repeats", 10, "Samples; input: 3 are enough.", lower_bound=1)
+CLASSES = flags.DEFINE_integer("classes", 80, "Number of classes, except for input.", lower_bound=1)
+BOXES = flags.DEFINE_integer("boxes", 8, "train, scaling: boxes of each image.", lower_bound=1)
+IMAGES = flags.DEFINE_integer(
+  "images", None, "input: images per sample, default 1600; eval: images scored, default 5000.", lower_bound=1
+)
+DETECTIONS = flags.DEFINE_integer("detections", 500_000, "eval: detections scored.", lower_bound=1)
+PIECES = flags.DEFINE_bool("pieces", False, "train: also each part of the step, compiled alone.")
+ORIENTATIONS = flags.DEFINE_bool(
+  "orientations", False, "train: also what compiling for both orientations takes, cold and from the cache."
+)
+AGAINST = flags.DEFINE_enum(
+  "against", None, ["torchvision"],
+  "train, predict: also this model on the same images in a process of its own, and the ratios.",
+)  # fmt: skip
+OUT = flags.DEFINE_string("out", None, "File that the lines are appended to as well.")
+
+
+def main(arguments: list[str]) -> None:
+  if len(arguments) != 1 or arguments[0] not in KINDS:
+    raise UserError(f"got {' '.join(arguments) or 'nothing to measure'}; give one of {', '.join(KINDS)}")
+  kind = arguments[0]
+  if AGAINST.value and kind not in ("train", "predict"):
+    raise UserError(f"--against={AGAINST.value} belongs to train and predict, not to {kind}")
+  # Imported when they are needed: JAX must not take the device's memory before torchvision had its turn.
+  if kind == "eval":
+    from iou_det.bench.evaluation import bench_eval
+
+    bench_eval(
+      IMAGES.value or 5000, DETECTIONS.value, CLASSES.value, repeats=REPEATS.value, out=OUT.value
+    )  # fmt: skip
+    return
+  config = bench_config(kind)
+  if kind == "input":
+    from iou_det.bench.input import bench_input
+
+    bench_input(config, IMAGES.value or 1600, repeats=REPEATS.value, out=OUT.value)
+    return
+  if kind == "scaling":
+    from iou_det.bench.scaling import bench_scaling
+
+    bench_scaling(config, CLASSES.value, BOXES.value, repeats=REPEATS.value, out=OUT.value)
+    return
+  theirs = []
+  if AGAINST.value:
+    from iou_det.bench import against
+
+    theirs = against.run_torchvision(kind, config, CLASSES.value, BOXES.value, repeats=REPEATS.value)
+  if kind == "train":
+    from iou_det.bench.train import bench_train
+
+    rows = [bench_train(
+      config, CLASSES.value, BOXES.value, repeats=REPEATS.value, pieces=PIECES.value,
+      orientations=ORIENTATIONS.value, out=OUT.value,
+    )]  # fmt: skip
+  else:
+    from iou_det.bench.predict import bench_predict
+
+    rows = bench_predict(config, CLASSES.value, repeats=REPEATS.value, out=OUT.value)
+  for measured in theirs:
+    against.report_beside(rows, measured, OUT.value)
+
+
+def bench_config(kind: str) -> ConfigDict:
+  """The config of --config, with --batch_size; only input needs data."""
+  if CONFIG.value is None:
+    raise UserError(f"{kind} needs --config; for example --config=configs/retinanet.py:short=800")
+  config = CONFIG.value
+  if BATCH_SIZE.value:
+    config.train.batch_size = config.eval.batch_size = BATCH_SIZE.value
+  if kind != "input" and not config.data.path:
+    config.data.path = "made up"
+  config_lib.validate(config)
+  return config
