@@ -43,8 +43,6 @@ done
 [ -n "$dry_run" ] || command -v iou-det > /dev/null || fail "no iou-det on PATH; activate the environment that has it"
 
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true${XLA_FLAGS:+ $XLA_FLAGS}"
-if [ -n "$dry_run" ]; then echo "XLA_FLAGS=$XLA_FLAGS"; fi
-
 start() {  # process number P of this machine
   local command=(env)
   if ((nodes * processes > 1)); then
@@ -60,6 +58,11 @@ start() {  # process number P of this machine
   echo "${command:1}"
 }
 
+if [ -n "$dry_run" ]; then
+  echo "XLA_FLAGS=$XLA_FLAGS"
+  for ((p = 0; p < processes; p++)); do start "$p" "$@"; done
+  exit
+fi
 stopped="" children=() again=""
 trap 'stopped=1 again=1; kill -TERM "${children[@]}" 2> /dev/null || true' TERM INT  # some may have ended
 while [ -z "$stopped" ]; do
@@ -68,6 +71,7 @@ while [ -z "$stopped" ]; do
     start "$p" "$@" &
     children+=($!)
   done
+  if [ -n "$stopped" ]; then kill -TERM "${children[@]}"; fi  # told to stop while they were started
   # If one of several fails, JAX ends the others when they miss it; all of them are waited for.
   for child in "${children[@]}"; do
     again=1
