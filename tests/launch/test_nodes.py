@@ -108,7 +108,8 @@ given = {{
   if variable in os.environ
 }}
 jax.distributed.initialize(**given)
-print(jax.process_index(), jax.process_count(), len(jax.local_devices()), len(jax.devices()))
+seen = (jax.process_index(), jax.process_count(), len(jax.local_devices()), len(jax.devices()))
+os.write(1, (" ".join(map(str, seen)) + "\\n").encode())  # in one piece: both write to one pipe
 """
 # Two tasks on this machine, with the variables that Slurm gives them.
 SRUN = """#!/usr/bin/env bash
