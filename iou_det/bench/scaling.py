@@ -35,7 +35,7 @@ def bench_scaling(
 ) -> list[dict[str, Any]]:
   """Reports a training step with one thing changed at a time: batch, image size, boxes, classes, devices.
 
-  With several devices also what the compiled step exchanges, for the mesh axes `data`, `fsdp` and `space`, and
+  With several devices also what the compiled step exchanges, for the mesh axes `data`, `fsdp`, `space`, and
   from it an estimate for more chips. Draws `out` with the ending .png.
 
   Returns:
