@@ -233,7 +233,7 @@ def _accumulate(
       import hotcoco  # extra "fast-eval"
 
       expected = hotcoco.COCO(truth)
-      scorer = hotcoco.COCOeval(expected, expected.load_res([dict(r) for r in results]), "bbox")
+      scorer = hotcoco.COCOeval(expected, expected.load_res(list(results)), "bbox")
     else:
       scorer = pycocotools_scorer(truth, results)
     scorer.params.imgIds = image_ids
