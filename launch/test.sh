@@ -9,5 +9,5 @@ ruff check .
 echo "== mypy (${SECONDS} s)"
 mypy
 echo "== pytest (${SECONDS} s)"
-python -m pytest -n 2 --dist=loadfile "$@"
+python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder "$@"
 echo "== done in ${SECONDS} s"

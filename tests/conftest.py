@@ -22,6 +22,8 @@ from jaxtyping import install_import_hook
 install_import_hook("iou_det", "beartype.beartype")
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 
+# Files that take minutes: first, so that no worker is left alone with one at the end.
+SLOW = ("test_processes.py", "test_reproduce.py", "test_loop.py", "test_colab.py")
 REAL_DATA = os.environ.get("IOU_DET_TEST_DATA")
 
 
@@ -30,6 +32,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
+  items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
   if REAL_DATA:
     return
   real = [item for item in items if item.get_closest_marker("real_data")]
