@@ -86,21 +86,30 @@ def split_state(mesh: Mesh, state: PyTree) -> PyTree[NamedSharding]:
 
 
 def input_share(mesh: Mesh) -> tuple[int, int]:
-  """Which part of every batch this process loads, and of how many parts.
+  """Which part of every batch this process loads, and of how many parts; see `share`."""
+  first = min(d.process_index for d in mesh.devices.flat)  # a mesh need not have the devices of all processes
+  return share(jax.process_index() - first, len(mesh.local_devices), mesh.size, mesh.shape["space"])
+
+
+def share(process: int, local: int, devices: int, space: int) -> tuple[int, int]:
+  """Part of a batch that a process loads, and how many parts there are.
 
   Processes whose devices hold rows of the same images (`space` reaches over them) load the same part.
+
+  Args:
+    process: number of the process, from 0.
+    local, devices: devices of each process, and of all.
+    space: devices that share an image.
 
   Raises:
     UserError: if a process's devices hold a fraction of such a group and more.
   """
-  local, space = len(mesh.local_devices), mesh.shape["space"]
   if local % space and space % local:
     raise UserError(
       f"config.mesh.space={space} neither divides the {local} devices of a process nor is a multiple of them"
     )
-  processes = max(space // local, 1)  # that load the same part
-  first = min(d.process_index for d in mesh.devices.flat)
-  return (jax.process_index() - first) // processes, mesh.size // local // processes
+  together = max(space // local, 1)
+  return process // together, devices // local // together
 
 
 def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
