@@ -64,7 +64,7 @@ def bench_input(
     return (batch for batch, _ in batches)
 
   pipelines: dict[str, Callable[[], Iterator[Any]]] = {
-    f"{BARE}, {cores} threads": partial(decoded, source, plan, steps, cores),
+    f"{BARE}, {d.threads} threads": partial(decoded, source, plan, steps, d.threads),
     f"{OURS}, {d.threads} threads": partial(ours, 0),
     f"{OURS}, {workers} processes": partial(ours, workers),
     f"{USUAL}, {d.threads} threads": partial(usual, config, source, plan, steps),
