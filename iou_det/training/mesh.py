@@ -62,11 +62,6 @@ def split_batch(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
-def split_rows(mesh: Mesh) -> NamedSharding:
-  """Images [b, h, w, 3]: the batch over `data` and `fsdp`, their rows over `space`."""
-  return NamedSharding(mesh, PartitionSpec(BATCH, "space"))
-
-
 def split_state(mesh: Mesh, state: PyTree) -> PyTree[NamedSharding]:
   """Where a state's arrays lie: the largest axis that `fsdp` divides is split over it.
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
@@ -19,7 +19,7 @@ from iou_det.errors import UserError
 from iou_det.models.pretrained import load_pretrained
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.training.checkpoint import Checkpoints, abstract
-from iou_det.training.mesh import device_mesh, replicated, split_batch, split_rows, split_state
+from iou_det.training.mesh import BATCH, device_mesh, replicated, split_batch, split_state
 from iou_det.training.optimizer import make_optimizer
 
 
@@ -68,8 +68,19 @@ def forward(
   """Logits and box offsets, see `RetinaNet`; parameters are gathered, images split over `space`."""
   constrain = jax.lax.with_sharding_constraint
   variables = constrain({"params": params, "batch_stats": batch_stats}, replicated(mesh))
-  outputs: Any = model.apply(variables, constrain(images, split_rows(mesh)))
-  return constrain(outputs, split_batch(mesh))
+  if mesh.shape["space"] == 1:
+    outputs: Any = model.apply(variables, constrain(images, split_batch(mesh)))
+    return constrain(outputs, split_batch(mesh))
+
+  def of_rows(variables, images):
+    return model.apply(variables, constrain(images, PartitionSpec(None, "space")))
+
+  # The batch is split by hand: where XLA splits both batch and rows, its gradients of kernels are wrong.
+  batch = PartitionSpec(BATCH)
+  split = jax.shard_map(
+    of_rows, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, axis_names=set(BATCH)
+  )
+  return constrain(split(variables, images), split_batch(mesh))
 
 
 def state_maker(config: ConfigDict, model: RetinaNet, steps_per_epoch: int):

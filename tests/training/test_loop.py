@@ -78,7 +78,7 @@ def test_run_directory(reference):
   assert [row["step"] for row in logged if "val/AP" in row] == [4, 8]
 
 
-MESHES = {"data 8": (1, 1), "fsdp 8": (8, 1), "data 4, space 2": (1, 2), "data 2, fsdp 2, space 2": (2, 2)}
+MESHES = {"data 8": (1, 1), "fsdp 8": (8, 1), "data 2, fsdp 2, space 2": (2, 2)}
 
 
 def three_steps(config, mesh):
