@@ -31,6 +31,7 @@ from iou_det.data.pipeline import (
   check_max_boxes,
   decode_image,
   init_worker,
+  number_of_threads,
   train_batches,
 )
 from iou_det.data.records import Source, TrainingFilter, open_dataset, scan
@@ -55,22 +56,23 @@ def bench_input(
   plan = Plan(index, batch_size=batch_size, seed=config.seed)
   timed = max(1, -(-images // batch_size))
   steps = EDGE + timed + EDGE
-  cores = len(os.sched_getaffinity(0))
-  workers = d.workers or cores
+  threads, workers = number_of_threads(d.threads), d.workers or len(os.sched_getaffinity(0))
 
   def ours(workers: int) -> Iterator[Any]:
     batches = train_batches(
       source, plan, start_step=0, stop_step=steps, canvas=tuple(d.canvas), max_boxes=d.max_boxes, keep=keep,
-      process_index=0, process_count=1, threads=d.threads, workers=workers,
+      process_index=0, process_count=1, threads=threads, workers=workers,
     )  # fmt: skip
     return (batch for batch, _ in batches)
 
   pipelines: dict[str, Callable[[], Iterator[Any]]] = {
-    f"{BARE}, {d.threads} threads": partial(decoded, source, plan, steps, d.threads),
-    f"{OURS}, {d.threads} threads": partial(ours, 0),
+    f"{BARE}, {threads} threads": partial(decoded, source, plan, steps, threads),
+    f"{OURS}, {threads} threads": partial(ours, 0),
     f"{OURS}, {workers} processes": partial(ours, workers),
-    f"{USUAL}, {d.threads} threads": partial(usual, config, source, plan, steps),
+    f"{USUAL}, {threads} threads": partial(usual, config, source, plan, steps, threads),
   }
+  # First of all: memory that an earlier pipeline gave back to Python would be no addition.
+  sizes = {name: memory_and_bytes(p()) for name, p in pipelines.items() if not name.startswith(BARE)}
   samples: dict[str, list[float]] = {name: [] for name in pipelines}
   for _ in range(repeats):
     for name, pipeline in pipelines.items():
@@ -78,9 +80,9 @@ def bench_input(
   timings = {name: Timing(tuple(s), warmup=EDGE, calls=timed) for name, s in samples.items()}
 
   rows = {}
-  for name, pipeline in pipelines.items():
+  for name in pipelines:
     by = {BARE: "opencv", OURS: "iou-det", USUAL: "usual"}[name.split(",")[0]]
-    memory, nbytes = (None, None) if by == "opencv" else memory_and_bytes(pipeline())
+    memory, nbytes = sizes.get(name, (None, None))
     rows[name] = report(
       "input", name, by=by, timing=timings[name], images=batch_size, out=out,
       more_versions=("grain", "opencv-python-headless"),
@@ -88,8 +90,8 @@ def bench_input(
               "file_bytes": mean_file_bytes(source, plan)},
       bytes_to_device_per_image=nbytes and nbytes / batch_size, host_memory_bytes=memory,
     )  # fmt: skip
-  bare, threads, processes, other = pipelines
-  for ours_name, theirs in ((threads, bare), (processes, bare), (threads, other), (threads, processes)):
+  bare, threaded, processes, other = pipelines
+  for ours_name, theirs in ((threaded, bare), (processes, bare), (threaded, other), (threaded, processes)):
     ratio = {
       "bench": "input", "what": "images_per_second", "by": f"{ours_name} / {theirs}",
       "ratio": timings[theirs].median / timings[ours_name].median,
@@ -147,11 +149,12 @@ class UsualLoader:
     return padded
 
 
-def usual(config: ConfigDict, source: Source, plan: Plan, steps: int) -> Iterator[np.ndarray]:
+def usual(
+  config: ConfigDict, source: Source, plan: Plan, steps: int, threads: int
+) -> Iterator[np.ndarray]:
   """Batches of `UsualLoader`, with as many threads and images ahead as our pipeline."""
   init_worker(0, 1)
   rows = TrainRows(plan, 0, steps, range(plan.batch_size))
-  threads = config.data.threads
   ahead = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(AHEAD * plan.batch_size, threads)
   )  # fmt: skip
