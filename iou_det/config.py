@@ -94,7 +94,7 @@ def base_config() -> ConfigDict:
         "flip_vertical": 0.0,
         "transpose": 0.0,
         "scale_jitter": (1.0, 1.0),
-        "threads": 16,
+        "threads": 0,  # that read and decode; 0: two more than this process has cores
         "workers": 0,  # worker processes (in place of threads; they need shared memory); 0: threads
       },
       "train": {
@@ -155,7 +155,6 @@ POSITIVE = (
   "data.short",
   "data.long",
   "data.max_boxes",
-  "data.threads",
   "train.batch_size",
   "train.epochs",
   "train.learning_rate",
@@ -175,6 +174,7 @@ NOT_NEGATIVE = (
   "loss.isr_gamma",
   "loss.alpha",
   "loss.gamma",
+  "data.threads",
   "data.workers",
   "model.head_convs",
   "train.weight_decay",

@@ -1,7 +1,8 @@
 """From JPEG bytes to ready batches: our pipeline beside bare decoding and beside the usual pipeline.
 
-All decode the same images in the same order on the same cores with OpenCV. A sample begins when a pipeline
-has delivered its first batches and ends with its last one; pipelines are sampled in turn.
+All decode the same images in the same order on the same cores with OpenCV. A sample leaves out the first
+batches and stops before the last ones: what a pipeline has ready when the clock starts it also has when the
+clock stops, so nothing is counted that was done before. Pipelines are sampled in turn.
 """
 
 import itertools
@@ -30,11 +31,12 @@ from iou_det.data.pipeline import (
   check_max_boxes,
   decode_image,
   init_worker,
+  number_of_threads,
   train_batches,
 )
 from iou_det.data.records import Source, TrainingFilter, open_dataset, scan
 
-START = AHEAD + 3  # batches that pass before the clock starts: more than a pipeline has ready
+EDGE = AHEAD + 3  # batches before the clock starts and after it stops: more than a pipeline has ready
 BARE, OURS, USUAL = "decode alone", "ready batches", "decode + resize + float normalise"
 
 
@@ -52,33 +54,35 @@ def bench_input(
   index = scan(source, keep)
   check_max_boxes(index, d.max_boxes)
   plan = Plan(index, batch_size=batch_size, seed=config.seed)
-  steps = START + max(1, -(-images // batch_size))
-  cores = len(os.sched_getaffinity(0))
-  workers = d.workers or cores
+  timed = max(1, -(-images // batch_size))
+  steps = EDGE + timed + EDGE
+  threads, workers = number_of_threads(d.threads), d.workers or len(os.sched_getaffinity(0))
 
   def ours(workers: int) -> Iterator[Any]:
     batches = train_batches(
       source, plan, start_step=0, stop_step=steps, canvas=tuple(d.canvas), max_boxes=d.max_boxes, keep=keep,
-      part=0, parts=1, threads=d.threads, workers=workers,
+      part=0, parts=1, threads=threads, workers=workers,
     )  # fmt: skip
     return (batch for batch, _ in batches)
 
   pipelines: dict[str, Callable[[], Iterator[Any]]] = {
-    f"{BARE}, {d.threads} threads": partial(decoded, source, plan, steps, d.threads),
-    f"{OURS}, {d.threads} threads": partial(ours, 0),
+    f"{BARE}, {threads} threads": partial(decoded, source, plan, steps, threads),
+    f"{OURS}, {threads} threads": partial(ours, 0),
     f"{OURS}, {workers} processes": partial(ours, workers),
-    f"{USUAL}, {d.threads} threads": partial(usual, config, source, plan, steps),
+    f"{USUAL}, {threads} threads": partial(usual, config, source, plan, steps, threads),
   }
+  # First of all: memory that an earlier pipeline gave back to Python would be no addition.
+  sizes = {name: memory_and_bytes(p()) for name, p in pipelines.items() if not name.startswith(BARE)}
   samples: dict[str, list[float]] = {name: [] for name in pipelines}
   for _ in range(repeats):
     for name, pipeline in pipelines.items():
-      samples[name].append(seconds_per_batch(pipeline(), steps))
-  timings = {name: Timing(tuple(s), warmup=START, calls=steps - START) for name, s in samples.items()}
+      samples[name].append(seconds_per_batch(pipeline(), timed))
+  timings = {name: Timing(tuple(s), warmup=EDGE, calls=timed) for name, s in samples.items()}
 
   rows = {}
-  for name, pipeline in pipelines.items():
+  for name in pipelines:
     by = {BARE: "opencv", OURS: "iou-det", USUAL: "usual"}[name.split(",")[0]]
-    memory, nbytes = (None, None) if by == "opencv" else memory_and_bytes(pipeline())
+    memory, nbytes = sizes.get(name, (None, None))
     rows[name] = report(
       "input", name, by=by, timing=timings[name], images=batch_size, out=out,
       more_versions=("grain", "opencv-python-headless"),
@@ -86,8 +90,8 @@ def bench_input(
               "file_bytes": mean_file_bytes(source, plan)},
       bytes_to_device_per_image=nbytes and nbytes / batch_size, host_memory_bytes=memory,
     )  # fmt: skip
-  bare, threads, processes, other = pipelines
-  for ours_name, theirs in ((threads, bare), (processes, bare), (threads, other), (threads, processes)):
+  bare, threaded, processes, other = pipelines
+  for ours_name, theirs in ((threaded, bare), (processes, bare), (threaded, other), (threaded, processes)):
     ratio = {
       "bench": "input", "what": "images_per_second", "by": f"{ours_name} / {theirs}",
       "ratio": timings[theirs].median / timings[ours_name].median,
@@ -97,30 +101,34 @@ def bench_input(
   return rows
 
 
-def seconds_per_batch(batches: Iterator[Any], steps: int) -> float:
-  """Reads all of a pipeline's batches; the first START are not timed."""
-  number = sum(1 for _ in itertools.islice(batches, START))
+def seconds_per_batch(batches: Iterator[Any], timed: int) -> float:
+  """Reads all of a pipeline's batches; the first and last EDGE are not timed."""
+  count = lambda some: sum(1 for _ in some)
+  before = count(itertools.islice(batches, EDGE))
   start = time.perf_counter()
-  timed = sum(1 for _ in batches)
+  during = count(itertools.islice(batches, timed))
   seconds = time.perf_counter() - start
-  assert number + timed == steps, f"{number + timed} batches in place of {steps}"
+  number = (before, during, count(batches))
+  assert number == (EDGE, timed, EDGE), f"{number} batches in place of {(EDGE, timed, EDGE)}"
   return seconds / timed
 
 
 def decoded(source: Source, plan: Plan, steps: int, threads: int) -> Iterator[int]:
   """Decodes the images of the steps from memory and forgets them; yields once a batch."""
   init_worker(0, 1)
-  records = [int(i) for step in range(steps) for i in plan.batch(step).records]
-  encoded = {i: source[i].image for i in set(records)}
+  records = [[int(i) for i in plan.batch(step).records] for step in range(steps)]
+  encoded = {i: source[i].image for i in set(itertools.chain(*records))}
 
   def decode(record: int) -> bool:
     return image_files.decode(encoded[record]) is not None
 
   with ThreadPoolExecutor(threads) as pool:
-    for number, good in enumerate(pool.map(decode, records), 1):
-      assert good, "an image cannot be decoded"
-      if number % plan.batch_size == 0:
-        yield number
+    # The pool takes all that it is given at once: it gets what is timed when it is asked for.
+    for part in (records[:EDGE], records[EDGE:-EDGE], records[-EDGE:]):
+      for number, good in enumerate(pool.map(decode, itertools.chain(*part)), 1):
+        assert good, "an image cannot be decoded"
+        if number % plan.batch_size == 0:
+          yield number
 
 
 @dataclass(frozen=True)
@@ -141,11 +149,12 @@ class UsualLoader:
     return padded
 
 
-def usual(config: ConfigDict, source: Source, plan: Plan, steps: int) -> Iterator[np.ndarray]:
+def usual(
+  config: ConfigDict, source: Source, plan: Plan, steps: int, threads: int
+) -> Iterator[np.ndarray]:
   """Batches of `UsualLoader`, with as many threads and images ahead as our pipeline."""
   init_worker(0, 1)
   rows = TrainRows(plan, 0, steps, range(plan.batch_size))
-  threads = config.data.threads
   ahead = grain.ReadOptions(
     num_threads=threads, prefetch_buffer_size=max(AHEAD * plan.batch_size, threads)
   )  # fmt: skip

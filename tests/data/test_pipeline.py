@@ -140,7 +140,7 @@ def test_a_batch_holds_decoded_pixels_and_the_boxes_to_train_on():
         assert (h, w) == SIZES[i]
 
 
-@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 0), (2, 2)])
+@pytest.mark.parametrize(("threads", "workers"), [(1, 0), (4, 0), (0, 0), (2, 2)])
 def test_threads_and_workers_do_not_change_batches(threads, workers):
   assert_same(read(threads=threads, workers=workers), read())
 
