@@ -33,29 +33,30 @@ CHIPS = (8, 16, 32, 64, 128, 256)
 def bench_scaling(
   config: ConfigDict, num_classes: int, boxes: int, *, repeats: int, out: str | Path | None
 ) -> list[dict[str, Any]]:
-  """Reports a training step with one thing changed at a time: batch, image size, boxes, classes, devices.
+  """Reports training steps with one thing changed at a time.
 
-  With several devices also what the compiled step exchanges, for the mesh axes `data`, `fsdp`, `space`, and
-  from it an estimate for more chips. Draws `out` with the ending .png.
+  On one device: batch, image size, boxes, classes. On several: number of devices and mesh axes, with what
+  the compiled step exchanges, and from it an estimate for more chips. Draws `out` with the ending .png.
 
   Returns:
     The lines that were measured.
   """
   batch_size = config.train.batch_size
   short, long = config.data.short, config.data.long
-  changes: list[tuple[str, dict[str, Any]]] = [("batch", {"batch_size": batch_size * k}) for k in (1, 2, 4)]
-  changes += [("image size", {"size": (short * k // 2, long * k // 2)}) for k in (1, 2, 3)]
-  changes += [("boxes", {"boxes": k}) for k in (8, 30, 100, 300)]
-  changes += [("classes", {"num_classes": k}) for k in (1, 80, 400, 1200)]
-  counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count() and batch_size % n == 0]
-  changes += [("devices", {"devices": n}) for n in counts]
-  if 8 in counts:
-    changes += [("mesh", {"devices": 8, "fsdp": 8}), ("mesh", {"devices": 8, "space": 2})]
+  changes: list[tuple[str, dict[str, Any]]] = []
+  if jax.device_count() == 1:
+    changes += [("batch", {"batch_size": batch_size * k}) for k in (1, 2, 4)]
+    changes += [("image size", {"size": (short * k // 2, long * k // 2)}) for k in (1, 2, 3)]
+    changes += [("boxes", {"boxes": k}) for k in (8, 30, 100, 300)]
+    changes += [("classes", {"num_classes": k}) for k in (1, 80, 400, 1200)]
+  else:
+    changes += [("devices", {"devices": n}) for n in (1, 2, 4, 8) if n <= jax.device_count()]
+    changes += [("mesh", {"devices": jax.device_count(), axis: 2}) for axis in ("fsdp", "space")]
   plain = {"batch_size": batch_size, "num_classes": num_classes, "boxes": boxes}
   rows = []
   for what, change in changes:
     rows.append(measure_step(config, what, **(plain | change), repeats=repeats, out=out))
-  several = [row for row in rows if row["what"] == "devices" and row["mesh"]["data"] > 1]
+  several = [row for row in rows if row["what"] == "devices"]
   if several:
     for line in estimates(several[-1]["collectives"]["all-reduce"]["bytes"]):
       print_line(line, out)
@@ -140,8 +141,10 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     "classes": ("classes", lambda r: r["shapes"]["classes"]),
     "devices": ("devices (simulated ones share the cores)", lambda r: r["mesh"]["data"]),
   }
-  figure = Figure(figsize=(18, 3.2), layout="constrained")
-  for panel, (what, (label, x_of)) in zip(figure.subplots(1, len(figures)), figures.items(), strict=True):
+  shown = [what for what in figures if any(r["what"] == what for r in rows)]
+  figure = Figure(figsize=(3.8 * len(shown), 3.2), layout="constrained")
+  for panel, what in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+    label, x_of = figures[what]
     mine = [r for r in rows if r["what"] == what]
     x = [x_of(r) for r in mine]
     (time,) = panel.plot(x, [1e3 / r["images_per_second"] for r in mine], "o-", color="C0", label="time")

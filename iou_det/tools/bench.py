@@ -4,8 +4,8 @@ per measurement.
 usage: iou-det bench train|predict --config=configs/retinanet.py:short=800 [--against=torchvision]
        iou-det bench input --config=configs/retinanet.py --config.data.path=COCO_FOLDER
        iou-det bench eval
-       iou-det bench scaling --config=configs/shapes.py --out=FILE.jsonl      (with 8 simulated devices if
-           XLA_FLAGS=--xla_force_host_platform_device_count=8)
+       iou-det bench scaling --config=configs/shapes.py --out=FILE.jsonl
+           (XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 devices on a CPU)
 
 train and predict run on made-up images with random boxes (data.path may be empty) and an untrained network.
 Sizes are the config's: --config.data.short=64 --config.data.long=96 runs in seconds on a CPU. Lines say on

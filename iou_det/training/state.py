@@ -66,19 +66,24 @@ def forward(
   model: RetinaNet, params: PyTree, batch_stats: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh
 ) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
   """Logits and box offsets, see `RetinaNet`; parameters are gathered, images split over `space`."""
+  if mesh.size == 1:
+    outputs: Any = model.apply({"params": params, "batch_stats": batch_stats}, images)
+    return outputs
   constrain = jax.lax.with_sharding_constraint
   variables = constrain({"params": params, "batch_stats": batch_stats}, replicated(mesh))
-  if mesh.shape["space"] == 1:
-    outputs: Any = model.apply(variables, constrain(images, split_batch(mesh)))
-    return constrain(outputs, split_batch(mesh))
 
-  def of_rows(variables, images):
-    return model.apply(variables, constrain(images, PartitionSpec(None, "space")))
+  def on_device(variables, images):
+    # Made different on each device once, for all uses: so gradients are summed over the levels that share the
+    # heads before they are exchanged.
+    variables = jax.lax.pcast(variables, BATCH, to="varying")
+    if mesh.shape["space"] > 1:
+      images = constrain(images, PartitionSpec(None, "space"))
+    return model.apply(variables, images)
 
   # The batch is split by hand: where XLA splits both batch and rows, its gradients of kernels are wrong.
   batch = PartitionSpec(BATCH)
   split = jax.shard_map(
-    of_rows, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, axis_names=set(BATCH)
+    on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, axis_names=set(BATCH)
   )
   return constrain(split(variables, images), split_batch(mesh))
 
