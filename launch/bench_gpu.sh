@@ -5,7 +5,7 @@
 # Usage: bench_gpu.sh [--toy] [OUT=runs/bench] [COCO_FOLDER]
 # --toy runs all of it on a CPU at toy size in one or two minutes, to see that it works; its figures mean nothing.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit 2
 toy=""
 if [ "${1:-}" = --toy ]; then
   toy=1

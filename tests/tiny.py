@@ -15,3 +15,10 @@ def tiny_config(path, epochs=2, eta=1.5):
   config.train.update(batch_size=8, epochs=epochs, warmup_steps=4, decay_epochs=(), log_every=2)
   config.eval.update(batch_size=8, score_threshold=0.001)  # so barely trained, no score reaches 0.05
   return config
+
+
+def tinier_config(path):
+  """Without group norm and with one level: compiles in half the time."""
+  config = tiny_config(path)
+  config.model.update(norm="frozen_bn", min_level=5)
+  return config

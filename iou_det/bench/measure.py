@@ -210,7 +210,8 @@ def report(
     more: further fields of the line.
   """
   where = hardware() | ({"devices": devices} if devices else {})
-  flops = compilation.flops if compilation else None
+  # On several devices the program as written has each device's share in some places and all in others.
+  flops = compilation.flops if compilation and where["devices"] == 1 else None
   peak = peak_flops(where["device"]) if dtype == "bfloat16" else None
   per_second = flops / timing.median if flops and timing else None
   stats = jax.local_devices()[0].memory_stats() or {}
@@ -233,7 +234,7 @@ def report(
     "device_peak_bytes": stats.get("peak_bytes_in_use"),  # of the process so far, autotuning included
     "lower_seconds": compilation.lower_seconds if compilation else None,
     "compile_seconds": compilation.compile_seconds if compilation else None,
-    "model_flops": flops,
+    "model_flops": flops,  # null on several devices
     "model_flops_per_second": per_second,
     "share_of_peak": per_second / (peak * where["devices"]) if per_second and peak else None,
   } | more

@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from iou_det.bench.scaling import collectives, estimates, measure_step, plot
 from iou_det.training.mesh import device_mesh
-from tests.tiny import tiny_config
+from tests.tiny import tinier_config
 
 
 def text(function, out, x):
@@ -36,7 +36,7 @@ def test_estimate_of_a_ring():
 def test_a_step_on_eight_devices_exchanges_its_gradients_once(tmp_path):
   out = tmp_path / "scaling.jsonl"
   row = measure_step(
-    tiny_config("made up"), "devices", batch_size=8, num_classes=4, boxes=5, devices=8, repeats=1, out=out
+    tinier_config("made up"), "devices", batch_size=8, num_classes=4, boxes=5, devices=8, repeats=1, out=out
   )
   assert row["mesh"] == {"data": 8, "fsdp": 1, "space": 1}
   gradients = 4 * 202_000  # bytes of the tiny network's parameters, about

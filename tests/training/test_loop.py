@@ -102,16 +102,23 @@ def three_steps(config, mesh):
   return losses, states, state
 
 
+def mesh_config(shapes_folder):
+  """Without group norm and with two levels: compiles in half the time."""
+  config = tiny_config(shapes_folder)
+  config.model.update(norm="frozen_bn", min_level=4)
+  return config
+
+
 @pytest.fixture(scope="module")
 def one_device(shapes_folder):
-  return three_steps(tiny_config(shapes_folder), device_mesh(8, jax.devices()[:1]))
+  return three_steps(mesh_config(shapes_folder), device_mesh(8, jax.devices()[:1]))
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_every_mesh_gives_the_same_losses_and_parameters(shapes_folder, one_device, name):
   fsdp, space = MESHES[name]
   mesh = device_mesh(8, fsdp=fsdp, space=space)
-  losses, states, state = three_steps(tiny_config(shapes_folder), mesh)
+  losses, states, state = three_steps(mesh_config(shapes_folder), mesh)
   np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
   # To float32 rounding, measured against how far training moved. (After some more steps a ReLU somewhere
   # falls on the other side of 0, and rounding is no longer all that differs.)

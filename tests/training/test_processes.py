@@ -16,7 +16,7 @@ import pytest
 
 from iou_det.config import to_json
 from iou_det.training.state import load_run
-from tests.tiny import tiny_config
+from tests.tiny import tinier_config
 
 COMMAND = "from iou_det.cli import main; main()"
 CONFIG = """
@@ -31,10 +31,9 @@ get_config = lambda: from_json({!r})
 def config_file(tmp_path_factory, shapes_folder):
   """The tiny config, with parameters split over `fsdp`, as a file for the command line.
 
-  Smaller still: JAX keeps no compiled programs of several processes on the CPU, so every run compiles.
+  The smallest: JAX keeps no compiled programs of several processes on the CPU, so every run compiles.
   """
-  config = tiny_config(shapes_folder)
-  config.model.update(norm="frozen_bn", min_level=5)
+  config = tinier_config(shapes_folder)
   config.mesh.fsdp = 4
   path = tmp_path_factory.mktemp("config") / "tiny.py"
   path.write_text(CONFIG.format(to_json(config)))
