@@ -391,7 +391,9 @@ def from_json(text: str) -> ConfigDict:
     )
   for name in missing:  # of an earlier version; they change no number
     section, field = name.split(".")
-    config.setdefault(section, ConfigDict())[field] = defaults[section][field]
+    if section not in config:
+      config[section] = ConfigDict()
+    config[section][field] = defaults[section][field]
   return config
 
 

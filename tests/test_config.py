@@ -1,5 +1,6 @@
 """Config files, arguments and overrides: what is accepted, and that errors name what is allowed."""
 
+import json
 import runpy
 from pathlib import Path
 
@@ -101,6 +102,16 @@ def test_json_round_trip_and_differences():
   again.train.epochs = 3
   assert differences(config, again) == ["train.epochs: 12 != 3"]
   validate(again)
+
+
+def test_a_config_of_an_earlier_version_gets_fields_that_change_no_number_and_no_others():
+  config = shapes_config()
+  old = json.loads(to_json(config))
+  del old["mesh"], old["model"]["remat"]
+  assert from_json(json.dumps(old)).to_dict() == config.to_dict()
+  del old["loss"]["eta"]
+  with pytest.raises(UserError, match=r"lacks the fields .*loss\.eta.*another version"):
+    from_json(json.dumps(old))
 
 
 def test_command_line_check_names_the_near_field():

@@ -2,7 +2,10 @@
 
 import json
 import zipfile
+from collections import Counter
 from pathlib import Path
+
+from absl import logging
 
 from iou_det.data.annotations import from_rows, list_problems
 from iou_det.data.records import CocoFolder, missing_images, open_dataset
@@ -46,11 +49,17 @@ def candidates(results: Results) -> Path:
   """File with the run's detections before NMS, made if it is not there or older than its scores."""
   path = results.folder / "candidates.npz"
   if not path.exists() or path.stat().st_mtime < (results.folder / "metrics.json").stat().st_mtime:
-    run = load_run(results.workdir)
+    run = load_run(results.workdir, str(results.metrics["step"]))
     run.config.eval.update(nms="none", max_detections=CANDIDATES)
     d = run.config.data
     detect_step = make_detect_step(run.config, run.model, run.mesh)
     found = detect_all(detect_step, run.state, open_dataset(d.path, d.val_split), run.config, run.mesh)
+    full = sum(n >= CANDIDATES for n in Counter(row["image_id"] for row in found).values())
+    if full:
+      logging.warning(
+        "%s: %d of %d images have more than %d candidates before NMS; the lowest scores are left out",
+        results.workdir, full, results.metrics["images"], CANDIDATES,
+      )  # fmt: skip
     save_candidates(path, found)
   return path
 

@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
+from iou_det.errors import UserError
 from iou_det.training.checkpoint import read_metrics
 from iou_det.training.state import read_config
 
@@ -38,7 +39,10 @@ class Results:
     """
     config = read_config(workdir)
     folder = workdir / "eval" / (config.data.val_split + (f"_{variant}" if variant else ""))
-    metrics = json.loads((folder / "metrics.json").read_text())
+    try:
+      metrics = json.loads((folder / "metrics.json").read_text())
+    except ValueError as error:
+      raise UserError(f"{folder}/metrics.json is damaged ({error}); run iou-det eval again") from None
     rows = read_metrics(workdir / "metrics.jsonl", last_step=2**62)
     return cls(workdir, folder, config, metrics, rows)
 
@@ -64,8 +68,12 @@ class Results:
   @property
   def w_loc(self) -> float:
     """The localization weight that was trained with, fitted or given."""
+    if self.config.loss.w_loc != "auto":
+      return self.config.loss.w_loc
     path = self.workdir / "w_loc.json"
-    return json.loads(path.read_text())["w_loc"] if path.exists() else self.config.loss.w_loc
+    if not path.exists():
+      raise UserError(f"{path} is missing: the run's fitted w_loc is not known; train it in a new workdir")
+    return json.loads(path.read_text())["w_loc"]
 
   @property
   def effective_weight(self) -> float:

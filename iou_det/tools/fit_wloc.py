@@ -5,6 +5,7 @@ The prediction is taken to be the matched anchor, what an untrained head without
 with --config.loss.w_loc=auto does the same for its own lambd at its start and keeps the value in the workdir.
 """
 
+import math
 from pathlib import Path
 
 from absl import flags
@@ -33,7 +34,9 @@ def main() -> None:
   try:
     lambdas = [float(x) for x in LAMBDAS.value]
   except ValueError:
-    raise UserError(f"--lambdas={','.join(LAMBDAS.value)}: must be numbers, as 0.5,1.5") from None
+    lambdas = []
+  if not lambdas or not all(0 <= x < math.inf for x in lambdas):
+    raise UserError(f"--lambdas={','.join(LAMBDAS.value)}: must be numbers of 0 or more, as 0.5,1.5")
   if CONFIG.value is not None and COCO_ROOT.value:
     CONFIG.value.data.path = COCO_ROOT.value
   config = config_lib.config_from_flag(CONFIG)
