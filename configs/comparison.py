@@ -5,8 +5,8 @@ Commands:
   iou-det train --config=configs/comparison.py:run=ghm_r --config.data.path=DIR --workdir=runs/one
 Argument: run=baseline|both|balanced_l1|ghm_r|bounded_iou|isr, preset=coco|deeppcb|shapes, seed=S
           (default balanced_l1, coco, 0)
-Each localization loss has a weight fitted on the matched anchors (loss.w_loc=auto): the baseline's first sum, where the
-untrained head predicts the anchors.
+Each localization loss has a weight fitted on the matched anchors (loss.w_loc=auto): the baseline's first sum,
+where the untrained head predicts the anchors.
 Hardware: hours on COCO not measured.
 Expected: not measured on COCO; the paper has no such table.
 """

@@ -223,8 +223,8 @@ def comparison(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
     Intervals(rows, stamp),
     (*numbers.SIZES, "AP90"),
     out / "comparison",
-    caption=f"Other methods beside IoU-balanced losses. {rule}. Each localization loss has the weight that "
-    "keeps the baseline's first-step sum. Paper: COCO val-2017, R50, its Table 2.",
+    caption=f"Other methods beside IoU-balanced losses. {rule}. Each localization loss has a weight "
+    "fitted on the matched anchors (w_loc=auto). Paper: COCO val-2017, R50, its Table 2.",
     command=command,
     stamp=stamp,
   )

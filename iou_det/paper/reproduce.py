@@ -15,6 +15,7 @@ from iou_det.errors import UserError
 from iou_det.paper.results import Results, finished
 from iou_det.paper.runs import COMPARISON, CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
 from iou_det.training.loop import train
+from iou_det.training.state import read_config
 
 EXPERIMENTS: dict[str, tuple[str, ...]] = {
   "table1": ("baseline", "both"),  # with both backbones
@@ -56,6 +57,9 @@ def run_all(runs: Sequence[Run], place: Place) -> None:
     config, workdir = place.config(run), place.of(run)
     if finished(config, workdir):
       logging.info("%d/%d %s: finished earlier", number, len(runs), workdir)
+      then = read_config(workdir).data.path
+      if then != config.data.path:  # data may move, but may also be others
+        logging.warning("%s was trained on data.path=%s, not %s", workdir, then, config.data.path)
       continue
     logging.info("%d/%d %s: training", number, len(runs), workdir)
     train(config, workdir)
