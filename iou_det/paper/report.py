@@ -134,6 +134,10 @@ def ap_table(
     )
   formats = {name: "+.1f" for name in ("difference", "95% low", "95% high", "paper difference")}
   formats |= {"spread": ".2f"} | {name: ".2f" for name in extra}
+  caption += (
+    " Difference: to the baseline, with a 95% bootstrap over images, paired by image and seed, without "
+    "the seeds' spread. Spread: standard deviation over seeds of the run's own figure."
+  )
   return write_table(stem, columns, body, caption=caption, command=command, formats=formats, stamp=stamp)
 
 
