@@ -103,7 +103,7 @@ def report_beside(rows: list[dict[str, Any]], measured: dict[str, Any], out: str
   more = {name: measured[name] for name in own if name in measured}
   report(
     ours["bench"], ours["what"], by=by, timing=timing, images=measured["batch"], dtype=measured["dtype"],
-    shapes=ours["shapes"], out=out, device_peak_bytes=measured["device_peak_bytes"],
+    shapes=ours["shapes"], devices=1, out=out, device_peak_bytes=measured["device_peak_bytes"],
     versions=ours["versions"] | measured["versions"], torch_device=measured["device"], **more,
   )  # fmt: skip
   print_line(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from iou_det import config as config_lib
 from iou_det.bench import synthetic
 from iou_det.bench.measure import calls_per_sample, compile_program, print_line, report, time_calls
 from iou_det.bench.train import STEPS_PER_EPOCH
@@ -19,7 +20,6 @@ from iou_det.training.state import create_state, make_model
 from iou_det.training.step import make_train_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
 # Bytes a second that a chip can send while it receives as many, from the makers' pages.
 LINKS = {
   "NVLink (H100)": 450e9,  # 900 GB/s both ways together
@@ -42,20 +42,25 @@ def bench_scaling(
     The lines that were measured.
   """
   batch_size = config.train.batch_size
+  config = changed(config, {"data.max_boxes": boxes})
   short, long = config.data.short, config.data.long
-  changes: list[tuple[str, dict[str, Any]]] = []
+  plain: dict[str, Any] = {"batch_size": batch_size, "num_classes": num_classes, "boxes": boxes}
+  steps: list[tuple[ConfigDict, str, dict[str, Any]]] = []
   if jax.device_count() == 1:
-    changes += [("batch", {"batch_size": batch_size * k}) for k in (1, 2, 4)]
-    changes += [("image size", {"size": (short * k // 2, long * k // 2)}) for k in (1, 2, 3)]
-    changes += [("boxes", {"boxes": k}) for k in (8, 30, 100, 300)]
-    changes += [("classes", {"num_classes": k}) for k in (1, 80, 400, 1200)]
+    steps += [(config, "batch", {"batch_size": batch_size * k}) for k in (1, 2, 4)]
+    sizes = [{"data.short": short * k // 2, "data.long": long * k // 2} for k in (1, 2, 3)]
+    steps += [(changed(config, size), "image size", {}) for size in sizes]
+    numbers = (8, 30, 100, 300)
+    steps += [(changed(config, {"data.max_boxes": k}), "boxes", {"boxes": k}) for k in numbers]
+    steps += [(config, "classes", {"num_classes": k}) for k in (1, 80, 400, 1200)]
   else:
-    changes += [("devices", {"devices": n}) for n in (1, 2, 4, 8) if n <= jax.device_count()]
-    changes += [("mesh", {"devices": jax.device_count(), axis: 2}) for axis in ("fsdp", "space")]
-  plain = {"batch_size": batch_size, "num_classes": num_classes, "boxes": boxes}
+    count = jax.device_count()
+    steps += [(config, "devices", {"devices": n}) for n in (1, 2, 4, 8) if n <= count]
+    axes = ("mesh.fsdp", "mesh.space")
+    steps += [(changed(config, {axis: 2}), "mesh", {"devices": count}) for axis in axes]
   rows = []
-  for what, change in changes:
-    rows.append(measure_step(config, what, **(plain | change), repeats=repeats, out=out))
+  for changed_config, what, change in steps:
+    rows.append(measure_step(changed_config, what, **(plain | change), repeats=repeats, out=out))
   several = [row for row in rows if row["what"] == "devices"]
   if several:
     for line in estimates(several[-1]["collectives"]["all-reduce"]["bytes"]):
@@ -63,6 +68,14 @@ def bench_scaling(
   if out:
     plot(rows, Path(out).with_suffix(".png"))
   return rows
+
+
+def changed(config: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
+  """A validated copy of a config with other values of some fields."""
+  config = ConfigDict(config.to_dict())
+  config.update_from_flattened_dict(fields)
+  config_lib.validate(config)
+  return config
 
 
 def measure_step(
@@ -75,16 +88,9 @@ def measure_step(
   repeats: int,
   out: str | Path | None,
   devices: int = 1,
-  fsdp: int = 1,
-  space: int = 1,
-  size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
   """Reports time, memory and collectives of one training step."""
-  config = ConfigDict(config.to_dict())
-  config.data.max_boxes = boxes
-  if size:
-    config.data.update(short=size[0], long=size[1])
-  mesh = device_mesh(batch_size, jax.devices()[:devices], fsdp=fsdp, space=space)
+  mesh = device_mesh(batch_size, jax.devices()[:devices], **config.mesh.to_dict())
   model = make_model(config, num_classes)
   state, optimizer = create_state(config, model, STEPS_PER_EPOCH, mesh, pretrained=False)
   host = synthetic.batch(config, batch_size, num_classes, boxes)
@@ -112,10 +118,20 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
     match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
     if match:
       shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-      sizes = [BYTES[kind] * math.prod(int(n) for n in sides.split(",") if n) for kind, sides in shapes]
+      sizes = [bits(kind) // 8 * math.prod(int(n) for n in sides.split(",") if n) for kind, sides in shapes]
+      if match[3] and match[2] == "all-gather":  # what is started yields operands, then results
+        sizes = sizes[len(sizes) // 2 :]
+      elif match[3] and match[2] == "collective-permute":  # operand, result, two counters
+        sizes = sizes[1:2]
       found[match[2]]["count"] += 1
       found[match[2]]["bytes"] += sum(sizes)
   return found
+
+
+def bits(kind: str) -> int:
+  """Of a value of one of XLA's types: the number in its name (pred has none, and a byte)."""
+  number = re.search(r"\d+", kind)
+  return int(number[0]) if number else 8
 
 
 def estimates(gradient_bytes: int) -> Iterator[dict[str, Any]]:

@@ -70,22 +70,25 @@ def main(arguments: list[str]) -> None:
 
     bench_scaling(config, CLASSES.value, BOXES.value, repeats=REPEATS.value, out=OUT.value)
     return
-  theirs = []
+  theirs, devices = [], None
   if AGAINST.value:
     from iou_det.bench import against
 
     theirs = against.run_torchvision(kind, config, CLASSES.value, BOXES.value, repeats=REPEATS.value)
+    import jax
+
+    devices = jax.devices()[:1]  # as many as torchvision's model uses
   if kind == "train":
     from iou_det.bench.train import bench_train
 
     rows = [bench_train(
       config, CLASSES.value, BOXES.value, repeats=REPEATS.value, pieces=PIECES.value,
-      orientations=ORIENTATIONS.value, out=OUT.value,
+      orientations=ORIENTATIONS.value, out=OUT.value, devices=devices,
     )]  # fmt: skip
   else:
     from iou_det.bench.predict import bench_predict
 
-    rows = bench_predict(config, CLASSES.value, repeats=REPEATS.value, out=OUT.value)
+    rows = bench_predict(config, CLASSES.value, repeats=REPEATS.value, out=OUT.value, devices=devices)
   for measured in theirs:
     against.report_beside(rows, measured, OUT.value)
 

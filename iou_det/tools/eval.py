@@ -12,7 +12,7 @@ from absl import flags
 from iou_det.data.records import open_dataset
 from iou_det.evaluation import coco
 from iou_det.evaluation.evaluate import evaluate, make_detect_step
-from iou_det.training.processes import start_distributed
+from iou_det.training.processes import Preemption, start_distributed
 from iou_det.training.state import load_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
@@ -53,18 +53,20 @@ def main() -> None:
   data = run.config.data
   split = SPLIT.value or data.val_split
   own = split == data.val_split and not DATA.value
-  metrics = evaluate(
-    make_detect_step(run.config, run.model, run.mesh),
-    run.state,
-    open_dataset(DATA.value or data.path, split),
-    run.config,
-    run.mesh,
-    categories=run.categories,
-    annotations=ANNOTATIONS.value or (data.val_annotations if own else ""),
-    split=split,
-    step=run.step,
-    # Other data do not overwrite the figures of the run's own split.
-    folder=Path(WORKDIR.value) / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split),
-    backend=BACKEND.value,
-  )
+  with Preemption() as preemption:
+    metrics = evaluate(
+      make_detect_step(run.config, run.model, run.mesh),
+      run.state,
+      open_dataset(DATA.value or data.path, split),
+      run.config,
+      run.mesh,
+      categories=run.categories,
+      annotations=ANNOTATIONS.value or (data.val_annotations if own else ""),
+      split=split,
+      step=run.step,
+      # Other data do not overwrite the figures of the run's own split.
+      folder=Path(WORKDIR.value) / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split),
+      backend=BACKEND.value,
+      interrupted=preemption.requested,
+    )
   print(coco.table(metrics))

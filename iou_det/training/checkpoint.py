@@ -39,6 +39,17 @@ def has_checkpoint(workdir: str | Path) -> bool:
   return any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
 
 
+class Manager(ocp.CheckpointManager):
+  """Orbax's manager, but it leaves JAX's preemption service alone.
+
+  Orbax asks it with the training step. The service keeps one counter and stops at one exact value of it, so
+  it would miss the calls of `iou_det.training.processes.Preemption`, which counts otherwise.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    return False
+
+
 class Checkpoints:
   """The folder `workdir/checkpoints`: saves in the background, keeps the last few and the best AP."""
 
@@ -50,7 +61,7 @@ class Checkpoints:
         f"{workdir} has no checkpoints; train first: iou-det train --config=... --workdir={workdir}"
       )
     policy = managers.AnyPreservationPolicy([managers.LatestN(keep), BestScored(self.scores)])
-    self.manager = ocp.CheckpointManager(
+    self.manager = Manager(
       self.folder,
       options=ocp.CheckpointManagerOptions(
         preservation_policy=policy,

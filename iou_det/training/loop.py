@@ -50,8 +50,15 @@ def train(
     UserError: bad config or data, a workdir of another config, a loss that is not finite.
     Preempted: after SIGTERM, with the state saved.
   """
+  with Preemption() as preemption:  # to the very end: what is being saved must not be interrupted
+    return train_unless(preemption, config, Path(workdir), devices)
+
+
+def train_unless(
+  preemption: Preemption, config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None
+) -> dict[str, Any]:
+  """See `train`."""
   config_lib.validate(config)
-  workdir = Path(workdir)
   lead = jax.process_index() == 0
   make_mesh = lambda size, setting: device_mesh(size, devices, setting=setting, **config.mesh.to_dict())
   mesh = make_mesh(config.train.batch_size, "config.train.batch_size")
@@ -78,6 +85,10 @@ def train(
     config, model, plan.steps_per_epoch, mesh, pretrained=not has_checkpoint(workdir)
   )
   check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
+  multihost_utils.sync_global_devices("all have looked into the workdir")
+  if lead and not (workdir / "config.json").exists():
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", config.to_dict())
   multihost_utils.sync_global_devices("the workdir is there")
   checkpoints = Checkpoints(workdir, keep=t.keep_checkpoints)
   if checkpoints.steps():
@@ -98,7 +109,6 @@ def train(
     plan.steps_per_epoch,
   )
 
-  preemption = Preemption()
   score_state = partial(
     evaluate,
     make_detect_step(config, model, mesh),
@@ -155,6 +165,8 @@ def train(
     mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file needs no smooth bar
   )
   try:
+    if preemption.requested():  # while all this was made ready: there is nothing to save
+      raise Preempted
     if start_step and due(start_step, t.eval_epochs) and start_step not in checkpoints.scores:
       metrics = score(start_step)  # its evaluation was cut off, or there is nothing left to train
     waited, since = 0.0, time.monotonic()
@@ -207,14 +219,13 @@ def train(
       assert compiled <= 2, "the step was compiled more than once for each orientation"
     return metrics or score_state(state, step=last_step)  # nothing was left to train
   except Preempted:
-    logging.warning("SIGTERM: the state is saved; the same command goes on from here")
+    logging.warning("SIGTERM: what was trained is saved; the same command goes on from here")
     raise
   finally:
-    preemption.close()
     bar.close()
-    checkpoints.close()  # waits for what is being saved
     if log:
       log.close()
+    checkpoints.close()  # waits for what is being saved
 
 
 def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: Any) -> None:
@@ -242,7 +253,7 @@ def check_same_data(saved: dict[str, Any], source: Source, plan: Plan, workdir: 
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
-  """Writes config.json into a new workdir; refuses one that belongs to another config."""
+  """Refuses a workdir that belongs to another config, or is not a run's."""
   path = workdir / "config.json"
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir} is a file; give a new folder")
@@ -257,9 +268,6 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
     raise UserError(
       f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder"
     )
-  elif jax.process_index() == 0:
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(path, config.to_dict())
 
 
 class MetricsLog:

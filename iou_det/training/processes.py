@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 import jax
 from absl import logging
@@ -47,8 +48,17 @@ class Preemption:
   def __init__(self) -> None:
     self._calls = 0
     self._noticed = False
+    self._previous: Any = None
+
+  def __enter__(self) -> "Preemption":
     if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
       self._previous = signal.signal(signal.SIGTERM, self._notice)
+    return self
+
+  def __exit__(self, *exception: object) -> None:
+    """Gives SIGTERM back to whom it belonged."""
+    if self._previous is not None:
+      signal.signal(signal.SIGTERM, self._previous)
 
   def _notice(self, number: int, frame: FrameType | None) -> None:
     self._noticed = True
@@ -59,8 +69,3 @@ class Preemption:
     if jax.process_count() > 1:  # JAX's own service catches the signal there
       return multihost_utils.reached_preemption_sync_point(self._calls)
     return self._noticed
-
-  def close(self) -> None:
-    """Gives SIGTERM back to whom it belonged."""
-    if hasattr(self, "_previous"):
-      signal.signal(signal.SIGTERM, self._previous)

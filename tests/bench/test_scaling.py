@@ -25,6 +25,11 @@ def test_collectives_of_known_programs():
   assert collectives(text(lambda x: x + 1, whole, x))["all-gather"] == {"count": 1, "bytes": 256}
   started = "%r = (f32[2,3]{1,0}, bf16[]) all-reduce-start(%a, %b)"
   assert collectives(started)["all-reduce"] == {"count": 1, "bytes": 26}
+  # What is started asynchronously names its operands too: only the results are counted.
+  started = "%g = (f32[2]{0}, f32[16]{0}) all-gather-start(%a)"
+  assert collectives(started)["all-gather"] == {"count": 1, "bytes": 64}
+  started = "%p = (u16[8]{0}, u16[8]{0}, u32[], u32[]) collective-permute-start(%a)"
+  assert collectives(started)["collective-permute"] == {"count": 1, "bytes": 16}
 
 
 def test_estimate_of_a_ring():

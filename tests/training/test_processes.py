@@ -40,22 +40,24 @@ def config_file(tmp_path_factory, shapes_folder):
   return path
 
 
-def start(config_file, workdir, processes, *arguments):
-  """Starts `iou-det train`: as many processes, eight devices in all, over the loopback interface."""
+def start(config_file, workdir, processes, evaluate=False):
+  """Starts `iou-det train` or `eval`: as many processes, 8 devices in all, over the loopback interface."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
-  flags = f"--xla_force_host_platform_device_count={8 // processes}"
+  # Programs that run for milliseconds are compiled without optimisation.
+  flags = f"--xla_force_host_platform_device_count={8 // processes} --xla_backend_optimization_level=0"
   distributed = ["--distributed"] if processes > 1 else []
   started = []
   for i in range(processes):
     environment = os.environ | {
       "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd(), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
       "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i)}  # fmt: skip
-    command = [sys.executable, "-c", COMMAND, "train", f"--config={config_file}", f"--workdir={workdir}"]
+    task = ["eval"] if evaluate else ["train", f"--config={config_file}"]
+    command = [sys.executable, "-c", COMMAND, *task, f"--workdir={workdir}"]
     log = (workdir.parent / f"{workdir.name}_{i}.log").open("a")
     started.append(
-      subprocess.Popen([*command, *distributed, *arguments], env=environment, stdout=log, stderr=log)
+      subprocess.Popen([*command, *distributed], env=environment, stdout=log, stderr=log)
     )
   return started
 
@@ -105,21 +107,40 @@ def test_two_processes_train_evaluate_and_save_as_one_does(uninterrupted):
   a, b, end = parameters(workdir, "4"), parameters(one_process, "4"), parameters(one_process)
   far = lambda x, y: float(optax.tree.norm(jax.tree.map(lambda p, q: p.astype(np.float64) - q, x, y)))
   assert far(a, b) < 1e-2 * far(end, b)
-  figures = [json.loads((w / "eval/val/metrics.json").read_text()) for w in (workdir, one_process)]
-  assert figures[0]["images"] == figures[1]["images"] == 13
+
+
+def test_two_processes_detect_what_one_does(config_file, uninterrupted, tmp_path):
+  """The same checkpoint, by `iou-det eval --distributed`."""
+  workdir = tmp_path / "run"
+  shutil.copytree(uninterrupted[1], workdir)
+  (workdir / "eval/val/detections.json").unlink()
+  codes, log = finish(start(config_file, workdir, 2, evaluate=True), workdir)
+  assert codes == [0, 0], log
+  key = lambda r: (r["image_id"], r["category_id"], r["score"])
+  both = [json.loads((w / "eval/val/detections.json").read_text()) for w in (workdir, uninterrupted[1])]
+  for a, b in zip(*(sorted(rows, key=key) for rows in both), strict=True):
+    assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
+    np.testing.assert_allclose([a["score"], *a["bbox"]], [b["score"], *b["bbox"]], rtol=1e-3, atol=1e-3)
+  assert len(both[0]) > 13
+
+
+def last_checkpoint(workdir):
+  return max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_the_rerun_is_bit_identical(config_file, uninterrupted, tmp_path, processes):
+  """Told in a fresh run, and again in the rerun: after a resume, checkpoints and an evaluation."""
   workdir = tmp_path / "run"
-  started = start(config_file, workdir, processes)
-  wait_for_step(started, workdir, 1)
-  started[-1].send_signal(signal.SIGTERM)  # one of them is told, all stop
-  codes, log = finish(started, workdir)
-  assert codes == [75] * processes, log
-  assert "SIGTERM: the state is saved" in log
-  saved = max(int(p.name) for p in (workdir / "checkpoints").iterdir())
-  assert 1 <= saved < 8, "it was told too late to show anything"
+  for seen in (1, 5):
+    started = start(config_file, workdir, processes)
+    wait_for_step(started, workdir, seen)
+    for _ in range(2):  # schedulers repeat themselves: the second must not cut off the save
+      started[-1].send_signal(signal.SIGTERM)  # one of them is told, all stop
+    codes, log = finish(started, workdir)
+    assert codes == [75] * processes, log
+    assert "SIGTERM: what was trained is saved" in log
+    assert seen <= last_checkpoint(workdir) < 8, "it was told too late to show anything"
   codes, log = finish(start(config_file, workdir, processes), workdir)
   assert codes == [0] * processes, log
   jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(uninterrupted[processes]))
