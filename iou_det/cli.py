@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from iou_det.config import check_command_line
+from iou_det.config_files import check_command_line
 from iou_det.errors import EXIT_PREEMPTED, Preempted, UserError
 
 COMMANDS = {

@@ -1,16 +1,19 @@
 """One look for every figure: size, colours, caption, stamp; the same bytes every time, no pyplot."""
 
 import contextlib
+import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float, Shaped
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iou_det.paper.tables import with_ending
+from iou_det.paper.tables import Cell, with_ending
 
 # Okabe and Ito's colours, which everybody can tell apart; without their yellow, too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -84,3 +87,31 @@ def legend_above(axes: Axes, *, letters: int = 108) -> None:
   _, labels = axes.get_legend_handles_labels()
   columns = max(1, min(len(labels), letters // (max(map(len, labels)) + 6)))
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
+
+
+def check_ascending(name: str, values: Shaped[np.ndarray, " _"], *, least: int) -> None:
+  if len(values) < least or not np.all(np.diff(values) > 0):
+    raise ValueError(f"{name} {values.tolist()}: give {least} or more that ascend")
+
+
+def check_runs(runs: Mapping[str, object], *, least: int) -> None:
+  if not least <= len(runs) <= len(COLOURS):
+    raise ValueError(f"{len(runs)} runs {list(runs)}: this plot shows {least} to {len(COLOURS)}")
+
+
+def check_lengths(run: str, length: int, of: str, arrays: Mapping[str, Shaped[np.ndarray, " _"]]) -> None:
+  for name, array in arrays.items():
+    if len(array) != length:
+      raise ValueError(f"{run!r}: {len(array)} values of {name} for {length} {of}")
+
+
+def check_unit(run: str, name: str, values: Float[np.ndarray, " _"]) -> None:
+  """NaN is outside too."""
+  outside = values[~((values >= 0) & (values <= 1))]
+  if len(outside):
+    raise ValueError(f"{run!r}: {len(outside)} values of {name} are outside [0, 1], such as {outside[0]}")
+
+
+def cells_of(values: Float[np.ndarray, " _"]) -> list[Cell]:
+  """NaN as None: a cell that stays empty."""
+  return [None if math.isnan(value) else value for value in values.tolist()]

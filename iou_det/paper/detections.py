@@ -2,10 +2,7 @@
 
 import json
 import zipfile
-from collections import Counter
 from pathlib import Path
-
-from absl import logging
 
 from iou_det.data.annotations import from_rows, list_problems
 from iou_det.data.records import CocoFolder, missing_images, open_dataset
@@ -14,8 +11,6 @@ from iou_det.evaluation.analysis import save_candidates
 from iou_det.evaluation.evaluate import detect_all, evaluate, make_detect_step
 from iou_det.paper.results import Results
 from iou_det.training.state import load_run
-
-CANDIDATES = 1000  # an image, before NMS
 
 
 def soft_nms(results: Results, method: str) -> Results:
@@ -27,7 +22,7 @@ def soft_nms(results: Results, method: str) -> Results:
       return again
   except FileNotFoundError:
     pass  # not done yet
-  run = load_run(results.workdir)
+  run = load_run(results.workdir, str(results.metrics["step"]))
   run.config.eval.nms = method
   d = run.config.data
   evaluate(
@@ -46,26 +41,28 @@ def soft_nms(results: Results, method: str) -> Results:
 
 
 def candidates(results: Results) -> Path:
-  """File with the run's detections before NMS, made if it is not there or older than its scores."""
+  """File with all that entered the run's NMS, made if it is not there or older than its scores."""
   path = results.folder / "candidates.npz"
-  if not path.exists() or path.stat().st_mtime < (results.folder / "metrics.json").stat().st_mtime:
+  if not newer(path, results):
     run = load_run(results.workdir, str(results.metrics["step"]))
-    run.config.eval.update(nms="none", max_detections=CANDIDATES)
-    d = run.config.data
+    m, e, d = run.config.model, run.config.eval, run.config.data
+    every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(run.categories)
+    e.update(nms="none", max_detections=every)
     detect_step = make_detect_step(run.config, run.model, run.mesh)
     found = detect_all(detect_step, run.state, open_dataset(d.path, d.val_split), run.config, run.mesh)
-    full = sum(n >= CANDIDATES for n in Counter(row["image_id"] for row in found).values())
-    if full:
-      logging.warning(
-        "%s: %d of %d images have more than %d candidates before NMS; the lowest scores are left out",
-        results.workdir, full, results.metrics["images"], CANDIDATES,
-      )  # fmt: skip
     save_candidates(path, found)
   return path
 
 
+def newer(path: Path, results: Results) -> bool:
+  """Whether a file was made after the run was scored."""
+  return path.exists() and path.stat().st_mtime >= (results.folder / "metrics.json").stat().st_mtime
+
+
 def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
   """Detects on test-dev2017 and writes what COCO's evaluation server takes: a zip with one JSON file in it.
+
+  A zip that is there and newer than the run's scores stays as it is.
 
   Args:
     root: COCO folder with test2017/ and annotations/image_info_test-dev2017.json.
@@ -74,6 +71,9 @@ def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
   Raises:
     UserError: the images or their list are not there or damaged.
   """
+  stem = f"detections_test-dev2017_{name}_results"
+  if newer(out / f"{stem}.zip", results):
+    return out / f"{stem}.zip"
   listed = root / "annotations" / "image_info_test-dev2017.json"
   if not listed.is_file() or not (root / "test2017").is_dir():
     raise UserError(
@@ -86,7 +86,7 @@ def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
     ]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{listed} is no list of COCO images ({error}); get it again") from None
-  run = load_run(results.workdir)
+  run = load_run(results.workdir, str(results.metrics["step"]))
   annotations = from_rows(images, [[] for _ in images])
   problems = missing_images(root / "test2017", annotations)
   if problems:
@@ -94,7 +94,6 @@ def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
   source = CocoFolder.from_columns(root / "test2017", run.categories, annotations, "test-dev2017")
   detect_step = make_detect_step(run.config, run.model, run.mesh)
   found = detect_all(detect_step, run.state, source, run.config, run.mesh)
-  stem = f"detections_test-dev2017_{name}_results"
   out.mkdir(parents=True, exist_ok=True)
   part = out / f"{stem}.part"
   with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:

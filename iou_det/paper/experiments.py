@@ -7,8 +7,8 @@ import numpy as np
 
 from iou_det.errors import UserError
 from iou_det.evaluation.coco import IOUS
-from iou_det.paper import detections, figure1, figures, numbers, plots
-from iou_det.paper.report import SMOKE, Intervals, Row, ap_table, bars
+from iou_det.paper import ap_plots, detections, figure1, figures, numbers, plots
+from iou_det.paper.report import SMOKE, Intervals, Row, ap_table, bars, contrast_table
 from iou_det.paper.results import Results
 from iou_det.paper.runs import CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
 from iou_det.paper.tables import Cell, write_table
@@ -28,6 +28,11 @@ LABELS = {
   "bounded_iou": "bounded IoU loss",
   "isr": "ISR (PISA)",
 }
+# What Table 2's controls are for: does a run beat the one that differs in nothing but the weights' shape?
+CONTRASTS = (
+  ("loc", "baseline_effective"), ("loc", "baseline_w_loc"), ("loc_eq5", "baseline"), ("both_eq5", "cls"),
+  ("both", "cls"), ("both", "loc"),
+)  # fmt: skip
 TABLE4_KEYS = {
   "baseline": ("eta", 0.0), "eta1.0": ("eta", 1.0), "eta1.4": ("eta", 1.4), "cls": ("eta", 1.5),
   "eta1.6": ("eta", 1.6), "lambd0.5": ("lambd", 0.5), "lambd1.0": ("lambd", 1.0), "loc": ("lambd", 1.5),
@@ -92,6 +97,11 @@ def describe(place: Place, results: Results, seeds: int) -> str:
   )
 
 
+def with_spread(rule: str, seeds: Sequence[Results]) -> str:
+  """A caption that says what the bars are, where there are any."""
+  return f"{rule}; bars: standard deviation over seeds." if len(seeds) > 1 else f"{rule}."
+
+
 Groups = dict[tuple[str, bool], list[Results]]
 
 
@@ -107,7 +117,7 @@ def table1(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     )
   for half in (rows[:2], rows[2:]):
     depth = half[0].results[0].config.model.depth
-    spread = f"{rule}; bars: standard deviation over seeds."
+    spread = with_spread(rule, half[0].results)
     bars(half, out / f"table1_r{depth}_bars", title=f"Table 1, R{depth}", rule=spread, stamp=stamp)
   return ap_table(
     rows,
@@ -156,13 +166,23 @@ def table2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     rows,
     out / "table2_bars",
     title="Table 2",
-    rule=f"{rule}; bars: standard deviation over seeds.",
+    rule=with_spread(rule, rows[0].results),
     stamp=stamp,
   )
   for name in ("baseline", "loc"):
     diagnostics(groups[name, False][0], out / f"diagnostics_{name}", LABELS[name], rule, stamp)
   differences(rows, intervals, out / "ap_differences", rule, stamp)
-  return text
+  row_of = {name: row for name, row in zip(names, rows, strict=True)}
+  pairs = [(row_of[a], row_of[b]) for a, b in CONTRASTS if a in row_of and b in row_of]
+  contrasts = contrast_table(
+    pairs,
+    intervals,
+    out / "contrasts",
+    caption=f"Differences between the rows of Table 2. {rule}.",
+    command=command,
+    stamp=stamp,
+  )
+  return f"{text}\n{contrasts}"
 
 
 def table3(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
@@ -205,7 +225,7 @@ def table4(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     rows,
     out / "table4_bars",
     title="Table 4",
-    rule=f"{rule}; bars: standard deviation over seeds.",
+    rule=with_spread(rule, rows[0].results),
     stamp=stamp,
   )
   return text
@@ -223,12 +243,19 @@ def comparison(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
     Intervals(rows, stamp),
     (*numbers.SIZES, "AP90"),
     out / "comparison",
-    caption=f"Other methods beside IoU-balanced losses. {rule}. Each localization loss has a weight "
-    "fitted on the matched anchors (w_loc=auto). Paper: COCO val-2017, R50, its Table 2.",
+    caption=f"Other methods beside IoU-balanced losses. {rule}. Balanced L1 and GHM-R have their "
+    "authors' weights for RetinaNet, the other localization losses one fitted on the matched anchors. Paper: "
+    "COCO val-2017, R50, its Table 2.",
     command=command,
     stamp=stamp,
   )
-  bars(rows, out / "comparison_bars", title="Methods compared", rule=rule, stamp=stamp)
+  bars(
+    rows,
+    out / "comparison_bars",
+    title="Methods compared",
+    rule=with_spread(rule, rows[0].results),
+    stamp=stamp,
+  )
   return text
 
 
@@ -240,18 +267,17 @@ def wloc_sweep(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
     ("with IoU balancing (lambda 1.5)", lambda w: f"loc_weight{w}"),
   ):
     rows = {w: Row(label, groups[name_of(w), False]) for w in SWEEP if (name_of(w), False) in groups}
-    figures_of_rows = [
-      [figure for name in ("AP", "AP90") for figure in (row.mean(name), row.spread(name))]
-      for row in rows.values()
-    ]
-    curves[label] = (np.array(list(rows)), *np.array(figures_of_rows, float).T)  # None becomes NaN
-    for (w, row), cells in zip(rows.items(), figures_of_rows, strict=True):
-      body.append([label, w, weights(row.results)["effective weight"], *cells])
-  plots.sweep(
+    cells: list[list[float | None]] = []
+    for w, row in rows.items():
+      ap = [figure for name in ("AP", "AP90") for figure in (row.mean(name), row.spread(name))]
+      cells.append([w, weights(row.results)["effective weight"], *ap])
+    curves[label] = tuple(np.array(cells, float).T)  # None becomes NaN
+    body += [[label, *row] for row in cells]
+  ap_plots.sweep(
     curves,
     out / "wloc_sweep",
     title="AP against the localization weight",
-    rule=f"{rule}; bars: standard deviation over seeds.",
+    rule=with_spread(rule, groups["baseline", False]),
     stamp=stamp,
   )
   return write_table(
@@ -289,9 +315,9 @@ def differences(rows: Sequence[Row], intervals: Intervals, stem: Path, rule: str
   base = rows[0].label
   shown = {}
   for row in rows[1:]:
-    ends = np.array([intervals.at(row, (iou,)) for iou in IOUS])
+    ends = np.array([intervals.between(row, rows[0], (iou,))[:3] for iou in IOUS])
     shown[row.label] = (ends[:, 0], ends[:, 1], ends[:, 2])
-  plots.ap_differences(
+  ap_plots.ap_differences(
     np.array(IOUS),
     shown,
     stem,
@@ -304,7 +330,7 @@ def differences(rows: Sequence[Row], intervals: Intervals, stem: Path, rule: str
 
 def diagnostics(results: Results, stem: Path, label: str, rule: str, stamp: str) -> None:
   """Over training: shares of the localization gradient and of the positives by IoU."""
-  rows = [row for row in results.rows if "eq2_normalizer" in row]
+  rows = [row for row in results.rows if "positive_share/0.0" in row]
   shares = {
     name: np.array([[row[f"{name}/{i / BINS:.1f}"] for i in range(BINS)] for row in rows])
     for name in ("localization_gradient_share", "positive_share")

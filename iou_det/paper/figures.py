@@ -54,14 +54,14 @@ def figure2(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
   )
   rows: list[list[Cell]] = []
   for label, results in runs.items():
-    regrets = [regret(r) for r in results]
+    regrets = [regret(r) for r in results if r.config.eval.nms == "hard"]  # others suppress nothing
     on_object, regretted = sum(r.on_object for r in regrets), sum(r.regretted for r in regrets)
     lost = sum((r.mean_loss or 0.0) * r.regretted for r in regrets)
     rows.append([
       label,
       correlation[label],
       analysis.rank_correlation(overlaps[label], min_iou=analysis.LOCATED),
-      on_object,
+      on_object if regrets else None,
       100 * regretted / on_object if on_object else None,
       lost / regretted if regretted else None,
     ])  # fmt: skip
@@ -71,8 +71,8 @@ def figure2(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
     columns,
     rows,
     caption="Do scores rank boxes by how well they fit? Spearman's correlation of score and IoU; NMS regret: "
-    "share of the kept boxes on an object (IoU >= 0.5) that suppressed a box with a higher IoU with it, and "
-    f"the mean IoU lost there. {rule}",
+    "share of the boxes on an object (IoU >= 0.5) kept by hard NMS that suppressed a box with a higher IoU "
+    f"with it, and the mean IoU lost there. {rule}",
     command=command,
     formats={columns[1]: ".3f", columns[2]: ".3f", columns[5]: ".3f"},
     stamp=stamp,
@@ -107,7 +107,7 @@ def figure3(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
 
 
 def regret(results: Results) -> analysis.Regret:
-  """NMS regret of a run, with the NMS that it was scored with."""
+  """NMS regret of a run, with the hard NMS that it was scored with."""
   d, e = results.config.data, results.config.eval
   truth = ground_truth(open_dataset(d.path, d.val_split), d.val_annotations)
   found = analysis.load_candidates(detections.candidates(results))

@@ -1,4 +1,4 @@
-"""Plots of runs beside each other, from plain arrays: Figures 2 and 3 of arXiv:1908.05641 and what we add.
+"""Plots of detections and of training, from plain arrays: Figures 2 and 3 of arXiv:1908.05641 and more.
 
 Every function writes STEM.png, STEM.svg and STEM.csv, which holds every number that is drawn. They share
 these arguments:
@@ -13,17 +13,28 @@ these arguments:
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from matplotlib import colormaps
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, LogNorm
 
-from iou_det.paper.canvas import BINS_COLOURMAP, COLOURS, MARKERS, drawing, legend_above
+from iou_det.paper.canvas import (
+  BINS_COLOURMAP,
+  COLOURS,
+  MARKERS,
+  cells_of,
+  check_ascending,
+  check_lengths,
+  check_runs,
+  check_unit,
+  drawing,
+  legend_above,
+)  # fmt: skip
 from iou_det.paper.tables import Cell, with_ending, write_csv
 
 IOU = "IoU with the ground truth"
@@ -48,16 +59,16 @@ def mean_scores(
     ValueError: a run with another number of bins; edges that do not ascend; too many runs.
   """
   bins = len(edges) - 1
-  _check_ascending("ends of bins", edges, least=2)
-  _check_runs(runs, least=1)
+  check_ascending("ends of bins", edges, least=2)
+  check_runs(runs, least=1)
   rows: list[list[Cell]] = []
   with drawing(
     stem, title=title, caption=f"{_bins_text(edges)} {rule}", stamp=stamp,
     rows=2, height=5.0, sharex=True, height_ratios=(2, 1)) as (_, (top, bottom)):  # fmt: skip
     for i, (run, (mean, counts)) in enumerate(runs.items()):
-      _check_lengths(run, bins, "bins", {"mean score": mean, "count": counts})
+      check_lengths(run, bins, "bins", {"mean score": mean, "count": counts})
       full = counts > 0
-      _check_unit(run, "mean score", mean[full])
+      check_unit(run, "mean score", mean[full])
       width = 0.84 * np.diff(edges) / len(runs)
       left = edges[:-1] + 0.08 * np.diff(edges) + i * width
       label = f"{run}: {counts.sum():,} detections"
@@ -94,11 +105,11 @@ def shares_above(
     ValueError: a run with another number of shares; thresholds that do not ascend; no second run; too many
       runs; a share outside [0, 1].
   """
-  _check_ascending("thresholds", thresholds, least=1)
-  _check_runs(runs, least=2)
+  check_ascending("thresholds", thresholds, least=1)
+  check_runs(runs, least=2)
   for run, shares in runs.items():
-    _check_lengths(run, len(thresholds), "thresholds", {"share": shares})
-    _check_unit(run, "share", shares)
+    check_lengths(run, len(thresholds), "thresholds", {"share": shares})
+    check_unit(run, "share", shares)
   (baseline, reference), *_ = runs.items()
   rows: list[list[Cell]] = []
   with drawing(
@@ -142,7 +153,7 @@ def score_against_iou(
   Raises:
     ValueError: scores and IoUs of different numbers; values outside [0, 1]; no run.
   """
-  _check_runs(runs, least=1)
+  check_runs(runs, least=1)
   across = 2 if len(runs) == 4 else min(len(runs), 3)
   down = math.ceil(len(runs) / across)
   cells: list[Any] = []  # matplotlib's types do not say what a hexbin holds
@@ -150,9 +161,9 @@ def score_against_iou(
     stem, title=title, caption=rule, stamp=stamp,
     rows=down, columns=across, height=0.9 + 3.2 * down, sharey=True) as (figure, axes):  # fmt: skip
     for axis, (run, (scores, ious, spearman)) in zip(axes, runs.items(), strict=False):
-      _check_lengths(run, len(scores), "scores", {"IoU": ious})
-      _check_unit(run, "score", scores)
-      _check_unit(run, "IoU", ious)
+      check_lengths(run, len(scores), "scores", {"IoU": ious})
+      check_unit(run, "score", scores)
+      check_unit(run, "IoU", ious)
       cells.append(axis.hexbin(ious, scores, gridsize=25, extent=(0, 1, 0, 1), mincnt=1, cmap=BINS_COLOURMAP))
       known = "not defined" if spearman is None else f"{spearman:.3f}"
       name = textwrap.fill(run, 80 // across)
@@ -171,142 +182,6 @@ def score_against_iou(
     for (iou, score), count in zip(cell.get_offsets().tolist(), cell.get_array().tolist(), strict=True):
       rows.append([run, spearman, iou, score, int(count)])
   columns = ["run", "spearman", "cell_iou", "cell_score", "detections"]
-  write_csv(with_ending(stem, ".csv"), columns, rows, stamp=stamp)
-
-
-def ap_differences(
-  ious: Float[np.ndarray, " ious"],
-  runs: Mapping[str, tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"], Float[np.ndarray, " _"]]],
-  stem: Path,
-  *,
-  baseline: str,
-  title: str,
-  rule: str,
-  stamp: str = "",
-) -> None:
-  """AP at each IoU minus the baseline's, with intervals.
-
-  Args:
-    ious: ascending IoUs of the AP, COCO's ten.
-    runs: difference in points of AP; lower and upper end of its 95% interval.
-    baseline: name of the run that is subtracted.
-
-  Raises:
-    ValueError: numbers of another count than the IoUs; IoUs that do not ascend; an interval upside down; no
-      run, or too many.
-  """
-  _check_ascending("IoUs", ious, least=1)
-  _check_runs(runs, least=1)
-  rows: list[list[Cell]] = []
-  caption = f"Bars: 95% intervals. {rule}"
-  with drawing(stem, title=title, caption=caption, stamp=stamp, height=4.2) as (_, (axis,)):
-    axis.axhline(0, color="black", linewidth=1)
-    step = 0.6 * np.diff(ious).min(initial=0.05) / len(runs)
-    for i, (run, (difference, low, high)) in enumerate(runs.items()):
-      _check_lengths(run, len(ious), "IoUs", {"difference": difference, "lower end": low, "upper end": high})
-      if np.any(low > high):
-        raise ValueError(f"run {run!r}: lower ends {low} exceed upper ends {high}")
-      x = ious + step * (i - (len(runs) - 1) / 2)
-      axis.vlines(x, low, high, color=COLOURS[i], linewidth=2)
-      axis.plot(x, difference, MARKERS[i], color=COLOURS[i], markersize=6, label=run)
-      rows += [[run, *numbers] for numbers in np.stack([ious, difference, low, high], axis=1).tolist()]
-    axis.set(xlabel="IoU that counts as correct", xticks=ious)
-    axis.set_ylabel(textwrap.fill(f"AP - AP of {baseline} (points)", 40))
-    axis.grid(axis="x", visible=False)
-    legend_above(axis)
-  write_csv(with_ending(stem, ".csv"), ["run", "iou", "difference", "low", "high"], rows, stamp=stamp)
-
-
-def sweep(
-  curves: Mapping[str, tuple[Float[np.ndarray, " _"], ...]],
-  stem: Path,
-  *,
-  title: str,
-  rule: str,
-  stamp: str = "",
-) -> None:
-  """AP and AP90 against the localization weight, a curve for each way to weight.
-
-  Args:
-    curves: ascending weights; at each: mean AP in percent, its spread over seeds, mean AP90, its spread. A
-      spread is drawn up and down from the mean; NaN: not known, not drawn.
-
-  Raises:
-    ValueError: not five arrays of one length; no curve, or too many.
-  """
-  _check_runs(curves, least=1)
-  names = ("weight", "ap", "ap_spread", "ap90", "ap90_spread")
-  rows: list[list[Cell]] = []
-  with drawing(stem, title=title, caption=rule, stamp=stamp, columns=2, height=4.2) as (_, axes):
-    for i, (curve, arrays) in enumerate(curves.items()):
-      if len(arrays) != len(names):
-        raise ValueError(f"{curve!r} has {len(arrays)} arrays; give {', '.join(names)}")
-      _check_lengths(curve, len(arrays[0]), "weights", dict(zip(names, arrays, strict=True)))
-      weights, ap, ap_spread, ap90, ap90_spread = arrays
-      look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "capsize": 3, "label": curve}
-      axes[0].errorbar(weights, ap, ap_spread, **look)
-      axes[1].errorbar(weights, ap90, ap90_spread, **look)
-      rows += [[curve, *_cells(numbers)] for numbers in np.stack(arrays, axis=1)]
-    for axis, figure in zip(axes, ("AP (%)", "AP90 (%)"), strict=True):
-      axis.set(xlabel="localization weight w_loc", ylabel=figure)
-    legend_above(axes[0], letters=50)
-  write_csv(with_ending(stem, ".csv"), ["curve", *names], rows, stamp=stamp)
-
-
-def ap_bars(
-  names: Sequence[str],
-  ours: tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"]],
-  paper: Float[np.ndarray, " _"] | None,
-  stem: Path,
-  *,
-  title: str,
-  rule: str,
-  stamp: str = "",
-) -> None:
-  """A table as a plot: AP of each run with its spread over seeds; beside it what each adds to the first run.
-
-  The paper's AP is of another data set and does not stand beside ours; its differences do.
-
-  Args:
-    names: the runs, the baseline first.
-    ours: mean AP of each run in percent; its spread over seeds, drawn left and right (NaN: not known).
-    paper: the paper's AP of the same runs, in percent, NaN where it has none; None: it has no such table.
-
-  Raises:
-    ValueError: numbers of another count than names; no baseline in the paper's numbers.
-  """
-  mean, spread = ours
-  _check_lengths("ours", len(names), "names", {"mean": mean, "spread": spread})
-  differences = {"ours": mean - mean[0]}
-  if paper is not None:
-    _check_lengths("paper", len(names), "names", {"AP": paper})
-    if np.isnan(paper[0]):
-      raise ValueError(f"the paper's AP of the baseline {names[0]!r} is NaN: nothing to subtract")
-    differences["paper (COCO)"] = paper - paper[0]
-  y = np.arange(len(names))
-  with drawing(
-    stem, title=title, caption=rule, stamp=stamp,
-    columns=2, height=1.9 + 0.42 * len(names), sharey=True) as (_, (left, right)):  # fmt: skip
-    left.errorbar(mean, y, xerr=spread, fmt="o", color=COLOURS[0], capsize=3)
-    left.set(xlabel="AP (%)", yticks=y, yticklabels=names, ylim=(len(names) - 0.4, -0.6))
-    height = 0.8 / len(differences)
-    for i, (label, more) in enumerate(differences.items()):
-      given = ~np.isnan(more)
-      place = y - 0.4 + height * (i + 0.5)
-      bars = right.barh(place[given], more[given], height, color=COLOURS[i], label=label)
-      right.bar_label(bars, [f"{v:+z.1f}" for v in more[given]], padding=3, fontsize=8)
-    right.axvline(0, color="black", linewidth=1)
-    known = np.concatenate(list(differences.values()))
-    low, high = min(-0.1, np.nanmin(known)), max(0.1, np.nanmax(known))  # a tenth even if nothing differs
-    right.set_xlim(low - 0.15 * (high - low), high + 0.15 * (high - low))  # room for the numbers at the bars
-    right.set(xlabel=textwrap.fill(f"AP - AP of {names[0]} (points)", 40))
-    right.grid(axis="y", visible=False)
-    legend_above(right, letters=50)
-  numbers = [mean, spread, mean - mean[0]]
-  if paper is not None:
-    numbers += [paper, paper - paper[0]]
-  columns = ["run", "ap", "ap_spread", "difference", "paper_ap", "paper_difference"][: 1 + len(numbers)]
-  rows = [[name, *_cells(row)] for name, row in zip(names, np.stack(numbers, axis=1), strict=True)]
   write_csv(with_ending(stem, ".csv"), columns, rows, stamp=stamp)
 
 
@@ -334,8 +209,8 @@ def diagnostics(
     ValueError: arrays that are not steps x bins; values that are negative or not finite; no
       steps, or steps or ends that do not ascend.
   """
-  _check_ascending("ends of bins", edges, least=2)
-  _check_ascending("steps", steps, least=1)
+  check_ascending("ends of bins", edges, least=2)
+  check_ascending("steps", steps, least=1)
   panels = {"localization gradient": gradient, "positives": positives}
   shape = (len(steps), len(edges) - 1)
   shares = {}
@@ -364,7 +239,7 @@ def diagnostics(
     [name, step, float(edges[i]), float(edges[i + 1]), value]
     for name, share in shares.items()
     for step, row in zip(steps.tolist(), share, strict=True)
-    for i, value in enumerate(_cells(row))
+    for i, value in enumerate(cells_of(row))
   ]
   write_csv(with_ending(stem, ".csv"), ["share_of", "step", "iou_from", "iou_to", "share"], rows, stamp=stamp)
 
@@ -375,31 +250,3 @@ def _bins_text(edges: Float[np.ndarray, " edges"]) -> str:
   if np.allclose(widths, widths[0]):
     return f"{len(widths)} bins of IoU, {widths[0]:.3g} wide, from {edges[0]:.3g} to {edges[-1]:.3g}."
   return f"Bins of IoU with ends {', '.join(f'{edge:.3g}' for edge in edges)}."
-
-
-def _check_ascending(name: str, values: Shaped[np.ndarray, " _"], *, least: int) -> None:
-  if len(values) < least or not np.all(np.diff(values) > 0):
-    raise ValueError(f"{name} {values.tolist()}: give {least} or more that ascend")
-
-
-def _check_runs(runs: Mapping[str, object], *, least: int) -> None:
-  if not least <= len(runs) <= len(COLOURS):
-    raise ValueError(f"{len(runs)} runs {list(runs)}: this plot shows {least} to {len(COLOURS)}")
-
-
-def _check_lengths(run: str, length: int, of: str, arrays: Mapping[str, Shaped[np.ndarray, " _"]]) -> None:
-  for name, array in arrays.items():
-    if len(array) != length:
-      raise ValueError(f"{run!r}: {len(array)} values of {name} for {length} {of}")
-
-
-def _check_unit(run: str, name: str, values: Float[np.ndarray, " _"]) -> None:
-  """NaN is outside too."""
-  outside = values[~((values >= 0) & (values <= 1))]
-  if len(outside):
-    raise ValueError(f"{run!r}: {len(outside)} values of {name} are outside [0, 1], such as {outside[0]}")
-
-
-def _cells(values: Float[np.ndarray, " _"]) -> list[Cell]:
-  """NaN as None: a cell that stays empty."""
-  return [None if math.isnan(value) else value for value in values.tolist()]

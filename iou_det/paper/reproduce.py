@@ -68,9 +68,11 @@ def run_all(runs: Sequence[Run], place: Place) -> None:
 
 
 def dry_run(runs: Sequence[Run], place: Place) -> str:
-  """What would run: state, images, steps, and hours where a finished run of this place tells the speed."""
+  """What would run: state, images, steps, and hours where a finished run of the same size tells the speed."""
   prepare_smoke_data(place)
-  lines, rates, left = [], [], 0
+  lines: list[str] = []
+  rates: dict[tuple, list[float]] = {}  # images/s of finished runs, by network and image size
+  left: dict[tuple, int] = {}  # images to do
   steps_per_epoch: dict[tuple, int] = {}
   for run in runs:
     waits = run.needs is not None and not done(run.needs, place)
@@ -79,19 +81,24 @@ def dry_run(runs: Sequence[Run], place: Place) -> str:
     if key not in steps_per_epoch:
       steps_per_epoch[key] = count_steps(config)
     steps = round(config.train.epochs * steps_per_epoch[key])
+    size, images = (run.large, run.full_size), steps * config.train.batch_size
     state = "to do"
     if done(run, place):
       state = "finished"
-      rates.append(Results.read(place.of(run)).images_per_second)
-    elif (place.of(run) / "checkpoints").is_dir():
-      state = "interrupted"
-    left += steps * config.train.batch_size if state != "finished" else 0
-    lines.append(f"{run.folder:<32} {state:<12} {steps * config.train.batch_size:>10,} {steps:>8,}")
-  hours = "hours unknown: no run of this --workdir is finished, which would tell the speed"
-  if rates:
-    hours = f"{left / min(rates) / 3600:.2f} hours at the {min(rates):.0f} images/s measured here"
+      rates.setdefault(size, []).append(Results.read(place.of(run)).images_per_second)
+    else:
+      left[size] = left.get(size, 0) + images
+      if (place.of(run) / "checkpoints").is_dir():
+        state = "interrupted"
+    lines.append(f"{run.folder:<32} {state:<12} {images:>10,} {steps:>8,}")
+  known = sum(n / min(rates[size]) / 3600 for size, n in left.items() if size in rates)
+  unknown = sum(n for size, n in left.items() if size not in rates)
+  hours = f"{known:.2f} hours at the speed measured here"
+  if unknown:
+    hours += f", hours unknown for {unknown:,}: no run of their size is finished, which would tell the speed"
   heading = f"{'run':<32} {'state':<12} {'images':>10} {'steps':>8}"
-  return "\n".join([heading, *lines, f"{len(runs)} runs; to do: {left:,} images, {hours} (training only)"])
+  total = f"{len(runs)} runs; to do: {sum(left.values()):,} images, {hours} (training only)"
+  return "\n".join([heading, *lines, total])
 
 
 def done(run: Run, place: Place) -> bool:

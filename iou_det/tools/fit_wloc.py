@@ -11,7 +11,8 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from iou_det import config as config_lib
+from iou_det.config import W_LOC
+from iou_det.config_files import config_from_flag
 from iou_det.data.records import coco_splits, open_dataset
 from iou_det.errors import UserError
 from iou_det.training.wloc import IMAGES, STARTS, fit_w_loc
@@ -24,7 +25,7 @@ COCO_ROOT = flags.DEFINE_string(
   "Default: the config's data.path and train_split.",
 )
 LAMBDAS = flags.DEFINE_list(
-  "lambdas", [str(x) for x in config_lib.W_LOC if x], "Exponents of the localization weights."
+  "lambdas", [str(x) for x in W_LOC if x], "Exponents of the localization weights."
 )
 START = flags.DEFINE_enum("start", STARTS[0], STARTS, "What the untrained detector predicts.")
 IMAGES_FLAG = flags.DEFINE_integer("images", IMAGES, "At most so many images of each split.", lower_bound=1)
@@ -39,7 +40,7 @@ def main() -> None:
     raise UserError(f"--lambdas={','.join(LAMBDAS.value)}: must be numbers of 0 or more, as 0.5,1.5")
   if CONFIG.value is not None and COCO_ROOT.value:
     CONFIG.value.data.path = COCO_ROOT.value
-  config = config_lib.config_from_flag(CONFIG)
+  config = config_from_flag(CONFIG)
   if COCO_ROOT.value:
     root = Path(COCO_ROOT.value)
     splits = coco_splits(root)
@@ -51,6 +52,6 @@ def main() -> None:
   fitted = fit_w_loc(config, sources, lambdas, start=START.value, images=IMAGES_FLAG.value)
   print("lambda  w_loc  paper (COCO, R50)")
   for lambd, w_loc in zip(lambdas, fitted, strict=True):
-    paper = config_lib.W_LOC.get(lambd)
+    paper = W_LOC.get(lambd)
     beside = f"{paper:5.3f}  ({100 * (w_loc / paper - 1):+.1f} %)" if paper else "    -"
     print(f"{lambd:6.2f}  {w_loc:5.3f}  {beside}")

@@ -46,22 +46,32 @@ def main(arguments: list[str]) -> None:
   if WORKDIRS.value:
     if experiment not in ("fig2", "fig3") or len(WORKDIRS.value) < 2:
       raise UserError("--workdirs takes two or more trained workdirs, and fig2 or fig3")
+    given = [f.name for f in (PRESET, DATA, SEEDS, DRY_RUN, SMOKE) if f.present]
+    if given:
+      raise UserError(f"--{given[0]} has no meaning with --workdirs, which trains nothing; leave it out")
     print(
       paper_experiments.figures_of(
         experiment, [Path(w) for w in WORKDIRS.value], workdir / experiment, command
       )
     )
     return
+  if SMOKE.value and DATA.value:
+    raise UserError("--smoke trains on shapes that it makes itself; leave out --data")
   data = str(workdir / "smoke_data") if SMOKE.value else DATA.value
   if PRESET.value == "coco" and not data and experiment != "fig1":
     raise UserError("--preset=coco needs --data=DIR: a COCO folder, or what TFDS or `prepare` made of it")
   place = Place(workdir, PRESET.value, data, SMOKE.value)
   experiments = list(EXPERIMENTS) if experiment == "all" else [experiment]
-  for name in experiments:
-    controls = name == "table2" and (CONTROLS.value or experiment == "all")
-    runs = plan(name, place, seeds=SEEDS.value, controls=controls)
-    if DRY_RUN.value:
-      print(f"{name}\n{dry_run(runs, place)}" if runs else f"{name}: nothing to train")
-      continue
+  plans = {
+    name: plan(
+      name, place, seeds=SEEDS.value,
+      controls=name == "table2" and (CONTROLS.value or experiment == "all"))
+    for name in experiments
+  }  # fmt: skip
+  if DRY_RUN.value:
+    every = list(dict.fromkeys(run for runs in plans.values() for run in runs))  # shared ones once
+    print(f"{experiment}\n{dry_run(every, place)}" if every else f"{experiment}: nothing to train")
+    return
+  for name, runs in plans.items():
     run_all(runs, place)
     print(paper_experiments.write(name, place, runs, command))

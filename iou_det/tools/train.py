@@ -7,7 +7,7 @@ workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/SPL
 from absl import flags
 from ml_collections import config_flags
 
-from iou_det.config import config_from_flag
+from iou_det.config_files import config_from_flag
 from iou_det.evaluation import coco
 from iou_det.training.loop import train
 from iou_det.training.processes import start_distributed

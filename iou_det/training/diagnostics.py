@@ -23,24 +23,31 @@ BINS = 10  # equal bins of the IoU of the positives' decoded boxes, 0 to 1; the 
 
 
 def by_iou(
-  terms: Terms, gradient_norm: Float[Array, "batch anchors"], *, eta: float
+  terms: Terms,
+  gradient_norm: Float[Array, "batch anchors"],
+  *,
+  eta: float,
+  level_sizes: tuple[int, ...] | None = None,
 ) -> dict[str, Float[Array, "..."]]:
   """Shares and mean weights of the positives in each bin of IoU; sums run over the whole batch.
 
   Args:
     gradient_norm: of the localization loss by each anchor's 4 offsets (L2).
     eta: exponent of Eq. (2).
+    level_sizes: anchors of each pyramid level where Eq. (2) is normalised by level; None: over all.
 
   Returns:
     positives: how many are in each bin. localization_gradient: sum of `gradient_norm` in each bin.
     localization_weight, classification_weight: sums of the weights of Eq. (4) (or (5)) and Eq. (2) in each
-    bin. eq2_normalizer: sum CE / sum(IoU^eta CE), the factor of Eq. (2), over all positives.
+    bin. eq2_normalizer: sum CE / sum(IoU^eta CE), the factor of Eq. (2), over all positives or those of each
+    level (0 for one without positives).
   """
   index = jnp.clip((terms.iou * BINS).astype(jnp.int32), 0, BINS - 1)
   count = lambda x: jnp.zeros(BINS).at[index].add(jnp.where(terms.positive, x, 0.0))
-  own = jnp.sum(terms.focal, axis=-1, where=terms.own)
-  before = jnp.sum(own, where=terms.positive)
-  after = jnp.sum(terms.iou**eta * own, where=terms.positive)
+  own = jnp.where(terms.positive, jnp.sum(terms.focal, axis=-1, where=terms.own), 0.0)
+  ends = np.cumsum(level_sizes or own.shape[1:])[:-1]
+  by_level = lambda x: jnp.stack([level.sum() for level in jnp.split(x, ends, axis=1)])
+  before, after = by_level(own), by_level(terms.iou**eta * own)
   return {
     "positives": count(1.0),
     "localization_gradient": count(gradient_norm),
@@ -65,7 +72,8 @@ def make_diagnostics(
       return terms.localization(), terms
 
     gradient, terms = jax.grad(localization, has_aux=True)(deltas)
-    return by_iou(terms, jnp.linalg.norm(gradient, axis=-1), eta=config.loss.eta)
+    norm = jnp.linalg.norm(gradient, axis=-1)
+    return by_iou(terms, norm, eta=config.loss.eta, level_sizes=arguments["settings"].level_sizes)
 
   return jax.jit(
     diagnose, static_argnums=2, in_shardings=(None, split_batch(mesh)), out_shardings=replicated(mesh)
@@ -74,9 +82,13 @@ def make_diagnostics(
 
 def as_row(sums: dict[str, Float[np.ndarray, "..."]]) -> dict[str, float]:
   """Figures to log, `NAME/LOWER_EDGE`: shares of positives and of the localization gradient in each bin of
-  IoU, mean weights there (left out where a bin is empty), and Eq. (2)'s normaliser."""
+  IoU, mean weights there (left out where a bin is empty), and Eq. (2)'s normaliser: one, or `/levelN` from
+  the finest level on."""
   positives = sums["positives"]
-  row = {"eq2_normalizer": float(sums["eq2_normalizer"])}
+  factors = sums["eq2_normalizer"].tolist()
+  row = {"eq2_normalizer": factors[0]}
+  if len(factors) > 1:
+    row = {f"eq2_normalizer/level{i}": factor for i, factor in enumerate(factors)}
   for name, values in (
     ("positive_share", positives),
     ("localization_gradient_share", sums["localization_gradient"]),

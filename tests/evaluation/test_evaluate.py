@@ -14,6 +14,7 @@ from iou_det.errors import UserError
 from iou_det.evaluation.evaluate import detect_all, evaluate, make_detect_step
 from iou_det.training.mesh import device_mesh, split_state
 from iou_det.training.state import load_run
+from tests.same import assert_same_detections
 
 
 def results_on(run, source, devices, fsdp=1, space=1):
@@ -31,11 +32,7 @@ def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(refe
   one = results_on(run, source, jax.devices()[:1])
   eight = results_on(run, source, jax.devices(), fsdp, space)
   assert {r["image_id"] for r in one} == {source.image_id(i) for i in range(len(source))}
-  assert len(one) == len(eight)
-  key = lambda r: (r["image_id"], r["category_id"], r["score"])
-  for a, b in zip(sorted(one, key=key), sorted(eight, key=key), strict=True):
-    assert (a["image_id"], a["category_id"]) == (b["image_id"], b["category_id"])
-    np.testing.assert_allclose([a["score"], *a["bbox"]], [b["score"], *b["bbox"]], rtol=1e-3, atol=1e-3)
+  assert_same_detections(one, eight)
 
 
 def test_image_seen_twice_is_noticed(reference, monkeypatch):

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from iou_det.paper import plots
+from iou_det.paper import ap_plots, plots
 
 RNG = np.random.default_rng(0)
 STAMP = "smoke, not a result"
@@ -26,7 +26,7 @@ SHARES = {"a": np.linspace(0.9, 0.0, 10), "b": np.linspace(0.95, 0.0, 10)}
 POINTS = {"a": (rounded(400), rounded(400), 0.5), "b": (np.zeros(0), np.zeros(0), None)}
 GAPS = {"cls": (rounded(10), rounded(10) - 1, rounded(10) + 1), "loc": (rounded(10),) * 3}
 WEIGHTS = np.array([1.0, 2.0, 3.049])
-CURVES = {"with": (WEIGHTS, *rounded(4, 3)), "without": (WEIGHTS[:2], *rounded(4, 2))}
+CURVES = {"with": (WEIGHTS, *rounded(5, 3)), "without": (WEIGHTS[:2], *rounded(5, 2))}
 OURS = (np.array([34.0, 35.5, 33.0]), np.array([0.25, NAN, 0.0]))
 PAPER = np.array([34.4, NAN, 35.2])
 GRADIENT = np.array([[1.0, 1.0, 2.0, 0.0, 0.0], [0.0] * 5, [0.0, 3.0, 0.0, 0.0, 1.0]])
@@ -38,7 +38,7 @@ CASES = {
   "shares_above": ((IOUS, SHARES), ["share of detections (%)", "a (points)", "+5.0", "IoU"]),
   "score_against_iou": ((POINTS,), ["400 detections", "Spearman 0.500", "0 detections", "not defined"]),
   "ap_differences": ((IOUS, GAPS), ["AP - AP of plain (points)", "cls", "loc", "95% intervals"]),
-  "sweep": ((CURVES,), ["AP (%)", "AP90 (%)", "localization weight w_loc", "with", "without"]),
+  "sweep": ((CURVES,), ["AP (%)", "AP90 (%)", "localization weight w_loc", "effective weight", "without"]),
   "ap_bars": ((["none", "cls", "loc"], OURS, PAPER), ["paper (COCO)", "+1.5", "-1.0", "+0.8", "AP (%)"]),
   "diagnostics": ((STEPS, EDGES, GRADIENT, COUNTS), ["training step", "share (%)", "Share of the positives"]),
 }  # fmt: skip
@@ -48,7 +48,8 @@ def draw(folder, name, arguments=None, stamp=STAMP):
   more = {"title": f"Title of {name}", "rule": "Matched at 0.5; best score first.", "stamp": stamp}
   if name == "ap_differences":
     more["baseline"] = "plain"
-  getattr(plots, name)(*(CASES[name][0] if arguments is None else arguments), folder / f"{name}_1.5", **more)
+  module = plots if hasattr(plots, name) else ap_plots
+  getattr(module, name)(*(CASES[name][0] if arguments is None else arguments), folder / f"{name}_1.5", **more)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,8 @@ def test_csv_of_ap_differences(folder):
 
 
 def test_csv_of_a_sweep(folder):
-  table = numbers(rows(folder, "sweep"), "weight", "ap", "ap_spread", "ap90", "ap90_spread")
+  columns = ("weight", "effective_weight", "ap", "ap_spread", "ap90", "ap90_spread")
+  table = numbers(rows(folder, "sweep"), *columns)
   np.testing.assert_array_equal(table, np.concatenate([np.stack(c, axis=1) for c in CURVES.values()]))
 
 
@@ -166,7 +168,7 @@ def test_what_a_smoke_run_may_have(tmp_path):
   nothing = (np.full(5, NAN), np.zeros(5, int))
   draw(tmp_path, "mean_scores", [EDGES, {"a": nothing, "b": nothing}])
   draw(tmp_path, "shares_above", [IOUS, {"a": np.zeros(10), "b": np.zeros(10)}])
-  draw(tmp_path, "sweep", [{"with": (WEIGHTS[:1], *np.array([[0.0], [NAN], [0.0], [NAN]]))}])
+  draw(tmp_path, "sweep", [{"with": (WEIGHTS[:1], *np.array([[1.0], [0.0], [NAN], [0.0], [NAN]]))}])
   draw(tmp_path, "ap_bars", [["none"], (np.zeros(1), np.full(1, NAN)), None])
   draw(tmp_path, "diagnostics", [STEPS[:1], EDGES, GRADIENT[:1], COUNTS[:1]])
   assert [row["mean_score"] for row in rows(tmp_path, "mean_scores")] == [""] * 10
@@ -199,8 +201,8 @@ LONG = np.linspace(0, 1, 11)
     ("score_against_iou", [{"a": (LONG + 0.01, LONG, 0.1)}], "'a': 1 values of score are outside .* 1.01"),
     ("ap_differences", [IOUS, {"cls": (IOUS, IOUS, LONG)}], "'cls': 11 values of upper end for 10 IoUs"),
     ("ap_differences", [IOUS, {"cls": (IOUS, IOUS + 1, IOUS)}], "'cls': lower ends .* exceed"),
-    ("sweep", [{"with": (WEIGHTS, WEIGHTS)}], "'with' has 2 arrays; give weight, ap, ap_spread"),
-    ("sweep", [{"with": (WEIGHTS, *[WEIGHTS] * 3, IOUS)}], "'with': 10 values of ap90_spread for 3 weights"),
+    ("sweep", [{"with": (WEIGHTS, WEIGHTS)}], "'with' has 2 arrays; give weight, effective"),
+    ("sweep", [{"with": (WEIGHTS, *[WEIGHTS] * 4, IOUS)}], "'with': 10 values of ap90_spread for 3 weights"),
     ("ap_bars", [["a", "b"], OURS, None], "'ours': 3 values of mean for 2 names"),
     ("ap_bars", [["a", "b", "c"], OURS, IOUS], "'paper': 10 values of AP for 3 names"),
     ("ap_bars", [["a", "b", "c"], OURS, PAPER[::-1] * NAN], "baseline 'a' is NaN"),

@@ -55,12 +55,13 @@ def test_difference_and_spread_are_those_of_the_seeds(results, tmp_path):
     report.Row("better", [results(4.0, s) for s in range(3)], {"AP": 35.7}, "plain", {"w_loc": 2.5}),
   ]
   intervals = report.Intervals(rows)
-  assert intervals.at(rows[1]) == (0.0, 0.0, 0.0)
-  value, low, high = intervals.at(rows[2])
+  assert intervals.between(rows[1], rows[0]) == (0.0, 0.0, 0.0, 0.0)
+  value, low, high, spread = intervals.between(rows[2], rows[0])
   aps = np.array([[100 * r.metrics["AP"] for r in row.results] for row in rows])
   assert value == pytest.approx((aps[2] - aps[0]).mean())
   assert 0 < low < value < high
-  at_90 = intervals.at(rows[2], (0.9,))
+  assert spread == pytest.approx((aps[2] - aps[0]).std(ddof=1))
+  at_90 = intervals.between(rows[2], rows[0], (0.9,))
   assert at_90[0] == pytest.approx(
     100 * np.mean([a.metrics["AP_per_iou"]["0.90"] - b.metrics["AP_per_iou"]["0.90"]
                    for a, b in zip(rows[2].results, rows[0].results, strict=True)]))  # fmt: skip
@@ -75,6 +76,7 @@ def test_difference_and_spread_are_those_of_the_seeds(results, tmp_path):
   assert float(better["AP60"]) == pytest.approx(
     100 * np.mean([r.metrics["AP_per_iou"]["0.60"] for r in rows[2].results])
   )
+  assert float(better["difference spread"]) == pytest.approx((aps[2] - aps[0]).std(ddof=1))
   assert float(better["spread"]) == pytest.approx(aps[2].std(ddof=1))
   assert float(better["paper difference"]) == pytest.approx(1.3)
   assert (plain["difference"], plain["w_loc"], better["w_loc"]) == ("", "", "2.5")

@@ -17,8 +17,7 @@ STAMP = "smoke, not a result"
 
 
 def reproduce(*arguments, **environment):
-  # Programs that run for milliseconds are compiled without optimisation.
-  flags = "--xla_backend_optimization_level=0"
+  flags = "--xla_backend_optimization_level=0"  # as conftest.py; on one device
   return subprocess.run(
     [sys.executable, "-c", "from iou_det.cli import main; main()", "reproduce", *arguments],
     capture_output=True,
@@ -87,6 +86,26 @@ def test_table_2_holds_the_figures_of_the_runs(everything):
     assert middle == pytest.approx(float(row["AP"]) - float(rows[0]["AP"]))
 
 
+def test_contrasts_are_differences_of_table_2(everything):
+  workdir, _ = everything
+  ap = {row["run"]: row for row in table(workdir, "table2")}
+  contrasts = table(workdir, "table2", "contrasts")
+  assert len(contrasts) == 6
+  for row in contrasts:
+    for figure in ("AP", "AP90"):
+      expected = float(ap[row["run"]][figure]) - float(ap[row["minus"]][figure])
+      assert float(row[figure]) == pytest.approx(expected, abs=1e-9)
+      assert float(row[f"{figure} low"]) <= float(row[f"{figure} high"])
+      assert row[f"{figure} spread"] == ""  # one seed
+
+
+def test_dry_run_of_all_lists_each_run_once(everything):
+  workdir, _ = everything
+  listed = reproduce("all", "--preset=shapes", "--smoke", "--dry_run", f"--workdir={workdir}")
+  runs = re.findall(r"^(\w\S*/seed0) ", listed.stdout, re.MULTILINE)
+  assert len(runs) == len(set(runs)) > 20 and {"both/seed0", "loc_weight2.0/seed0"} < set(runs)
+
+
 def test_what_is_finished_is_not_trained_again(everything):
   workdir, _ = everything
   listed = reproduce("table2", "--preset=shapes", "--smoke", "--dry_run", f"--workdir={workdir}")
@@ -128,6 +147,9 @@ def test_figures_of_any_workdirs(everything, tmp_path):
     (["table2", "--preset=deeppcb", "--data=nowhere", "--workdir=w"], "data path nowhere is not a folder"),
     (["table2", "--seeds=0", "--workdir=w"], "seeds"),
     (["table2", "--preset=deeppcb", "--smoke", "--workdir=w"], "--smoke runs on shapes"),
+    (["table2", "--smoke", "--data=d", "--workdir=w"], "leave out --data"),
+    (["fig2", "--workdirs=a,b", "--seeds=3", "--workdir=w"], "--seeds has no meaning with --workdirs"),
+    (["fig2", "--workdirs=a,b", "--dry_run", "--workdir=w"], "--dry_run has no meaning with --workdirs"),
   ],
 )
 def test_bad_requests_end_in_one_line(arguments, message, tmp_path, monkeypatch):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from iou_det.config import read_config_file, to_json, validate
+from iou_det.config import to_json, validate
+from iou_det.config_files import read_config_file
 from iou_det.errors import UserError
 from iou_det.paper.reproduce import EXPERIMENTS, plan
 from iou_det.paper.results import Results, finished

@@ -1,11 +1,21 @@
 """Sums by bin of IoU against float64 loops."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from iou_det.training.diagnostics import BINS, as_row, by_iou
+from iou_det.data.pipeline import Plan, train_batches
+from iou_det.data.records import TrainingFilter, open_dataset, scan
+from iou_det.training.diagnostics import BINS, as_row, by_iou, make_diagnostics
 from iou_det.training.losses import Terms
+from iou_det.training.mesh import device_mesh, to_device
+from iou_det.training.state import create_state, make_model
+from iou_det.training.step import network_inputs
+from tests import oracles
+from tests.tiny import tinier_config
 
 
 def draw(seed, positives=True):
@@ -28,16 +38,17 @@ def draw(seed, positives=True):
   ), rng.uniform(0.1, 1, (b, a))
 
 
-def measured(terms, gradient, eta):
+def measured(terms, gradient, eta, level_sizes=None):
   terms = Terms(*(jnp.asarray(x) if x.dtype == bool else jnp.float32(x) for x in terms))
-  return jax.device_get(by_iou(terms, jnp.float32(gradient), eta=eta))
+  return jax.device_get(by_iou(terms, jnp.float32(gradient), eta=eta, level_sizes=level_sizes))
 
 
-def test_sums_equal_loops_over_positives():
+@pytest.mark.parametrize("level_sizes", [None, (18, 12)])
+def test_sums_equal_loops_over_positives(level_sizes):
   terms, gradient = draw(0)
-  got = measured(terms, gradient, 1.5)
+  got = measured(terms, gradient, 1.5, level_sizes)
   expected = {name: np.zeros(BINS) for name in got if name != "eq2_normalizer"}
-  before = after = 0.0
+  before, after = np.zeros((2, 2))
   for b, a in zip(*np.nonzero(terms.positive), strict=True):
     place = min(int(np.float32(terms.iou[b, a]) * BINS), BINS - 1)
     label = int(np.argmax(terms.own[b, a]))
@@ -45,11 +56,16 @@ def test_sums_equal_loops_over_positives():
     expected["localization_gradient"][place] += gradient[b, a]
     expected["localization_weight"][place] += terms.box_weights[b, a]
     expected["classification_weight"][place] += terms.class_weights[b, a, label]
-    before += terms.focal[b, a, label]
-    after += terms.focal[b, a, label] * terms.iou[b, a] ** 1.5
+    level = int(level_sizes is not None and a >= 18)
+    before[level] += terms.focal[b, a, label]
+    after[level] += terms.focal[b, a, label] * terms.iou[b, a] ** 1.5
   for name, values in expected.items():
     np.testing.assert_allclose(got[name], values, rtol=1e-5)
-  np.testing.assert_allclose(got["eq2_normalizer"], before / after, rtol=1e-5)
+  factors = (before / np.maximum(after, 1e-9))[: 2 if level_sizes else 1]
+  np.testing.assert_allclose(got["eq2_normalizer"], factors, rtol=1e-5)
+  row = as_row(got)
+  names = ["eq2_normalizer/level0", "eq2_normalizer/level1"] if level_sizes else ["eq2_normalizer"]
+  assert [row[name] for name in names] == got["eq2_normalizer"].tolist()
 
 
 def test_row_has_shares_and_mean_weights():
@@ -66,3 +82,41 @@ def test_batch_without_positives_gives_finite_figures():
   row = as_row(measured(*draw(2, positives=False), 1.5))
   assert all(np.isfinite(v) for v in row.values())
   assert not any(name.startswith("localization_weight") for name in row)
+
+
+def test_gradient_of_a_real_batch_equals_the_derivative_written_down(shapes_folder):
+  """w IoU^lambda clip(d / delta, -1, 1) of each offset, with matching, boxes and IoUs by float64 loops."""
+  config = tinier_config(shapes_folder)
+  config.anchors.update(convention="modern", scale=1.0)  # small enough for the small shapes
+  source, keep = open_dataset(shapes_folder, "train"), TrainingFilter()
+  batches = train_batches(
+    source, Plan(scan(source, keep), batch_size=8, seed=0), start_step=0, stop_step=1, canvas=(64, 96),
+    max_boxes=16, keep=keep, part=0, parts=1, threads=1, workers=0)  # fmt: skip
+  batch, portrait = next(batches)
+  mesh = device_mesh(8, jax.devices()[:1])
+  model = make_model(config, len(source.categories))
+  state = create_state(config, model, 1, mesh, pretrained=False)[0]
+  # Away from offsets of 0, so that the IoUs fill several bins and smooth L1 is met on both sides.
+  params = jax.tree.map(
+    lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), state.params)  # fmt: skip
+  state = dataclasses.replace(state, params=params)
+  arrays = to_device(batch, mesh)
+  got = jax.device_get(make_diagnostics(config, model, mesh)(state, arrays, portrait))
+
+  inputs, anchors, _ = network_inputs(config, arrays, portrait, train=True)
+  deltas = np.asarray(model.apply({"params": params, "batch_stats": state.batch_stats}, inputs.images)[1])
+  anchors, boxes = np.asarray(anchors, np.float64), np.asarray(inputs.boxes, np.float64)
+  gradient, counts = np.zeros(BINS), np.zeros(BINS)
+  c = config.loss
+  for image in range(8):
+    matched = oracles.match(anchors, boxes[image], inputs.valid[image], **config.match.to_dict())
+    for a in np.flatnonzero(matched >= 0):
+      box = boxes[image, matched[a]]
+      iou = oracles.iou(oracles.decode(deltas[image, a], anchors[a]), box)
+      d = deltas[image, a] - oracles.encode(box, anchors[a])
+      place = min(int(iou * BINS), BINS - 1)
+      counts[place] += 1
+      gradient[place] += c.w_loc * iou**c.lambd * np.linalg.norm(np.clip(d / c.delta, -1, 1))
+  assert (counts > 0).sum() >= 4 and counts.sum() > 20
+  np.testing.assert_array_equal(got["positives"], counts)
+  np.testing.assert_allclose(got["localization_gradient"], gradient, rtol=1e-4)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from iou_det.config import read_config_file
+from iou_det.config_files import read_config_file
 from iou_det.data.pipeline import Plan, train_batches
 from iou_det.data.records import TrainingFilter, open_dataset, scan
 from iou_det.data.shapes import Shapes, export_coco
