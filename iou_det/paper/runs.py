@@ -154,7 +154,7 @@ def choose(name: str, value: str, allowed: Iterable[str]) -> None:
 def shrink(config: ConfigDict) -> None:
   """Toy size: seconds a run, nearly all of it compilation; no meaning in the figures."""
   config.model.update(
-    width=8, norm="frozen_bn", frozen_stages=-1, pretrained="", fpn_channels=16, head_convs=1,
+    width=8, norm="frozen_bn", frozen_stages=4, pretrained="", fpn_channels=16, head_convs=1,
     head_norm="none", min_level=4, max_level=5)  # fmt: skip
   config.anchors.update(octaves=1, scale=2.0)
   config.data.update(short=64, long=96, canvas=(64, 96), transpose=0.0, threads=2)

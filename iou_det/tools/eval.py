@@ -7,6 +7,7 @@ any number of devices.
 
 from pathlib import Path
 
+import jax
 from absl import flags
 
 from iou_det.data.records import open_dataset
@@ -69,4 +70,5 @@ def main() -> None:
       backend=BACKEND.value,
       interrupted=preemption.requested,
     )
-  print(coco.table(metrics))
+  if jax.process_index() == 0:
+    print(coco.table(metrics))

@@ -4,6 +4,7 @@
 workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/SPLIT/.
 """
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -27,4 +28,5 @@ def main() -> None:
   if DISTRIBUTED.value:
     start_distributed()
   metrics = train(config_from_flag(CONFIG), WORKDIR.value)
-  print(coco.table(metrics))
+  if jax.process_index() == 0:
+    print(coco.table(metrics))

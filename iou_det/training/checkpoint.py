@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as managers
 
@@ -71,6 +73,14 @@ class Checkpoints:
       ),
       item_names=("state", "run"),
     )
+
+  def take_scores_of_process_0(self) -> None:
+    """Lets all processes go on from the same scores: file systems may show the others an older log."""
+    steps = self.steps()
+    ours = np.array([self.scores.get(step, np.nan) for step in steps])
+    known = multihost_utils.broadcast_one_to_all(ours)
+    self.scores.clear()
+    self.scores |= {step: float(ap) for step, ap in zip(steps, known, strict=True) if not np.isnan(ap)}
 
   def save(self, step: int, state: PyTree, run: dict[str, Any]) -> None:
     """Starts saving; `run` is JSON (config, categories, data position)."""

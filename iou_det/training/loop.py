@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import os
 import sys
 import time
 from collections import deque
@@ -91,6 +92,7 @@ def train_unless(
     write_json(workdir / "config.json", config.to_dict())
   multihost_utils.sync_global_devices("the workdir is there")
   checkpoints = Checkpoints(workdir, keep=t.keep_checkpoints)
+  checkpoints.take_scores_of_process_0()
   if checkpoints.steps():
     check_same_data(checkpoints.run_information(checkpoints.steps()[-1]), source, plan, workdir)
     state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, split_state(mesh, state)))
@@ -285,6 +287,7 @@ class MetricsLog:
   def write(self, step: int, row: dict[str, float]) -> None:
     self.file.write(json.dumps({"step": step, **row}) + "\n")
     self.file.flush()
+    os.fsync(self.file.fileno())  # where a folder is a mounted bucket, only this brings it there
     for name, value in row.items():
       self.board.add_scalar(name, value, step)
     self.board.flush()

@@ -24,7 +24,7 @@ def results_on(run, source, devices, fsdp=1, space=1):
   return detect_all(make_detect_step(run.config, run.model, mesh), state, source, run.config, mesh)
 
 
-@pytest.mark.parametrize(("fsdp", "space"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("fsdp", "space"), [(1, 1), (8, 1), (1, 2), (2, 2)])
 def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(reference, fsdp, space):
   run = load_run(reference[0])
   source = open_dataset(run.config.data.path, "val")

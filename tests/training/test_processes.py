@@ -35,7 +35,7 @@ def config_file(tmp_path_factory, shapes_folder):
   The smallest: JAX keeps no compiled programs of several processes on the CPU, so every run compiles.
   """
   config = tinier_config(shapes_folder)
-  config.mesh.fsdp = 4
+  config.mesh.fsdp = 8  # parameters lie in both processes
   path = tmp_path_factory.mktemp("config") / "tiny.py"
   path.write_text(CONFIG.format(to_json(config)))
   return path
@@ -122,15 +122,25 @@ def test_two_processes_detect_what_one_does(config_file, uninterrupted, tmp_path
   assert len(two) > 13
 
 
+def forget_all_after_step_4(workdir):
+  """Its evaluation too."""
+  shutil.rmtree(workdir / "checkpoints" / "8")
+  before = [r for r in rows(workdir) if r["step"] < 4 or (r["step"] == 4 and "loss" in r)]
+  (workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in before))
+
+
 def last_checkpoint(workdir):
   return max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_the_rerun_is_bit_identical(config_file, uninterrupted, tmp_path, processes):
-  """Told in a fresh run, and again in the rerun: after a resume, checkpoints and an evaluation."""
+  """Told in a fresh run (of one process), and in a rerun, after it has read a checkpoint and evaluated."""
   workdir = tmp_path / "run"
-  for seen in (1, 5):
+  if processes > 1:
+    shutil.copytree(uninterrupted[processes], workdir)
+    forget_all_after_step_4(workdir)
+  for seen in (1, 5) if processes == 1 else (5,):
     started = start(config_file, workdir, processes)
     wait_for_step(started, workdir, seen)
     # JAX looks for the signal once a second, in which a run of 8 steps may end: the others wait meanwhile.
@@ -156,9 +166,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(config_file, uninterrupte
   """SIGTERM within an evaluation: its checkpoint is there already, and the rerun scores it first."""
   workdir = tmp_path / "run"
   shutil.copytree(uninterrupted[1], workdir)
-  shutil.rmtree(workdir / "checkpoints" / "8")
-  before = [r for r in rows(workdir) if r["step"] < 4 or (r["step"] == 4 and "loss" in r)]
-  (workdir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in before))
+  forget_all_after_step_4(workdir)
   codes, log = finish(start(config_file, workdir, 1), workdir)
   assert codes == [0], log
   assert [r["step"] for r in rows(workdir) if "val/AP" in r] == [4, 8]
