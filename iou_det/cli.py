@@ -3,6 +3,7 @@
 import importlib
 import logging as std_logging
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -57,6 +58,7 @@ def main(argv: list[str] | None = None) -> None:
   except (UserError, flags.Error) as error:
     fail(command, str(error))
   except Preempted:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or another one on the way out would change the exit code
     sys.exit(EXIT_PREEMPTED)
   except OSError as error:  # a path that cannot be read or written, a full disk
     fail(

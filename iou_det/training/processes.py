@@ -56,8 +56,8 @@ class Preemption:
     return self
 
   def __exit__(self, *exception: object) -> None:
-    """Gives SIGTERM back to whom it belonged."""
-    if self._previous is not None:
+    """Gives SIGTERM back to whom it belonged; not on the way out, which another one must not cut off."""
+    if self._previous is not None and not self._noticed:
       signal.signal(signal.SIGTERM, self._previous)
 
   def _notice(self, number: int, frame: FrameType | None) -> None:

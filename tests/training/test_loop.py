@@ -78,7 +78,7 @@ def test_run_directory(reference):
   assert [row["step"] for row in logged if "val/AP" in row] == [4, 8]
 
 
-MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2)]  # fsdp, space; the rest of 8 devices is data
+MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2)]  # fsdp, space; the rest is data
 
 
 def three_steps(config, mesh):
