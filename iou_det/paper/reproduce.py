@@ -12,7 +12,7 @@ from iou_det.data.pipeline import Plan
 from iou_det.data.records import TrainingFilter, open_dataset, scan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
-from iou_det.paper.results import Results, finished
+from iou_det.paper.results import finished, images_per_second
 from iou_det.paper.runs import COMPARISON, CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
 from iou_det.training.loop import train
 from iou_det.training.state import read_config
@@ -68,10 +68,10 @@ def run_all(runs: Sequence[Run], place: Place) -> None:
 
 
 def dry_run(runs: Sequence[Run], place: Place) -> str:
-  """What would run: state, images, steps, and hours where a finished run of the same size tells the speed."""
+  """What would run: state, images, steps, and hours where a begun run of the same size tells the speed."""
   prepare_smoke_data(place)
   lines: list[str] = []
-  rates: dict[tuple, list[float]] = {}  # images/s of finished runs, by network and image size
+  rates: dict[tuple, list[float]] = {}  # images/s of runs that were begun, by network and image size
   left: dict[tuple, int] = {}  # images to do
   steps_per_epoch: dict[tuple, int] = {}
   for run in runs:
@@ -83,9 +83,11 @@ def dry_run(runs: Sequence[Run], place: Place) -> str:
     steps = round(config.train.epochs * steps_per_epoch[key])
     size, images = (run.large, run.full_size), steps * config.train.batch_size
     state = "to do"
+    speed = images_per_second(place.of(run))
+    if speed is not None:
+      rates.setdefault(size, []).append(speed)
     if done(run, place):
       state = "finished"
-      rates.setdefault(size, []).append(Results.read(place.of(run)).images_per_second)
     else:
       left[size] = left.get(size, 0) + images
       if (place.of(run) / "checkpoints").is_dir():
@@ -93,9 +95,9 @@ def dry_run(runs: Sequence[Run], place: Place) -> str:
     lines.append(f"{run.folder:<32} {state:<12} {images:>10,} {steps:>8,}")
   known = sum(n / min(rates[size]) / 3600 for size, n in left.items() if size in rates)
   unknown = sum(n for size, n in left.items() if size not in rates)
-  hours = f"{known:.2f} hours at the speed measured here"
+  hours = f"{known:.2f} hours at the speed measured here" if known or not unknown else ""
   if unknown:
-    hours += f", hours unknown for {unknown:,}: no run of their size is finished, which would tell the speed"
+    hours += ", " * bool(hours) + f"hours unknown for {unknown:,}: no run of their size was begun"
   heading = f"{'run':<32} {'state':<12} {'images':>10} {'steps':>8}"
   total = f"{len(runs)} runs; to do: {sum(left.values()):,} images, {hours} (training only)"
   return "\n".join([heading, *lines, total])

@@ -61,11 +61,6 @@ class Results:
     return [row for row in self.rows if "loss" in row]
 
   @property
-  def images_per_second(self) -> float:
-    """Median over the rows, without the first step (compilation)."""
-    return float(np.median([row["images_per_second"] for row in self.training[1:]]))
-
-  @property
   def w_loc(self) -> float:
     """The localization weight that was trained with, fitted or given."""
     if self.config.loss.w_loc != "auto":
@@ -81,6 +76,12 @@ class Results:
     steps = np.array([row["step"] for row in self.training])
     weights = [row["localization_weight"] for row in self.training]
     return float(np.average(weights, weights=np.diff(steps, prepend=0)))
+
+
+def images_per_second(workdir: Path) -> float | None:
+  """Of a run, finished or not: median over its log without the first step (compilation); None if unknown."""
+  rows = [row for row in read_metrics(workdir / "metrics.jsonl", last_step=2**62) if "loss" in row]
+  return float(np.median([row["images_per_second"] for row in rows[1:]])) if len(rows) > 1 else None
 
 
 def finished(config: ConfigDict, workdir: Path) -> bool:

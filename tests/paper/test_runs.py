@@ -1,13 +1,14 @@
 """Configs of the paper's runs against its tables; which runs an experiment plans."""
 
 import json
+import re
 
 import pytest
 
 from iou_det.config import to_json, validate
 from iou_det.config_files import read_config_file
 from iou_det.errors import UserError
-from iou_det.paper.reproduce import EXPERIMENTS, plan
+from iou_det.paper.reproduce import EXPERIMENTS, dry_run, plan
 from iou_det.paper.results import Results, finished
 from iou_det.paper.runs import CONFIGS, PRESETS, RUNS, Place, Run, run_config
 
@@ -113,3 +114,17 @@ def test_controls_take_their_weight_from_the_balanced_run(tmp_path):
   assert place.config(Run("baseline_w_loc", 1)).loss.w_loc == 2.7
   assert place.config(Run("baseline_w_loc", 1)).loss.lambd == 0
   assert Results.read(workdir).figure("AP60") == pytest.approx(40.0)
+
+
+def test_dry_run_tells_hours_by_runs_that_were_begun(tmp_path):
+  place = Place(tmp_path, "shapes")
+  runs = plan("table2", place, seeds=1, controls=False)
+  text = dry_run(runs, place)
+  assert "4 runs; to do: 64,000 images, hours unknown for 64,000" in text
+  write_run(place.of(runs[0]), place.config(runs[0]))
+  (place.of(runs[1]) / "checkpoints").mkdir(parents=True)
+  text = dry_run([*runs, Run("baseline", 0, large=True)], place)
+  assert re.search(r"^baseline/seed0 +finished +16,000 +2,000$", text, re.MULTILINE)
+  assert re.search(r"^cls/seed0 +interrupted +16,000", text, re.MULTILINE)
+  hours = f"{3 * 16_000 / 50 / 3600:.2f} hours at the speed measured here"
+  assert f"to do: 64,000 images, {hours}, hours unknown for 16,000" in text
