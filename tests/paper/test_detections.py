@@ -67,5 +67,8 @@ def test_test_dev_results_are_named_as_the_server_wants(run, shapes_folder, tmp_
     assert ours["category_id"] == theirs["category_id"]
     np.testing.assert_allclose(ours["bbox"], theirs["bbox"], rtol=1e-4, atol=1e-3)
   (root / "test2017" / truth["images"][1]["file_name"]).unlink()
+  made = path.stat().st_mtime_ns
+  assert detections.test_dev(run, root, "method", tmp_path / "out") == path
+  assert path.stat().st_mtime_ns == made  # newer than the scores: not made again
   with pytest.raises(UserError, match=r"1 images of .* are missing"):
     detections.test_dev(run, root, "method", tmp_path)
