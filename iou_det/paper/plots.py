@@ -124,7 +124,7 @@ def shares_above(
         for x, y in zip(thresholds, points, strict=True):
           up = y >= 0
           bottom.annotate(
-            f"{y:+z.1f}", (x, y), (0, 6 if up else -6), textcoords="offset points", fontsize=8,
+            f"{y:+z.2f}", (x, y), (0, 6 if up else -6), textcoords="offset points", fontsize=8,
             ha="center", va="bottom" if up else "top")  # fmt: skip
       for iou, share, more in zip(thresholds.tolist(), shares.tolist(), points.tolist(), strict=True):
         rows.append([run, iou, share, more])

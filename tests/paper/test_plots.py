@@ -35,7 +35,7 @@ STEPS = np.array([0, 50, 100])
 
 CASES = {
   "mean_scores": ((EDGES, SCORES), ["mean score", "a: 978 detections", "5 bins of IoU, 0.1 wide"]),
-  "shares_above": ((IOUS, SHARES), ["share of detections (%)", "a (points)", "+5.0", "IoU"]),
+  "shares_above": ((IOUS, SHARES), ["share of detections (%)", "a (points)", "+5.00", "IoU"]),
   "score_against_iou": ((POINTS,), ["400 detections", "Spearman 0.500", "0 detections", "not defined"]),
   "ap_differences": ((IOUS, GAPS), ["AP - AP of plain (points)", "cls", "loc", "95% intervals"]),
   "sweep": ((CURVES,), ["AP (%)", "AP90 (%)", "localization weight w_loc", "effective weight", "without"]),
