@@ -8,7 +8,7 @@ import numpy as np
 from iou_det.errors import UserError
 from iou_det.evaluation.coco import IOUS
 from iou_det.paper import ap_plots, detections, figure1, figures, numbers, plots
-from iou_det.paper.report import SMOKE, Intervals, Row, ap_table, bars, contrast_table
+from iou_det.paper.report import SMOKE, Intervals, Row, ap_table, bars, contrast_table, with_spread
 from iou_det.paper.results import Results
 from iou_det.paper.runs import CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
 from iou_det.paper.tables import Cell, write_table
@@ -97,11 +97,6 @@ def describe(place: Place, results: Results, seeds: int) -> str:
   )
 
 
-def with_spread(rule: str, seeds: Sequence[Results]) -> str:
-  """A caption that says what the bars are, where there are any."""
-  return f"{rule}; bars: standard deviation over seeds." if len(seeds) > 1 else f"{rule}."
-
-
 Groups = dict[tuple[str, bool], list[Results]]
 
 
@@ -117,8 +112,7 @@ def table1(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     )
   for half in (rows[:2], rows[2:]):
     depth = half[0].results[0].config.model.depth
-    spread = with_spread(rule, half[0].results)
-    bars(half, out / f"table1_r{depth}_bars", title=f"Table 1, R{depth}", rule=spread, stamp=stamp)
+    bars(half, out / f"table1_r{depth}_bars", title=f"Table 1, R{depth}", rule=rule, stamp=stamp)
   return ap_table(
     rows,
     Intervals(rows, stamp),
@@ -162,13 +156,7 @@ def table2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     command=command,
     stamp=stamp,
   )
-  bars(
-    rows,
-    out / "table2_bars",
-    title="Table 2",
-    rule=with_spread(rule, rows[0].results),
-    stamp=stamp,
-  )
+  bars(rows, out / "table2_bars", title="Table 2", rule=rule, stamp=stamp)
   for name in ("baseline", "loc"):
     diagnostics(groups[name, False][0], out / f"diagnostics_{name}", LABELS[name], rule, stamp)
   differences(rows, intervals, out / "ap_differences", rule, stamp)
@@ -221,13 +209,7 @@ def table4(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) ->
     command=command,
     stamp=stamp,
   )
-  bars(
-    rows,
-    out / "table4_bars",
-    title="Table 4",
-    rule=with_spread(rule, rows[0].results),
-    stamp=stamp,
-  )
+  bars(rows, out / "table4_bars", title="Table 4", rule=rule, stamp=stamp)
   return text
 
 
@@ -249,13 +231,7 @@ def comparison(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
     command=command,
     stamp=stamp,
   )
-  bars(
-    rows,
-    out / "comparison_bars",
-    title="Methods compared",
-    rule=with_spread(rule, rows[0].results),
-    stamp=stamp,
-  )
+  bars(rows, out / "comparison_bars", title="Methods compared", rule=rule, stamp=stamp)
   return text
 
 
@@ -277,7 +253,7 @@ def wloc_sweep(groups: Groups, out: Path, *, rule: str, command: str, stamp: str
     curves,
     out / "wloc_sweep",
     title="AP against the localization weight",
-    rule=with_spread(rule, groups["baseline", False]),
+    rule=with_spread(rule, seeds=len(groups["baseline", False])),
     stamp=stamp,
   )
   return write_table(

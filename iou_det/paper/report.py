@@ -185,6 +185,12 @@ def bars(rows: Sequence[Row], stem: Path, *, title: str, rule: str, stamp: str) 
   spreads = np.array([missing(row.spread("AP")) for row in rows])
   paper = np.array([row.paper.get("AP", np.nan) for row in rows])
   known = None if np.isnan(paper[0]) else paper
+  rule = with_spread(rule, seeds=len(rows[0].results))
   ap_plots.ap_bars(
     [row.label for row in rows], (means, spreads), known, stem, title=title, rule=rule, stamp=stamp
   )
+
+
+def with_spread(rule: str, *, seeds: int) -> str:
+  """A caption that says what the bars are, where there are any."""
+  return f"{rule}; bars: standard deviation over seeds." if seeds > 1 else f"{rule}."
