@@ -78,7 +78,8 @@ def test_run_directory(reference):
   assert [row["step"] for row in logged if "val/AP" in row] == [4, 8]
 
 
-MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2)]  # fsdp, space; the rest is data
+# fsdp, space; data has the rest of 8 devices
+MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4)]
 
 
 def three_steps(config, mesh):
@@ -103,9 +104,10 @@ def three_steps(config, mesh):
 
 
 def mesh_config(shapes_folder):
-  """Without group norm and with two levels: compiles in half the time."""
+  """Without group norm and with two levels: compiles in half the time. High enough for `space` of 4."""
   config = tiny_config(shapes_folder)
   config.model.update(norm="frozen_bn", min_level=4)
+  config.data.update(short=128, long=192)
   return config
 
 
