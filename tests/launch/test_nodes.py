@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -52,14 +53,21 @@ def test_multi_gpu_several_processes(stubs, codes, starts, code):
 def test_multi_gpu_passes_signals_on(stubs, sent):
   (stubs / "codes").write_text("wait\nwait\n")
   command = ["bash", str(LAUNCH / "multi_gpu.sh"), "--processes=2", "--", *TRAIN]
-  with subprocess.Popen(command, cwd=ROOT) as process:
-    until = time.time() + 30
-    while len(calls(stubs)) < 2 or (stubs / "codes").read_text():
-      assert time.time() < until
-      time.sleep(0.02)
-    time.sleep(0.3)  # the stubs set their traps
-    process.send_signal(sent)
-    assert process.wait(30) == 75
+  # What a shell starts in the background ignores SIGINT, and so would all that the tests start then.
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  with subprocess.Popen(command, cwd=ROOT, start_new_session=True) as process:
+    signal.signal(signal.SIGINT, before)
+    try:
+      until = time.time() + 30
+      while len(calls(stubs)) < 2 or (stubs / "codes").read_text():
+        assert time.time() < until
+        time.sleep(0.02)
+      time.sleep(0.3)  # the stubs set their traps
+      process.send_signal(sent)
+      assert process.wait(30) == 75
+    finally:
+      with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
   assert len(calls(stubs)) == 2  # not started again
 
 
