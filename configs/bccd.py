@@ -13,7 +13,7 @@ Expected: val AP 0.549, AP50 0.882, AP75 0.596 (measured, one run, seed 0).
 from ml_collections import ConfigDict
 
 from iou_det.config import base_config
-from iou_det.config_files import loss_settings, parse_arg
+from iou_det.config_args import loss_settings, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -14,7 +14,7 @@ Expected: not measured on COCO; the paper has no such table.
 
 from ml_collections import ConfigDict
 
-from iou_det.config_files import parse_arg
+from iou_det.config_args import parse_arg
 from iou_det.paper.runs import COMPARISON, Run, choose, run_config
 
 

@@ -12,7 +12,7 @@ Expected: test AP not measured. cpu=1: AP 0.080, 0.203 and 0.226 after 4, 8 and 
 from ml_collections import ConfigDict
 
 from iou_det.config import base_config
-from iou_det.config_files import loss_settings, parse_arg
+from iou_det.config_args import loss_settings, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:

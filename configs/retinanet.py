@@ -16,7 +16,7 @@ Expected: AP on val-2017 at [600,1000], R50 (paper, Table 2): baseline 34.4, eta
 from ml_collections import ConfigDict
 
 from iou_det.config import base_config
-from iou_det.config_files import loss_settings, parse_arg
+from iou_det.config_args import loss_settings, parse_arg
 from iou_det.errors import UserError
 
 

@@ -10,7 +10,7 @@ Expected: val AP 0.529, AP50 0.771, AP75 0.621 (measured, one run, seed 0).
 from ml_collections import ConfigDict
 
 from iou_det.config import base_config
-from iou_det.config_files import loss_settings, parse_arg
+from iou_det.config_args import loss_settings, parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:

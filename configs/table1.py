@@ -12,7 +12,7 @@ w_loc is 3.049 for R50 (Table 4) and 2.878 for R101 (the authors' code).
 
 from ml_collections import ConfigDict
 
-from iou_det.config_files import parse_arg
+from iou_det.config_args import parse_arg
 from iou_det.paper.runs import Run, choose, run_config
 
 

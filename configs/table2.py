@@ -10,7 +10,7 @@ Expected on COCO val-2017, R50 at [600,1000] (paper): 34.4, 35.1, 35.2, 35.7. Ou
 
 from ml_collections import ConfigDict
 
-from iou_det.config_files import parse_arg
+from iou_det.config_args import parse_arg
 from iou_det.paper.runs import Run, choose, run_config
 
 

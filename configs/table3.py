@@ -11,7 +11,7 @@ Expected on COCO val-2017 (paper), AP50 to AP90: baseline 53.9 49.2 41.9 30.0 11
 
 from ml_collections import ConfigDict
 
-from iou_det.config_files import parse_arg
+from iou_det.config_args import parse_arg
 from iou_det.paper.runs import Run, choose, run_config
 
 

@@ -15,7 +15,7 @@ number, "inferior". Ours: not measured.
 
 from ml_collections import ConfigDict
 
-from iou_det.config_files import parse_arg
+from iou_det.config_args import parse_arg
 from iou_det.paper.runs import TABLE4, Run, choose, run_config
 
 

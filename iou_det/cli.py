@@ -9,17 +9,17 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from iou_det.config_files import check_command_line
+from iou_det.config_args import check_command_line
 from iou_det.errors import EXIT_PREEMPTED, Preempted, UserError
 
 COMMANDS = {
-  "prepare": ("iou_det.tools.prepare", "COCO-format folder -> checked TFDS ArrayRecord dataset"),
-  "train": ("iou_det.tools.train", "train a config; resumes if the workdir has a checkpoint"),
-  "eval": ("iou_det.tools.eval", "COCO metrics and detections.json of a trained workdir"),
-  "reproduce": ("iou_det.tools.reproduce", "a table or figure of the paper: its runs, then the table"),
-  "fit-wloc": ("iou_det.tools.fit_wloc", "w_loc of Table 4: keeps the first step's loss sum, for any data"),
-  "bench": ("iou_det.tools.bench", "speed and memory: train, input, predict, eval, scaling; JSON lines"),
-  "predict": ("iou_det.tools.predict", "draw boxes on your own images with a trained workdir"),
+  "prepare": ("iou_det.commands.prepare", "COCO-format folder -> checked TFDS ArrayRecord dataset"),
+  "train": ("iou_det.commands.train", "train a config; resumes if the workdir has a checkpoint"),
+  "eval": ("iou_det.commands.eval", "COCO metrics and detections.json of a trained workdir"),
+  "reproduce": ("iou_det.commands.reproduce", "a table or figure of the paper: its runs, then the table"),
+  "fit-wloc": ("iou_det.commands.fit_wloc", "w_loc of Table 4: keeps the first step's loss sum, any data"),
+  "bench": ("iou_det.commands.bench", "speed and memory: train, input, predict, eval, scaling; JSON lines"),
+  "predict": ("iou_det.commands.predict", "draw boxes on your own images with a trained workdir"),
 }
 
 

@@ -21,4 +21,4 @@ clone=$(mktemp -d)
 trap 'rm -rf "$clone"' EXIT
 git clone --depth 1 "${DEEPPCB_REPOSITORY:-https://github.com/tangsanli5201/DeepPCB}" "$clone/DeepPCB"
 mkdir -p "$(dirname "$1")"
-"$python" -m iou_det.tools.deeppcb "$clone/DeepPCB" "$1"
+"$python" "$(dirname "$0")/deeppcb.py" "$clone/DeepPCB" "$1"

@@ -8,7 +8,7 @@ import pytest
 
 from iou_det import config as config_lib
 from iou_det.config import base_config, differences, from_json, to_json, validate
-from iou_det.config_files import check_command_line, parse_arg
+from iou_det.config_args import check_command_line, parse_arg
 from iou_det.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"

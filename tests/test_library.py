@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iou_det.ops import anchors as anchor_ops
-from iou_det.ops import comparison, losses, matching, nms
+from iou_det.ops import losses, matching, nms, other_losses
 from iou_det.ops import boxes as box_ops
 
 # Two images of 32x32, ground truths on the first of them only, a linear network.
@@ -79,7 +79,7 @@ assert abs(loss - plain) > 0.01  # and the weights do something
 kept = nms.nms(anchors, jax.nn.sigmoid(jnp.float32(logits[0])), iou_threshold=0.5, score_threshold=0.0,
                max_detections=3)
 assert kept.valid.all()
-assert np.all(np.isfinite(comparison.balanced_l1(jnp.float32(d))))
+assert np.all(np.isfinite(other_losses.balanced_l1(jnp.float32(d))))
 
 print("\\n".join(sorted(d.metadata["Name"] for d in metadata.distributions())))
 '''

@@ -22,19 +22,22 @@ from ml_collections import ConfigDict
 
 from iou_det.bench.measure import Timing, print_line, report
 from iou_det.config import input_size
-from iou_det.data import image_files
+from iou_det.data import images as image_files
+from iou_det.data import open_dataset
 from iou_det.data.pipeline import (
   AHEAD,
   Example,
   Plan,
+  TrainingFilter,
   TrainRows,
   check_max_boxes,
   decode_image,
   init_worker,
   number_of_threads,
+  scan,
   train_batches,
 )
-from iou_det.data.records import Source, TrainingFilter, open_dataset, scan
+from iou_det.data.source import Source
 
 EDGE = AHEAD + 3  # batches before the clock starts and after it stops: more than a pipeline has ready
 BARE, OURS, USUAL = "decode alone", "ready batches", "decode + resize + float normalise"

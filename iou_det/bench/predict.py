@@ -11,9 +11,9 @@ from ml_collections import ConfigDict
 from iou_det.bench import synthetic
 from iou_det.bench.measure import calls_per_sample, compile_program, report, time_calls
 from iou_det.bench.train import STEPS_PER_EPOCH
-from iou_det.evaluation.evaluate import make_detect_step
-from iou_det.training.mesh import device_mesh, to_device
-from iou_det.training.state import create_state, make_model
+from iou_det.detector import Detector, make_model
+from iou_det.parallel import device_mesh, to_device
+from iou_det.training.step import create_state
 
 
 def bench_predict(
@@ -42,8 +42,10 @@ def bench_predict(
     state, _ = create_state(config, model, STEPS_PER_EPOCH, mesh, pretrained=False)
     host = synthetic.batch(config, batch_size, num_classes, boxes=0)
     arrays = to_device(host, mesh)
-    compilation = compile_program(make_detect_step(config, model, mesh), state, arrays, False, cold=True)
-    detect = lambda program=compilation.program, s=state, a=arrays: program(s, a)
+    compilation = compile_program(
+      Detector(config, model, mesh, ()).step, state.variables, arrays, False, cold=True
+    )
+    detect = lambda program=compilation.program, s=state.variables, a=arrays: program(s, a)
     found = float(detect().valid.sum(axis=1).mean())
     timing = time_calls(detect, warmup=2, repeats=repeats, calls=1 if latency else calls_per_sample())
     row = report(

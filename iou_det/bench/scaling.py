@@ -15,9 +15,9 @@ from iou_det import config as config_lib
 from iou_det.bench import synthetic
 from iou_det.bench.measure import calls_per_sample, compile_program, print_line, report, time_calls
 from iou_det.bench.train import STEPS_PER_EPOCH
-from iou_det.training.mesh import device_mesh, to_device
-from iou_det.training.state import create_state, make_model
-from iou_det.training.step import make_train_step
+from iou_det.detector import make_model
+from iou_det.parallel import device_mesh, to_device
+from iou_det.training.step import create_state, make_train_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Bytes a second that a chip can send while it receives as many, from the makers' pages.

@@ -20,13 +20,13 @@ from iou_det.bench.measure import (
   report,
   time_calls,
 )
+from iou_det.detector import forward, make_model, network_inputs
 from iou_det.models.resnet import ResNet
 from iou_det.ops import matching
-from iou_det.training.checkpoint import abstract
-from iou_det.training.losses import detection_losses, loss_terms
-from iou_det.training.mesh import device_mesh, split_state, to_device
-from iou_det.training.state import create_state, forward, make_model
-from iou_det.training.step import loss_arguments, make_train_step, network_inputs
+from iou_det.parallel import device_mesh, split_state, to_device
+from iou_det.training.losses import detection_losses, loss_arguments, loss_terms
+from iou_det.training.step import create_state, make_train_step
+from iou_det.workdir import abstract
 
 STEPS_PER_EPOCH = 1000  # only the learning rate depends on it
 
@@ -109,7 +109,7 @@ def parts(
   params, stats = state.params, state.batch_stats
   inputs, anchors, level_sizes = jax.jit(lambda b: network_inputs(config, b, False, train=True))(arrays)
   level_sizes = tuple(int(n) for n in level_sizes)
-  out = jax.jit(lambda p, x: forward(model, p, stats, x, mesh))(params, inputs.images)
+  out = jax.jit(lambda p, x: forward(model, state.variables | {"params": p}, x, mesh))(params, inputs.images)
 
   def with_backward(function):
     """The gradient of the parameters of half the square of the output."""
@@ -121,7 +121,7 @@ def parts(
     return run
 
   def network(params, images):
-    return forward(model, params, stats, images, mesh)
+    return forward(model, state.variables | {"params": params}, images, mesh)
 
   def backbone(params, images):
     resnet = ResNet(model.depth, model.width, model.norm, model.frozen_stages, model.dtype, model.remat)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from iou_det.data.annotations import Annotations, CocoFile, Problem, list_problems, read_coco
-from iou_det.data.image_files import check, scratch_file
-from iou_det.data.records import image_file_problem, missing_images
+from iou_det.data.coco import CocoFile, image_file_problem, missing_images, read_coco
+from iou_det.data.images import check, scratch_file
+from iou_det.data.source import Annotations, Problem, list_problems
 from iou_det.errors import UserError
 
 TOLERANCE = 1e-6  # pixels a box may overhang by rounding

@@ -12,6 +12,7 @@ all in shared memory (/dev/shm). A stacked batch has short x long x 3 bytes an i
 
 import math
 import os
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,10 @@ import grain
 import numpy as np
 from absl import logging
 from grain.experimental import ThreadPrefetchIterDataset
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 
-from iou_det.data import image_files
-from iou_det.data.records import Index, Record, Source, TrainingFilter
+from iou_det.data import images as image_files
+from iou_det.data.source import Record, Source, corners
 from iou_det.errors import UserError
 
 AHEAD = 3  # batches
@@ -34,6 +35,71 @@ AHEAD = 3  # batches
 # in the canvas and as stored; boxes float32 [b, max_boxes, 4]: x1, y1, x2, y2 in canvas pixels; labels int32
 # and valid bool [b, max_boxes]; index (of the record), epoch int32 [b]; example bool [b]: False for fillers.
 HostBatch = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class TrainingFilter:
+  """Which images and boxes to train on; the defaults are those of the paper's codebase (mmdetection 0.6).
+
+  Crowd boxes and boxes of area 0 are never trained on.
+
+  Attributes:
+    min_image_side: images with a shorter side are dropped, pixels.
+    min_box_side: boxes with a shorter side are dropped, pixels.
+    keep_empty: train on images that have no box left.
+  """
+
+  min_image_side: int = 32
+  min_box_side: float = 1.0
+  keep_empty: bool = False
+
+  def boxes(
+    self, boxes: Float[np.ndarray, "n 4"], crowd: Bool[np.ndarray, " n"], area: Float[np.ndarray, " n"]
+  ) -> Bool[np.ndarray, " n"]:
+    """Which boxes (x1, y1, x2, y2) of a record to train on."""
+    return ~crowd & ~self.too_small(boxes, area)
+
+  def too_small(
+    self, boxes: Float[np.ndarray, "n 4"], area: Float[np.ndarray, " n"]
+  ) -> Bool[np.ndarray, " n"]:
+    """Which boxes (x1, y1, x2, y2) have a side below the limit or no area."""
+    return ((boxes[:, 2:] - boxes[:, :2]) < self.min_box_side).any(axis=1) | (area <= 0)
+
+
+class Index(NamedTuple):
+  """Sizes of all records of a source, and which of them to train on."""
+
+  heights: Int32[np.ndarray, " n"]
+  widths: Int32[np.ndarray, " n"]
+  num_boxes: Int32[np.ndarray, " n"]  # boxes to train on
+  usable: Bool[np.ndarray, " n"]  # images to train on
+
+
+def scan(source: Source, keep: TrainingFilter) -> Index:
+  """Sizes and box counts of all records, without opening an image; logs what the filter drops.
+
+  Raises:
+    UserError: if no image is left.
+  """
+  started = time.monotonic()
+  a = source.annotations()
+  boxes = corners(a.bbox)
+  good = keep.boxes(boxes, a.crowd, a.area)
+  num_boxes = np.bincount(a.image_of_box()[good], minlength=len(a)).astype(np.int32)
+  large = np.minimum(a.height, a.width) >= keep.min_image_side
+  full = (num_boxes > 0) | keep.keep_empty
+  index = Index(a.height, a.width, num_boxes, large & full)
+  small = keep.too_small(boxes, a.area) & ~a.crowd
+  counts = (
+    f"{index.usable.sum()} of {len(a)} images and {num_boxes[index.usable].sum()} of {len(good)} boxes to "
+    f"train on; left out: {(~large).sum()} images with a side below {keep.min_image_side} px, "
+    f"{(large & ~full).sum()} images without usable boxes, {a.crowd.sum()} crowd boxes, {small.sum()} boxes "
+    f"with a side below {keep.min_box_side:g} px or no area"
+  )
+  logging.info("%s: %s (%.1f s)", source.name, counts, time.monotonic() - started)
+  if not index.usable.any():
+    raise UserError(f"{source.name} has nothing to train on: {counts}; give other data or relax config.data")
+  return index
 
 
 class PlannedBatch(NamedTuple):

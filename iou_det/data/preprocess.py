@@ -2,7 +2,7 @@
 
 Per image this is one affine map per axis from network pixels to canvas pixels, sampled bilinearly with
 half-pixel centres and clamped edges, as OpenCV's INTER_LINEAR does it. Positions are ratios of integers and
-exact to float32's last digit; OpenCV rounds its own: 1e-3 of 255 levels apart at most for float32 images, and
+exact to float32's last digit; OpenCV rounds its own: 5e-3 of 255 levels apart at most for float32 images, and
 one level for uint8 images, which it also rounds in between.
 """
 
@@ -37,7 +37,7 @@ class Inputs(NamedTuple):
   boxes: Float[Array, "batch boxes 4"]
   labels: Int[Array, "batch boxes"]
   valid: Bool[Array, "batch boxes"]
-  cropped: Int[Array, "batch"]  # boxes of which crop or image edge left less than a pixel: not valid
+  cropped: Int[Array, " batch"]  # boxes of which crop or image edge left less than a pixel: not valid
   image_size: Int[Array, "batch 2"]  # height and width of the content, pixels
   scale: Float[Array, "batch 2"]  # network pixels per original pixel, y and x
 
@@ -143,7 +143,7 @@ def _resized(image_size: Int[Array, "2"], short: int, long: int) -> Int[Array, "
 
 
 def _sample(
-  rows: Shaped[Array, "rows ..."], at: Int[Array, "n"], old: Int[Array, ""], new: Int[Array, ""]
+  rows: Shaped[Array, "rows ..."], at: Int[Array, " n"], old: Int[Array, ""], new: Int[Array, ""]
 ) -> Float[Array, "n ..."]:
   """Rows `at` of the first `old` rows resized to `new` rows by linear interpolation."""
   # (at + 0.5) * old / new - 0.5, as a whole number and a rest.

@@ -14,8 +14,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from iou_det.data.annotations import Annotations, Category, from_rows
-from iou_det.data.records import Record, corners
+from iou_det.data.source import Annotations, Category, Record, corners, from_rows
 from iou_det.errors import UserError
 
 __all__ = ["Shapes", "export_coco"]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from iou_det.data.records import Category, Source
+from iou_det.data.source import Category
 from iou_det.errors import UserError
 
 # Name, the words of COCO's table: (quantity, IoU, area, detections per image).
@@ -37,24 +37,6 @@ IOUS = tuple(round(0.5 + 0.05 * i, 2) for i in range(10))
 AREAS = ("all", "small", "medium", "large")
 MAX_DETECTIONS = (1, 10, 100)
 BACKENDS = ("pycocotools", "hotcoco")
-
-
-def coco_ground_truth(source: Source) -> dict[str, Any]:
-  """A data source as the content of a COCO annotation file: original ids, boxes, areas and crowd flags."""
-  a = source.annotations()
-  columns = zip(
-    a.image_id.tolist(), a.file_name, a.height.tolist(), a.width.tolist(), strict=True)  # fmt: skip
-  images = [{"id": i, "file_name": name, "height": h, "width": w} for i, name, h, w in columns]
-  rows = zip(
-    a.annotation_id.tolist(), a.image_id[a.image_of_box()].tolist(), a.label.tolist(), a.bbox.tolist(),
-    a.area.tolist(), a.crowd.tolist(), strict=True)  # fmt: skip
-  annotations = [
-    {"id": i, "image_id": image, "category_id": source.categories[label].id, "bbox": bbox, "area": area,
-     "iscrowd": int(crowd)}
-    for i, image, label, bbox, area, crowd in rows
-  ]  # fmt: skip
-  categories = [{"id": c.id, "name": c.name} for c in source.categories]
-  return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
 def to_results(

@@ -15,15 +15,15 @@ TIE = 1e-6
 class Match(NamedTuple):
   """Each anchor is positive, ignored, or (neither) negative."""
 
-  index: Int[Array, "anchors"]  # type: ignore[assignment]  # positive's ground truth, 0 for the others
-  positive: Bool[Array, "anchors"]
-  ignored: Bool[Array, "anchors"]
+  index: Int[Array, " anchors"]  # type: ignore[assignment]  # positive's ground truth, 0 for the others
+  positive: Bool[Array, " anchors"]
+  ignored: Bool[Array, " anchors"]
 
 
 def match(
   anchors: Float[Array, "anchors 4"],
   boxes: Float[Array, "boxes 4"],
-  valid: Bool[Array, "boxes"],
+  valid: Bool[Array, " boxes"],
   *,
   positive_iou: float = 0.5,
   negative_iou: float = 0.4,

@@ -4,13 +4,13 @@ import json
 import zipfile
 from pathlib import Path
 
-from iou_det.data.annotations import from_rows, list_problems
-from iou_det.data.records import CocoFolder, missing_images, open_dataset
+from iou_det.data import open_dataset
+from iou_det.data.coco import CocoFolder, missing_images
+from iou_det.data.source import from_rows, list_problems
+from iou_det.detector import load_run
 from iou_det.errors import UserError
-from iou_det.evaluation.analysis import save_candidates
-from iou_det.evaluation.evaluate import detect_all, evaluate, make_detect_step
+from iou_det.evaluation.overlap import save_candidates
 from iou_det.paper.results import Results
-from iou_det.training.state import load_run
 
 
 def soft_nms(results: Results, method: str) -> Results:
@@ -23,20 +23,10 @@ def soft_nms(results: Results, method: str) -> Results:
   except FileNotFoundError:
     pass  # not done yet
   run = load_run(results.workdir, str(results.metrics["step"]))
-  run.config.eval.nms = method
-  d = run.config.data
-  evaluate(
-    make_detect_step(run.config, run.model, run.mesh),
-    run.state,
-    open_dataset(d.path, d.val_split),
-    run.config,
-    run.mesh,
-    categories=run.categories,
-    annotations=d.val_annotations,
-    split=d.val_split,
-    step=run.step,
-    folder=results.workdir / "eval" / f"{d.val_split}_{variant}",
-  )
+  run.detector.config.eval.nms = method
+  d = results.config.data
+  scored = run.detector.evaluate(run.variables, open_dataset(d.path, d.val_split), d.val_annotations)
+  scored.write(results.workdir / "eval" / f"{d.val_split}_{variant}", step=run.step, split=d.val_split)
   return Results.read(results.workdir, variant)
 
 
@@ -45,11 +35,11 @@ def candidates(results: Results) -> Path:
   path = results.folder / "candidates.npz"
   if not newer(path, results):
     run = load_run(results.workdir, str(results.metrics["step"]))
-    m, e, d = run.config.model, run.config.eval, run.config.data
-    every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(run.categories)
+    config = run.detector.config
+    m, e, d = config.model, config.eval, config.data
+    every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(run.detector.categories)
     e.update(nms="none", max_detections=every)
-    detect_step = make_detect_step(run.config, run.model, run.mesh)
-    found = detect_all(detect_step, run.state, open_dataset(d.path, d.val_split), run.config, run.mesh)
+    found = run.detector.detect(run.variables, open_dataset(d.path, d.val_split))
     save_candidates(path, found)
   return path
 
@@ -91,9 +81,8 @@ def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
   problems = missing_images(root / "test2017", annotations)
   if problems:
     raise UserError(f"{len(problems)} images of {listed} are missing: {list_problems(problems)}")
-  source = CocoFolder.from_columns(root / "test2017", run.categories, annotations, "test-dev2017")
-  detect_step = make_detect_step(run.config, run.model, run.mesh)
-  found = detect_all(detect_step, run.state, source, run.config, run.mesh)
+  source = CocoFolder.from_columns(root / "test2017", run.detector.categories, annotations, "test-dev2017")
+  found = run.detector.detect(run.variables, source)
   out.mkdir(parents=True, exist_ok=True)
   part = out / f"{stem}.part"
   with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from iou_det.data.records import open_dataset
-from iou_det.evaluation import analysis
-from iou_det.evaluation.evaluate import ground_truth
+from iou_det.data import open_dataset
+from iou_det.detector import ground_truth
+from iou_det.evaluation import overlap
 from iou_det.paper import detections, plots
 from iou_det.paper.results import Results
 from iou_det.paper.tables import Cell, write_table
@@ -17,14 +17,14 @@ RULE = (
 )
 
 
-def pooled(results: list[Results]) -> analysis.Overlaps:
+def pooled(results: list[Results]) -> overlap.Overlaps:
   """Scores and IoUs of all seeds' detections together."""
   each = []
   for r in results:
     d = r.config.data
     truth = ground_truth(open_dataset(d.path, d.val_split), d.val_annotations)
-    each.append(analysis.best_ious(truth, r.detections()))
-  return analysis.Overlaps(
+    each.append(overlap.best_ious(truth, r.detections()))
+  return overlap.Overlaps(
     np.concatenate([o.scores for o in each]),
     np.concatenate([o.ious for o in each]),
     sum(o.on_crowd for o in each),
@@ -35,7 +35,7 @@ def figure2(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
   """Mean score in each bin of IoU; score against IoU; Spearman's correlation and NMS regret as a table."""
   overlaps = {label: pooled(results) for label, results in runs.items()}
   rule = f"{RULE} {rule}"
-  bins = {label: analysis.score_per_iou(o) for label, o in overlaps.items()}
+  bins = {label: overlap.score_per_iou(o) for label, o in overlaps.items()}
   plots.mean_scores(
     next(iter(bins.values())).edges,
     {label: (b[1], b[2]) for label, b in bins.items()},
@@ -44,7 +44,7 @@ def figure2(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
     rule=rule,
     stamp=stamp,
   )
-  correlation = {label: analysis.rank_correlation(o) for label, o in overlaps.items()}
+  correlation = {label: overlap.rank_correlation(o) for label, o in overlaps.items()}
   plots.score_against_iou(
     {label: (o.scores, o.ious, correlation[label]) for label, o in overlaps.items()},
     out / "score_against_iou",
@@ -60,7 +60,7 @@ def figure2(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
     rows.append([
       label,
       correlation[label],
-      analysis.rank_correlation(overlaps[label], min_iou=analysis.LOCATED),
+      overlap.rank_correlation(overlaps[label], min_iou=overlap.LOCATED),
       on_object if regrets else None,
       100 * regretted / on_object if on_object else None,
       lost / regretted if regretted else None,
@@ -81,7 +81,7 @@ def figure2(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
 
 def figure3(runs: dict[str, list[Results]], out: Path, *, rule: str, command: str, stamp: str) -> str:
   """Share of detections above each IoU: of all detections, and of those that are on an object."""
-  shares = {label: analysis.share_above_iou(pooled(results)) for label, results in runs.items()}
+  shares = {label: overlap.share_above_iou(pooled(results)) for label, results in runs.items()}
   thresholds = next(iter(shares.values())).thresholds
   for name, what in (("of_all", "all detections"), ("of_located", "detections with IoU >= 0.5")):
     plots.shares_above(
@@ -106,9 +106,9 @@ def figure3(runs: dict[str, list[Results]], out: Path, *, rule: str, command: st
   )
 
 
-def regret(results: Results) -> analysis.Regret:
+def regret(results: Results) -> overlap.Regret:
   """NMS regret of a run, with the hard NMS that it was scored with."""
   d, e = results.config.data, results.config.eval
   truth = ground_truth(open_dataset(d.path, d.val_split), d.val_annotations)
-  found = analysis.load_candidates(detections.candidates(results))
-  return analysis.nms_regret(truth, found, nms_iou=e.nms_iou, max_detections=e.max_detections)
+  found = overlap.load_candidates(detections.candidates(results))
+  return overlap.nms_regret(truth, found, nms_iou=e.nms_iou, max_detections=e.max_detections)

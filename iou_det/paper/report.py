@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from iou_det.data.records import open_dataset
+from iou_det.data import open_dataset
+from iou_det.detector import ground_truth
 from iou_det.evaluation.bootstrap import Scored, bootstrap_ap, interval, score_detections
 from iou_det.evaluation.coco import IOUS
-from iou_det.evaluation.evaluate import ground_truth
 from iou_det.paper import ap_plots
 from iou_det.paper.results import Results
 from iou_det.paper.tables import Cell, write_table

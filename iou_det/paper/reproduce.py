@@ -8,14 +8,14 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from iou_det.data.pipeline import Plan
-from iou_det.data.records import TrainingFilter, open_dataset, scan
+from iou_det.data import open_dataset
+from iou_det.data.pipeline import Plan, TrainingFilter, scan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
 from iou_det.paper.results import finished, images_per_second
 from iou_det.paper.runs import COMPARISON, CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
 from iou_det.training.loop import train
-from iou_det.training.state import read_config
+from iou_det.workdir import read_config
 
 EXPERIMENTS: dict[str, tuple[str, ...]] = {
   "table1": ("baseline", "both"),  # with both backbones

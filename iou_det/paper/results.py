@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
 from iou_det.errors import UserError
-from iou_det.training.checkpoint import read_metrics
-from iou_det.training.state import read_config
+from iou_det.workdir import read_config, read_metrics
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from iou_det.config import W_LOC, with_loss
-from iou_det.config_files import read_config_file
+from iou_det.config_args import read_config_file
 from iou_det.errors import UserError
 from iou_det.paper.results import Results
 

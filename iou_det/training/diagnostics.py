@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from iou_det.detector import forward, network_inputs
 from iou_det.models.retinanet import RetinaNet
-from iou_det.training.losses import Terms, loss_terms
-from iou_det.training.mesh import replicated, split_batch
-from iou_det.training.state import TrainState, forward
-from iou_det.training.step import loss_arguments, network_inputs
+from iou_det.parallel import replicated, split_batch
+from iou_det.training.losses import Terms, loss_arguments, loss_terms
+from iou_det.training.step import TrainState
 
 BINS = 10  # equal bins of the IoU of the positives' decoded boxes, 0 to 1; the last one includes 1
 
@@ -65,7 +65,7 @@ def make_diagnostics(
   def diagnose(state: TrainState, batch: dict[str, Array], portrait: bool) -> dict[str, Array]:
     inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
     arguments = loss_arguments(config, inputs, anchors, level_sizes, portrait)
-    logits, deltas = forward(model, state.params, state.batch_stats, inputs.images, mesh)
+    logits, deltas = forward(model, state.variables, inputs.images, mesh)
 
     def localization(deltas):
       terms = loss_terms(logits, deltas, **arguments)

@@ -1,14 +1,11 @@
 """The training loop, top to bottom: data, state, resume, steps, log, evaluate, save."""
 
 import dataclasses
-import json
 import math
-import os
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +14,27 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from iou_det import config as config_lib
-from iou_det.data.pipeline import Plan, check_max_boxes, log_shrunk, train_batches
-from iou_det.data.records import Source, TrainingFilter, open_dataset, scan
+from iou_det.data import open_dataset
+from iou_det.data.pipeline import Plan, TrainingFilter, check_max_boxes, log_shrunk, scan, train_batches
+from iou_det.data.source import Source
+from iou_det.detector import Detector, ground_truth, make_model
 from iou_det.errors import Preempted, UserError
-from iou_det.evaluation.evaluate import evaluate, ground_truth, make_detect_step, write_json
-from iou_det.training.checkpoint import Checkpoints, abstract, has_checkpoint, read_metrics
+from iou_det.parallel import Preemption, device_mesh, input_share, split_state, to_device
 from iou_det.training.diagnostics import as_row, make_diagnostics
-from iou_det.training.mesh import device_mesh, input_share, split_state, to_device
-from iou_det.training.processes import Preemption
-from iou_det.training.state import create_state, make_model, run_information
-from iou_det.training.step import make_train_step
+from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
+from iou_det.workdir import (
+  Checkpoints,
+  MetricsLog,
+  abstract,
+  check_workdir,
+  has_checkpoint,
+  run_information,
+  write_json,
+)
 
 
 def train(
@@ -111,18 +114,7 @@ def train_unless(
     plan.steps_per_epoch,
   )
 
-  score_state = partial(
-    evaluate,
-    make_detect_step(config, model, mesh),
-    source=val_source,
-    config=config,
-    mesh=mesh,
-    categories=source.categories,
-    annotations=d.val_annotations,
-    split=d.val_split,
-    folder=workdir / "eval" / d.val_split,
-    interrupted=preemption.requested,
-  )
+  detector = Detector(config, model, mesh, source.categories)
   log = MetricsLog(workdir, start_step) if lead else None
 
   def save(step: int) -> None:
@@ -130,7 +122,10 @@ def train_unless(
     checkpoints.save(step, state, run)
 
   def score(step: int) -> dict[str, Any]:
-    scores = score_state(state, step=step)
+    scored = detector.evaluate(
+      state.variables, val_source, d.val_annotations, interrupted=preemption.requested
+    )
+    scores = scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
     if log:
       log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
     if scores["AP"] is not None:
@@ -219,7 +214,7 @@ def train_unless(
         since = time.monotonic()
       compiled = train_step._cache_size()  # type: ignore[attr-defined]
       assert compiled <= 2, "the step was compiled more than once for each orientation"
-    return metrics or score_state(state, step=last_step)  # nothing was left to train
+    return metrics or score(last_step)  # nothing was left to train
   except Preempted:
     logging.warning("SIGTERM: what was trained is saved; the same command goes on from here")
     raise
@@ -252,46 +247,3 @@ def check_same_data(saved: dict[str, Any], source: Source, plan: Plan, workdir: 
       f"epoch; {source.name} has {len(now[0])} and {now[1]}, or other names); give the same data, or another "
       "--workdir"
     )
-
-
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-  """Refuses a workdir that belongs to another config, or is not a run's."""
-  path = workdir / "config.json"
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f"--workdir={workdir} is a file; give a new folder")
-  if path.exists():
-    different = config_lib.training_differences(config_lib.from_json(path.read_text()), config)
-    if different:
-      raise UserError(
-        f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
-        "give another --workdir, or the same config to resume"
-      )
-  elif workdir.is_dir() and any(p.name != "config.part" for p in workdir.iterdir()):
-    raise UserError(
-      f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder"
-    )
-
-
-class MetricsLog:
-  """metrics.jsonl and TensorBoard events; rows after the step that a run resumes from are dropped."""
-
-  def __init__(self, workdir: Path, start_step: int):
-    path = workdir / "metrics.jsonl"
-    rows = read_metrics(path, start_step)
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part.replace(path)
-    self.file = path.open("a")
-    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-
-  def write(self, step: int, row: dict[str, float]) -> None:
-    self.file.write(json.dumps({"step": step, **row}) + "\n")
-    self.file.flush()
-    os.fsync(self.file.fileno())  # where a folder is a mounted bucket, only this brings it there
-    for name, value in row.items():
-      self.board.add_scalar(name, value, step)
-    self.board.flush()
-
-  def close(self) -> None:
-    self.file.close()
-    self.board.close()

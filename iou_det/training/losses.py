@@ -1,13 +1,17 @@
 """The detector's loss: match anchors, weigh each positive by the IoU of its predicted box, add up."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
+from iou_det.config import input_size, strides
+from iou_det.data.preprocess import Inputs
+from iou_det.ops import anchors as anchor_ops
 from iou_det.ops import boxes as box_ops
-from iou_det.ops import comparison, losses, matching
+from iou_det.ops import losses, matching, other_losses
 
 
 class LossSettings(NamedTuple):
@@ -20,7 +24,7 @@ class LossSettings(NamedTuple):
     lambd: exponent of the localization weights, Eq. (3)-(4); 0 is the baseline.
     w_loc: factor of the localization loss.
     loc_weights: "eq4", or "eq5" for the normalised weights.
-    localization: "smooth_l1", or a loss of iou_det.ops.comparison.
+    localization: "smooth_l1", or a loss of iou_det.ops.other_losses.
     isr_gamma: exponent of PISA's classification weights.
     level_sizes: anchors per pyramid level: normalise Eq. (2) and (5) per level; None: over the batch.
   """
@@ -108,18 +112,18 @@ def loss_terms(
     focal, iou, own, eta=s.eta, level_sizes=s.level_sizes
   )
   if s.isr_gamma:
-    class_weights *= comparison.isr_weights(focal, iou, own, matched.index, gamma=s.isr_gamma)
+    class_weights *= other_losses.isr_weights(focal, iou, own, matched.index, gamma=s.isr_gamma)
   target_deltas = box_ops.encode(target_boxes, anchors)
   d = deltas - target_deltas
   match s.localization:
     case "smooth_l1":
       offsets = losses.smooth_l1(d, delta=s.delta)
     case "balanced_l1":
-      offsets = comparison.balanced_l1(d, beta=s.delta)
+      offsets = other_losses.balanced_l1(d, beta=s.delta)
     case "bounded_iou":
-      offsets = comparison.bounded_iou_loss(deltas, target_deltas)
+      offsets = other_losses.bounded_iou_loss(deltas, target_deltas)
     case "ghm_r":
-      offsets = comparison.authentic_smooth_l1(d) * comparison.gradient_harmonizing_weights(d, positive)
+      offsets = other_losses.authentic_smooth_l1(d) * other_losses.gradient_harmonizing_weights(d, positive)
     case _:
       raise ValueError(f"localization loss {s.localization!r} is not known")
   box_loss = offsets.sum(axis=-1)
@@ -150,3 +154,33 @@ def detection_losses(terms: Terms) -> Losses:
     positive_iou=jnp.sum(terms.iou, where=terms.positive) / jnp.maximum(positives.sum(), 1),
     loc_weight=localization / jnp.maximum(unweighted, jnp.finfo(unweighted.dtype).tiny),
   )
+
+
+def loss_arguments(
+  config: ConfigDict,
+  inputs: Inputs,
+  anchors: Float[Array, "anchors 4"],
+  level_sizes: tuple[int, ...],
+  portrait: bool,
+) -> dict[str, Any]:
+  """Arguments of `loss_terms` beside the network's output."""
+  if config.anchors.convention == "legacy":
+    inside = anchor_ops.inside_padded_image(
+      input_size(config, portrait),
+      inputs.image_size,
+      strides=strides(config),
+      anchors_per_cell=config.anchors.octaves * len(config.anchors.ratios),
+    )
+  else:
+    inside = jnp.ones((inputs.images.shape[0], anchors.shape[0]), bool)
+  settings = config.loss.to_dict()
+  by_level = settings.pop("normalizer") == "level"
+  return {
+    "anchors": anchors,
+    "boxes": inputs.boxes,
+    "labels": inputs.labels,
+    "valid": inputs.valid,
+    "inside": inside,
+    "match_settings": config.match.to_dict(),
+    "settings": LossSettings(**settings, level_sizes=level_sizes if by_level else None),
+  }

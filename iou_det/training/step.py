@@ -2,101 +2,108 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from iou_det.config import input_size, strides
-from iou_det.data.preprocess import Augment, Inputs, preprocess
-from iou_det.models.retinanet import RetinaNet
-from iou_det.ops import anchors as anchor_ops
-from iou_det.training.losses import LossSettings, detection_losses, loss_terms
-from iou_det.training.mesh import replicated, split_batch, split_state
-from iou_det.training.optimizer import learning_rate
-from iou_det.training.state import TrainState, forward
+from iou_det.detector import forward, network_inputs
+from iou_det.models.retinanet import RetinaNet, trainable_mask
+from iou_det.parallel import replicated, split_batch, split_state
+from iou_det.training.losses import detection_losses, loss_arguments, loss_terms
+from iou_det.weights.pretrained import load_pretrained
 
 
-def make_anchors(
-  config: ConfigDict, size: tuple[int, int]
-) -> tuple[Float[Array, "anchors 4"], tuple[int, ...]]:
-  """Anchors (x1, y1, x2, y2 pixels) of an input of `size` (height, width) and their number per level."""
-  a = config.anchors
-  anchors = anchor_ops.anchors(
-    size,
-    strides=strides(config),
-    scale=a.scale,
-    octaves=a.octaves,
-    ratios=tuple(a.ratios),
-    convention=a.convention,
-  )
-  per_cell = a.octaves * len(a.ratios)
-  shapes = anchor_ops.level_shapes(size, strides(config))
-  return jnp.asarray(anchors), tuple(h * w * per_cell for h, w in shapes)
+@flax.struct.dataclass
+class TrainState:
+  """What a step changes (step, params, opt_state) and the norm statistics, which stay constant.
 
-
-def network_inputs(
-  config: ConfigDict, batch: dict[str, Array], portrait: bool, *, train: bool
-) -> tuple[Inputs, Float[Array, "anchors 4"], tuple[int, ...]]:
-  """What the network sees of a batch of the pipeline, its anchors and their number per level.
-
-  Args:
-    train: with the config's augmentation.
+  Leaves are arrays, or what stands for them (shapes, shardings), so their types are not checked.
   """
-  d = config.data
-  size = input_size(config, portrait)
-  augment = Augment(
-    flip_horizontal=d.flip_horizontal,
-    flip_vertical=d.flip_vertical,
-    transpose=d.transpose,
-    scale_jitter=tuple(d.scale_jitter),
-  )
-  inputs = preprocess(
-    batch,
-    size=size,
-    short=d.short,
-    long=d.long,
-    mean=tuple(d.mean),
-    std=tuple(d.std),
-    convention=config.anchors.convention,
-    augment=augment if train else None,
-    key=jax.random.key(config.seed) if train else None,
-  )
-  return inputs, *make_anchors(config, size)
+
+  step: PyTree  # int32 scalar
+  params: PyTree
+  batch_stats: PyTree
+  opt_state: PyTree
+
+  @property
+  def variables(self) -> PyTree:
+    """What the network is applied with."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def loss_arguments(
-  config: ConfigDict,
-  inputs: Inputs,
-  anchors: Float[Array, "anchors 4"],
-  level_sizes: tuple[int, ...],
-  portrait: bool,
-) -> dict[str, Any]:
-  """Arguments of `loss_terms` beside the network's output."""
-  if config.anchors.convention == "legacy":
-    inside = anchor_ops.inside_padded_image(
-      input_size(config, portrait),
-      inputs.image_size,
-      strides=strides(config),
-      anchors_per_cell=config.anchors.octaves * len(config.anchors.ratios),
-    )
+def learning_rate(
+  train: ConfigDict, steps_per_epoch: int
+) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
+  """Learning rate at a step.
+
+  The peak is `learning_rate * batch_size / 16`. During the first `warmup_steps` it is multiplied by a
+  line from `warmup_factor` to 1; then it drops by `decay_factor` after each of `decay_epochs`, or follows
+  half a cosine down to 0.
+  """
+  peak = train.learning_rate * train.batch_size / 16
+  total = round(train.epochs * steps_per_epoch)
+  if train.schedule == "cosine":
+    after_warmup = optax.cosine_decay_schedule(peak, total)
   else:
-    inside = jnp.ones((inputs.images.shape[0], anchors.shape[0]), bool)
-  settings = config.loss.to_dict()
-  by_level = settings.pop("normalizer") == "level"
-  return {
-    "anchors": anchors,
-    "boxes": inputs.boxes,
-    "labels": inputs.labels,
-    "valid": inputs.valid,
-    "inside": inside,
-    "match_settings": config.match.to_dict(),
-    "settings": LossSettings(**settings, level_sizes=level_sizes if by_level else None),
-  }
+    drops = {round(epoch * steps_per_epoch): train.decay_factor for epoch in train.decay_epochs}
+    after_warmup = optax.piecewise_constant_schedule(peak, drops)
+
+  def schedule(step):
+    fraction = jnp.minimum(step / max(train.warmup_steps, 1), 1.0)
+    return after_warmup(step) * (train.warmup_factor + (1 - train.warmup_factor) * fraction)
+
+  def without_warmup(step):
+    return jnp.asarray(after_warmup(step))
+
+  return schedule if train.warmup_steps else without_warmup
+
+
+def make_optimizer(
+  train: ConfigDict, steps_per_epoch: int, trainable: PyTree[bool]
+) -> optax.GradientTransformation:
+  """Clip by the global norm, decay, momentum; frozen parameters (False in `trainable`) never move."""
+  sgd = optax.chain(
+    optax.clip_by_global_norm(train.clip_norm),
+    optax.add_decayed_weights(train.weight_decay),
+    optax.sgd(learning_rate(train, steps_per_epoch), momentum=train.momentum),
+  )
+  labels = jax.tree.map(lambda t: "train" if t else "frozen", trainable)
+  return optax.multi_transform({"train": sgd, "frozen": optax.set_to_zero()}, labels)
+
+
+def create_state(
+  config: ConfigDict, model: RetinaNet, steps_per_epoch: int, mesh: Mesh, *, pretrained: bool
+) -> tuple[TrainState, optax.GradientTransformation]:
+  """A fresh state on the mesh; `pretrained`: with the backbone that the config names, if it names one.
+
+  Parameters come first (random, then pretrained); what is derived from them, the optimizer's state, last.
+  """
+  images = jnp.zeros((1, 64, 64, 3))  # parameters do not depend on the size; a small one keeps tracing cheap
+  init = lambda key: {"batch_stats": {}, **model.init(key, images)}
+  # Whole on each device and only then split: to compile random numbers for a split state takes twice as long.
+  variables = jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.seed))
+  if config.model.frozen_stages >= 0 and not config.model.pretrained:
+    logging.warning(
+      "model.pretrained is empty and model.frozen_stages is %d: the frozen layers stay random; to train from "
+      "scratch set model.norm=gn and model.frozen_stages=-1",
+      config.model.frozen_stages,
+    )
+  if pretrained and config.model.pretrained:
+    variables = load_pretrained(config.model.pretrained, variables)
+  variables = jax.device_put(variables, split_state(mesh, variables))
+  trainable = trainable_mask(variables["params"], config.model.frozen_stages)
+  optimizer = make_optimizer(config.train, steps_per_epoch, trainable)
+  make = lambda variables: TrainState(
+    step=jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
+  )
+  shardings = split_state(mesh, jax.eval_shape(make, variables))
+  return jax.jit(make, out_shardings=shardings)(variables), optimizer
 
 
 def make_train_step(
@@ -118,7 +125,7 @@ def make_train_step(
     arguments = loss_arguments(config, inputs, anchors, level_sizes, portrait)
 
     def loss_fn(params):
-      logits, deltas = forward(model, params, state.batch_stats, inputs.images, mesh)
+      logits, deltas = forward(model, state.variables | {"params": params}, inputs.images, mesh)
       out = detection_losses(loss_terms(logits, deltas, **arguments))
       return out.classification + out.localization, out
 

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from iou_det.config import with_loss
-from iou_det.data.pipeline import Plan, check_max_boxes, train_batches
-from iou_det.data.records import Source, TrainingFilter, scan
+from iou_det.data.pipeline import Plan, TrainingFilter, check_max_boxes, scan, train_batches
+from iou_det.data.source import Source
+from iou_det.detector import forward, make_model, network_inputs
 from iou_det.errors import UserError
-from iou_det.training.losses import loss_terms
-from iou_det.training.mesh import device_mesh, to_device
-from iou_det.training.state import create_state, forward, make_model
-from iou_det.training.step import loss_arguments, network_inputs
+from iou_det.parallel import device_mesh, to_device
+from iou_det.training.losses import loss_arguments, loss_terms
+from iou_det.training.step import create_state
 
 STARTS = ("anchors", "network")
 IMAGES = 1000  # of each source, at most
@@ -65,7 +65,7 @@ def fit_w_loc(
     shape = (inputs.images.shape[0], len(anchors))
     logits, deltas = jnp.zeros((*shape, model.num_classes)), jnp.zeros((*shape, 4))
     if state is not None:
-      logits, deltas = forward(model, state.params, state.batch_stats, inputs.images, mesh)
+      logits, deltas = forward(model, state.variables, inputs.images, mesh)
     terms = lambda c: loss_terms(
       logits, deltas, **loss_arguments(c, inputs, anchors, level_sizes, portrait)
     )

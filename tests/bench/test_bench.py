@@ -13,8 +13,8 @@ from iou_det.bench.evaluation import bench_eval
 from iou_det.bench.input import OURS, USUAL, UsualLoader, bench_input
 from iou_det.bench.predict import bench_predict
 from iou_det.bench.table import markdown, read_lines
+from iou_det.data import open_dataset
 from iou_det.data.pipeline import Example
-from iou_det.data.records import open_dataset
 from iou_det.errors import UserError
 from tests.tiny import tinier_config, tiny_config
 

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from iou_det.bench.scaling import collectives, estimates, measure_step, plot
-from iou_det.training.mesh import device_mesh
+from iou_det.parallel import device_mesh
 from tests.tiny import tinier_config
 
 

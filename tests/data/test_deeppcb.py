@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from iou_det.data.records import CocoFolder
+from iou_det.data.coco import CocoFolder
 from iou_det.errors import UserError
-from iou_det.tools.deeppcb import CLASSES, convert
+from launch.deeppcb import CLASSES, convert
 from tests.data.coco_files import picture
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from iou_det.data import image_files
-from iou_det.data.image_files import check, exif_orientation, read_header, scratch_file
+from iou_det.data import images as image_files
+from iou_det.data.images import check, exif_orientation, read_header, scratch_file
 from tests.data.coco_files import picture
 
 JPEG = picture(48, 64)

@@ -8,19 +8,20 @@ import cv2
 import numpy as np
 import pytest
 
-from iou_det.data.annotations import Category, from_rows
 from iou_det.data.pipeline import (
   Example,
   Loader,
   Plan,
   Stack,
+  TrainingFilter,
   check_max_boxes,
   eval_batches,
   fit,
   log_shrunk,
+  scan,
   train_batches,
 )
-from iou_det.data.records import Record, TrainingFilter, corners, scan
+from iou_det.data.source import Category, Record, corners, from_rows
 from iou_det.errors import UserError
 
 SIZES = [

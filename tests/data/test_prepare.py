@@ -10,13 +10,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from iou_det.data import builder
-from iou_det.data.annotations import Category, from_rows
-from iou_det.data.builder import prepare_dataset
+from iou_det.data import open_dataset, tfds
 from iou_det.data.checks import check_coco, report
-from iou_det.data.prepared import Prepared
-from iou_det.data.records import CocoFolder, Record, TrainingFilter, open_dataset, scan
+from iou_det.data.coco import CocoFolder
+from iou_det.data.pipeline import TrainingFilter, scan
 from iou_det.data.shapes import Shapes
+from iou_det.data.source import Category, Record, from_rows
+from iou_det.data.tfds import Prepared, prepare_dataset
 from iou_det.errors import UserError
 from tests.data.coco_files import assert_same_records, content, picture, write
 
@@ -41,7 +41,7 @@ def assert_refused(done, message):
 
 
 def test_records_come_back_to_the_last_bit(tmp_path, monkeypatch):
-  monkeypatch.setattr(builder, "SHARD_IMAGES", 3)  # more than one shard
+  monkeypatch.setattr(tfds, "SHARD_IMAGES", 3)  # more than one shard
   write(tmp_path)
   source = CocoFolder(tmp_path, "train")
   version = prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
@@ -86,7 +86,7 @@ def test_a_replaced_split_leaves_no_files(tmp_path, monkeypatch):
   prepare_dataset(source, name="set", split="train", data_dir=out)
   version = prepare_dataset(source, name="set", split="val", data_dir=out)
   names = sorted(os.listdir(version))
-  monkeypatch.setattr(builder, "SHARD_IMAGES", 3)
+  monkeypatch.setattr(tfds, "SHARD_IMAGES", 3)
   prepare_dataset(source, name="set", split="val", data_dir=out, overwrite=True)
   assert len(os.listdir(version)) == len(names) + 1
   monkeypatch.undo()
@@ -178,7 +178,7 @@ def test_a_kill_during_the_last_moves_leaves_the_split_out(tmp_path, monkeypatch
       raise KeyboardInterrupt
     os.rename(a, b)
 
-  monkeypatch.setattr(builder.os, "replace", replace)
+  monkeypatch.setattr(tfds.os, "replace", replace)
   with pytest.raises(KeyboardInterrupt):
     prepare_dataset(good, name="set", split="val", data_dir=out, overwrite=True)
   monkeypatch.undo()

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from iou_det.data.builder import prepare_dataset
-from iou_det.data.prepared import COCO_CATEGORIES, Prepared
-from iou_det.data.records import CocoFolder, TrainingFilter, open_dataset, scan
+from iou_det.data import open_dataset
+from iou_det.data.coco import CocoFolder
+from iou_det.data.pipeline import TrainingFilter, scan
+from iou_det.data.tfds import COCO_CATEGORIES, Prepared, prepare_dataset
 from iou_det.errors import UserError
 from tests.data.coco_files import assert_same_records, content, picture, write
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iou_det.data.preprocess import Augment, preprocess
-from iou_det.evaluation.detect import unscale_boxes
+from iou_det.ops.detection import unscale_boxes
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 

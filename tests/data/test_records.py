@@ -7,8 +7,10 @@ import pickle
 import numpy as np
 import pytest
 
-from iou_det.data.annotations import read_coco
-from iou_det.data.records import Category, CocoFolder, Source, TrainingFilter, open_dataset, scan
+from iou_det.data import open_dataset
+from iou_det.data.coco import CocoFolder, read_coco
+from iou_det.data.pipeline import TrainingFilter, scan
+from iou_det.data.source import Category, Source
 from iou_det.errors import UserError
 from tests.data.coco_files import content, write
 

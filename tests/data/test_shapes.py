@@ -7,8 +7,11 @@ import cv2
 import numpy as np
 import pytest
 
-from iou_det.data.records import CocoFolder, Source, TrainingFilter, corners, open_dataset, scan
+from iou_det.data import open_dataset
+from iou_det.data.coco import CocoFolder
+from iou_det.data.pipeline import TrainingFilter, scan
 from iou_det.data.shapes import MIN_VISIBLE, NAMES, UNITS, Shapes, arrange, export_coco
+from iou_det.data.source import Source, corners
 from iou_det.errors import UserError
 
 COLUMNS = ("boxes", "labels", "crowd", "area", "annotation_id")

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from pycocotools import mask
 
-from iou_det.data.records import Category
+from iou_det.data.source import Category
 from iou_det.errors import UserError
-from iou_det.evaluation import analysis, coco
-from iou_det.evaluation.analysis import Boxes, Overlaps, as_boxes, best_ious, nms_regret, suppress
-from iou_det.evaluation.detect import detect
+from iou_det.evaluation import coco, overlap
+from iou_det.evaluation.overlap import Boxes, Overlaps, as_boxes, best_ious, nms_regret, suppress
+from iou_det.ops.detection import detect
 from tests import oracles
 from tests.evaluation.test_bootstrap import draw
 
@@ -75,39 +75,39 @@ def test_an_iou_is_never_above_one_so_no_bin_misses_it():
   rng = np.random.default_rng(0)
   corner = rng.uniform(0, 100, (500, 2))
   boxes = np.concatenate([corner, corner + rng.uniform(0, 1, (500, 2)) ** 4], axis=1)
-  ious = analysis.pairwise_iou(boxes, boxes)
+  ious = overlap.pairwise_iou(boxes, boxes)
   assert ious.max() == 1.0 and (np.diag(ious) == 1.0).all()
-  np.testing.assert_array_equal(analysis.pairwise_iou(boxes[:1], boxes[:1, [0, 1, 0, 1]]), [[0.0]])
-  np.testing.assert_array_equal(analysis.pairwise_iou(*[boxes[:1, [0, 1, 0, 1]]] * 2), [[0.0]])
+  np.testing.assert_array_equal(overlap.pairwise_iou(boxes[:1], boxes[:1, [0, 1, 0, 1]]), [[0.0]])
+  np.testing.assert_array_equal(overlap.pairwise_iou(*[boxes[:1, [0, 1, 0, 1]]] * 2), [[0.0]])
 
 
 def test_nothing_detected_nothing_there():
   truth, _ = scene([(1, [0, 0, 10, 10], 0)], [])
   got = best_ious(truth, [])
   assert got.scores.shape == got.ious.shape == (0,) and got.on_crowd == 0
-  figure2, figure3 = analysis.score_per_iou(got), analysis.share_above_iou(got)
+  figure2, figure3 = overlap.score_per_iou(got), overlap.share_above_iou(got)
   assert np.isnan(figure2.mean_score).all() and not figure2.counts.any()
   assert np.isnan([figure3.of_all, figure3.of_located]).all() and figure3.detections == figure3.located == 0
-  assert analysis.rank_correlation(got) is None
+  assert overlap.rank_correlation(got) is None
   assert nms_regret(truth, as_boxes([])) == (0, 0, 0, None, None)
   alone = best_ious(
     truth | {"annotations": []}, [{"image_id": 4, "category_id": 2, "bbox": [1, 2, 3, 4], "score": 1}]
   )
   np.testing.assert_array_equal(alone.ious, [0.0])
-  assert np.isnan(analysis.share_above_iou(alone).of_located).all()
+  assert np.isnan(overlap.share_above_iou(alone).of_located).all()
 
 
 def test_score_per_iou():
-  got = analysis.score_per_iou(overlaps([0.2, 0.4, 0.9, 0.7, 0.1], [0.3, 0.39, 1.0, 0.9, 0.0]))
+  got = overlap.score_per_iou(overlaps([0.2, 0.4, 0.9, 0.7, 0.1], [0.3, 0.39, 1.0, 0.9, 0.0]))
   np.testing.assert_array_equal(got.counts, [1, 0, 0, 2, 0, 0, 0, 0, 0, 2])  # 0.3 opens a bin, 1 closes one
   np.testing.assert_allclose(got.mean_score[[0, 3, 9]], [0.1, 0.3, 0.8])
   assert np.isnan(got.mean_score[[1, 2, 4, 5, 6, 7, 8]]).all()
-  got = analysis.score_per_iou(overlaps([0.2, 0.4], [0.2, 0.6]), np.array([0.5, 1.0]))
+  got = overlap.score_per_iou(overlaps([0.2, 0.4], [0.2, 0.6]), np.array([0.5, 1.0]))
   assert got.counts.tolist() == [1] and got.mean_score == pytest.approx([0.4])
 
 
 def test_share_above_iou():
-  got = analysis.share_above_iou(overlaps([0.5] * 5, [0.0, 0.49, 0.5, 0.72, 0.95]))
+  got = overlap.share_above_iou(overlaps([0.5] * 5, [0.0, 0.49, 0.5, 0.72, 0.95]))
   assert got.thresholds.tolist() == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95]
   np.testing.assert_allclose(got.of_all * 5, [3, 2, 2, 2, 2, 1, 1, 1, 1, 1])
   np.testing.assert_allclose(got.of_located * 3, [3, 2, 2, 2, 2, 1, 1, 1, 1, 1])
@@ -119,12 +119,12 @@ def test_rank_correlation():
   scores, ious = rng.permutation(30) / 30, rng.permutation(30) / 30
   ranks = np.argsort(np.argsort(scores)), np.argsort(np.argsort(ious))
   d2 = np.square(ranks[0] - ranks[1]).sum()
-  assert analysis.rank_correlation(overlaps(scores, ious)) == pytest.approx(1 - 6 * d2 / (30 * (30**2 - 1)))
+  assert overlap.rank_correlation(overlaps(scores, ious)) == pytest.approx(1 - 6 * d2 / (30 * (30**2 - 1)))
   bent = overlaps([0.9, 0.1, 0.2, 0.8], [0.1, 0.5, 0.6, 0.99])
-  assert analysis.rank_correlation(bent, 0.5) == 1.0
-  assert analysis.rank_correlation(bent) == pytest.approx(-0.2)
+  assert overlap.rank_correlation(bent, 0.5) == 1.0
+  assert overlap.rank_correlation(bent) == pytest.approx(-0.2)
   for nothing in (overlaps([0.5, 0.5], [0.6, 0.7]), overlaps([0.5, 0.4], [0.6, 0.6]), overlaps([0.1], [0.9])):
-    assert analysis.rank_correlation(nothing, 0.5) is None
+    assert overlap.rank_correlation(nothing, 0.5) is None
 
 
 def test_regret_on_a_known_scene():
@@ -239,9 +239,9 @@ def test_suppressing_candidates_gives_what_detect_keeps(tmp_path):
 
   hard, every = results(run(max_detections=12)), results(run(max_detections=120, nms="none"))
   assert len(hard) == 24 and len(every) > 60
-  analysis.save_candidates(tmp_path / "candidates.npz", every)
+  overlap.save_candidates(tmp_path / "candidates.npz", every)
   assert [p.name for p in tmp_path.iterdir()] == ["candidates.npz"]
-  candidates = analysis.load_candidates(tmp_path / "candidates.npz")
+  candidates = overlap.load_candidates(tmp_path / "candidates.npz")
   for read, written in zip(candidates, as_boxes(every), strict=True):
     np.testing.assert_array_equal(read, written)
   kept, _ = suppress(candidates, max_detections=12)
@@ -255,15 +255,15 @@ def test_what_is_refused(tmp_path):
   with pytest.raises(UserError, match=r"detections have category ids .* 5"):
     nms_regret(truth, as_boxes([results[0] | {"category_id": 5}]))
   with pytest.raises(UserError, match="No such file"):
-    analysis.load_candidates(tmp_path / "none.npz")
-  analysis.save_candidates(tmp_path / "cut.npz", results)
+    overlap.load_candidates(tmp_path / "none.npz")
+  overlap.save_candidates(tmp_path / "cut.npz", results)
   (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:300])
   (tmp_path / "empty.npz").touch()
   np.savez(tmp_path / "other.npz", boxes=np.zeros(3))
   np.save(tmp_path / "array.npy", np.zeros(3))
   for name in ("cut.npz", "empty.npz", "other.npz", "array.npy"):
     with pytest.raises(UserError, match=r"holds no candidates .*save_candidates"):
-      analysis.load_candidates(tmp_path / name)
+      overlap.load_candidates(tmp_path / name)
 
 
 def test_boxes_have_exclusive_ends_in_pixels():

@@ -10,7 +10,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from iou_det.data.records import Category, CocoFolder
+from iou_det.data.coco import CocoFolder
+from iou_det.data.source import Category
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
 

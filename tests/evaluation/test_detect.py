@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from iou_det.config import CHOICES
-from iou_det.evaluation.detect import detect, unscale_boxes
+from iou_det.ops.detection import detect, unscale_boxes
 from tests import oracle_nms, oracles
 
 LEVELS = (60, 20, 6)

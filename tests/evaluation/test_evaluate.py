@@ -9,26 +9,27 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from iou_det.data.records import Category, open_dataset
+from iou_det.data import open_dataset
+from iou_det.data.source import Category
+from iou_det.detector import load_run
 from iou_det.errors import UserError
-from iou_det.evaluation.evaluate import detect_all, evaluate, make_detect_step
-from iou_det.training.mesh import device_mesh, split_state
-from iou_det.training.state import load_run
+from iou_det.parallel import device_mesh, split_state
 from tests.same import assert_same_detections
 
 
 def results_on(run, source, devices, fsdp=1, space=1):
-  mesh = device_mesh(run.config.eval.batch_size, devices, fsdp=fsdp, space=space)
-  state = jax.device_get(run.state)
-  state = jax.device_put(state, split_state(mesh, state))
-  return detect_all(make_detect_step(run.config, run.model, mesh), state, source, run.config, mesh)
+  detector = run.detector
+  mesh = device_mesh(detector.config.eval.batch_size, devices, fsdp=fsdp, space=space)
+  variables = jax.device_get(run.variables)
+  variables = jax.device_put(variables, split_state(mesh, variables))
+  return dataclasses.replace(detector, mesh=mesh).detect(variables, source)
 
 
 @pytest.mark.parametrize(("fsdp", "space"), [(1, 1), (8, 1), (1, 2), (2, 2)])
 def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(reference, fsdp, space):
   run = load_run(reference[0])
-  source = open_dataset(run.config.data.path, "val")
-  assert len(source) % run.config.eval.batch_size, "the last batch should have padding rows"
+  source = open_dataset(run.detector.config.data.path, "val")
+  assert len(source) % run.detector.config.eval.batch_size, "the last batch should have padding rows"
   one = results_on(run, source, jax.devices()[:1])
   eight = results_on(run, source, jax.devices(), fsdp, space)
   assert {r["image_id"] for r in one} == {source.image_id(i) for i in range(len(source))}
@@ -36,10 +37,10 @@ def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(refe
 
 
 def test_image_seen_twice_is_noticed(reference, monkeypatch):
-  from iou_det.evaluation import evaluate as module
+  from iou_det import detector as module
 
   run = load_run(reference[0])
-  source = open_dataset(run.config.data.path, "val")
+  source = open_dataset(run.detector.config.data.path, "val")
   batches = module.eval_batches
 
   def repeated(*args, **kwargs):
@@ -55,7 +56,7 @@ def test_written_files_give_pycocotools_figures(reference, capsys):
   workdir, metrics = reference
   detections = workdir / "eval/val/detections.json"
   run = load_run(workdir)
-  truth = COCO(f"{run.config.data.path}/annotations/instances_val.json")
+  truth = COCO(f"{run.detector.config.data.path}/annotations/instances_val.json")
   judge = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
   judge.evaluate()
   judge.accumulate()
@@ -68,21 +69,9 @@ def test_written_files_give_pycocotools_figures(reference, capsys):
   assert metrics["detections"] == len(json.loads(detections.read_text()))
 
 
-def test_other_category_table_is_refused(reference, tmp_path):
+def test_other_category_table_is_refused(reference):
   run = load_run(reference[0])
-  source = open_dataset(run.config.data.path, "val")
+  source = open_dataset(run.detector.config.data.path, "val")
   with pytest.raises(UserError, match=r"the detector knows the categories \(1: cat; 1 in all\)"):
-    evaluate(
-      make_detect_step(run.config, run.model, run.mesh),
-      run.state,
-      source,
-      run.config,
-      run.mesh,
-      categories=(Category(1, "cat"),),
-      annotations="",
-      split="val",
-      step=8,
-      folder=tmp_path,
-    )
-  assert not any(tmp_path.iterdir())
+    dataclasses.replace(run.detector, categories=(Category(1, "cat"),)).evaluate(run.variables, source)
   assert dataclasses.asdict(source.categories[0])["id"] == 1

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iou_det.data import open_dataset
 from iou_det.data.pipeline import eval_batches
-from iou_det.data.records import open_dataset
-from iou_det.evaluation.evaluate import make_detect_step
-from iou_det.training.mesh import device_mesh, to_device
-from iou_det.training.state import create_state, forward, make_model
-from iou_det.training.step import network_inputs
+from iou_det.detector import Detector, forward, make_model, network_inputs
+from iou_det.parallel import device_mesh, to_device
+from iou_det.training.step import create_state
 from tests.oracles import decode
 from tests.tiny import tiny_config
 
@@ -71,10 +70,10 @@ def test_real_images_give_the_detections_of_the_slow_version(real_data):
   batch, portrait = next(iter(batches))
   arrays = to_device(batch, mesh)
   inputs, anchors, level_sizes = network_inputs(config, arrays, portrait, train=False)
-  network = jax.jit(lambda s: forward(model, s.params, s.batch_stats, inputs.images, mesh))
+  network = jax.jit(lambda s: forward(model, s.variables, inputs.images, mesh))
   state = dataclasses.replace(state, params=with_spread_scores(state.params, network(state)[0]))
   logits, deltas = jax.device_get(network(state))
-  detections = jax.device_get(make_detect_step(config, model, mesh)(state, arrays, portrait))
+  detections = jax.device_get(Detector(config, model, mesh, ()).step(state.variables, arrays, portrait))
   seen = 0
   for i in range(4):
     slow = slow_detections(

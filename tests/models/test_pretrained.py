@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from iou_det.errors import UserError
-from iou_det.models.pretrained import load_pretrained
 from iou_det.models.retinanet import RetinaNet
+from iou_det.weights.pretrained import load_pretrained
 from tests.golden.seeded_tensors import seeded_tensor
 from tests.models import golden
 

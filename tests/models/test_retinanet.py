@@ -12,10 +12,10 @@ import pytest
 
 from iou_det.errors import UserError
 from iou_det.models.fpn import FPN, upsample
-from iou_det.models.pretrained import from_torch, torch_name
 from iou_det.models.resnet import LAYOUT, ResNet, group_norm, stem_convolution
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.ops.anchors import anchors, level_shapes
+from iou_det.weights.pretrained import from_torch, torch_name
 from tests.golden.seeded_tensors import seeded_images, seeded_tensor
 from tests.models import golden
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from iou_det.ops import boxes as box_ops
-from iou_det.ops import comparison, losses
+from iou_det.ops import losses, other_losses
 from tests import oracle_comparison as oracle
 
 EXTREMES = np.array([0.0, 1e-30, -1e-5, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf], np.float32)
@@ -24,7 +24,7 @@ def slope(function, d):
 
 @pytest.mark.parametrize("alpha,gamma,beta", [(0.5, 1.5, 1.0), (0.3, 1.0, 0.11), (1.0, 1.5, 2.0)])
 def test_balanced_l1_is_the_integral_of_its_gradient(alpha, gamma, beta):
-  function = partial(comparison.balanced_l1, alpha=alpha, gamma=gamma, beta=beta)
+  function = partial(other_losses.balanced_l1, alpha=alpha, gamma=gamma, beta=beta)
   d = np.concatenate([np.linspace(-3, 3, 41), [beta, -beta, 1e-3]]).astype(np.float32)
   expected = [oracle.balanced_l1(x, alpha, gamma, beta) for x in d]
   np.testing.assert_allclose(function(jnp.asarray(d)), expected, rtol=1e-5, atol=1e-7)
@@ -40,19 +40,19 @@ def test_balanced_l1_is_the_formula_of_its_paper():
   for d in (0.1, -0.7, 1.0, 4.0):
     x = abs(d)
     expected = 0.5 / b * (b * x + 1) * math.log(b * x + 1) - 0.5 * x if x < 1 else 1.5 * x + 1.5 / b - 0.5
-    np.testing.assert_allclose(comparison.balanced_l1(jnp.float32(d)), expected, rtol=1e-5)
+    np.testing.assert_allclose(other_losses.balanced_l1(jnp.float32(d)), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.11])
 def test_balanced_l1_and_its_gradient_are_continuous(beta):
   d = jnp.float32(beta) * jnp.array([1 - 1e-6, 1.0, 1 + 1e-6], jnp.float32)
-  function = partial(comparison.balanced_l1, beta=beta)
+  function = partial(other_losses.balanced_l1, beta=beta)
   np.testing.assert_allclose(function(d), function(d)[1], rtol=1e-5)
   np.testing.assert_allclose(slope(function, d), 1.5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
-  "function,limit", [(comparison.balanced_l1, 1.5), (comparison.authentic_smooth_l1, 1.0)]
+  "function,limit", [(other_losses.balanced_l1, 1.5), (other_losses.authentic_smooth_l1, 1.0)]
 )
 def test_offset_losses_of_extremes_have_a_gradient(function, limit):
   """Infinite offsets belong to empty boxes; the caller's mask multiplies their gradient by 0."""
@@ -74,7 +74,7 @@ def test_bounded_iou_loss_equals_the_oracle_in_pixels(beta):
   predicted = np.concatenate([low, low + rng.uniform(10, 60, (40, 2))], -1)
   anchors, targets, predicted = jnp.float32(anchors), jnp.float32(targets), jnp.float32(predicted)
   deltas, target_deltas = box_ops.encode(predicted, anchors), box_ops.encode(targets, anchors)
-  got = comparison.bounded_iou_loss(deltas, target_deltas, beta=beta)
+  got = other_losses.bounded_iou_loss(deltas, target_deltas, beta=beta)
   pairs = zip(np.asarray(predicted, np.float64), np.asarray(targets, np.float64), strict=True)
   expected = np.stack([oracle.bounded_iou_loss(box, target, beta) for box, target in pairs])
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
@@ -85,7 +85,7 @@ def test_bounded_iou_loss_against_the_bounded_iou_of_the_paper_that_cites_it():
   """Half the shift gives the same bound; the size is the same; with beta 1 the loss is the square."""
   for d in (-0.4, 0.05, 0.3):
     target = jnp.array([0.0, 0.0, math.log(40 / 25), 0.0], jnp.float32)  # anchor 25 wide, target 40
-    got = comparison.bounded_iou_loss(target + jnp.array([d, 0, d, 0], jnp.float32), target)
+    got = other_losses.bounded_iou_loss(target + jnp.array([d, 0, d, 0], jnp.float32), target)
     center = losses.bounded_iou_center(jnp.float32(2 * d), anchor_size=25.0, target_size=40.0)
     size = losses.bounded_iou_size(jnp.float32(d))
     np.testing.assert_allclose(got, [(1 - center) ** 2, 0, (1 - size) ** 2, 0], rtol=1e-4, atol=1e-7)
@@ -96,8 +96,8 @@ def test_bounded_iou_loss_of_extremes_is_finite():
   empty = jnp.array([0.1, -0.1, -jnp.inf, jnp.inf], jnp.float32)
   both = jax.jit(
     lambda d, target: (
-      comparison.bounded_iou_loss(d, target),
-      slope(lambda d: comparison.bounded_iou_loss(d, target), d),
+      other_losses.bounded_iou_loss(d, target),
+      slope(lambda d: other_losses.bounded_iou_loss(d, target), d),
     )
   )
   for target in (jnp.zeros(4), jnp.array([0.3, -0.2, 4.0, -4.0]), empty):
@@ -107,8 +107,8 @@ def test_bounded_iou_loss_of_extremes_is_finite():
     assert np.all(np.isfinite(loss)[usable]) and np.all(np.isfinite(gradient)[usable])
     assert np.all(np.asarray(loss)[usable] >= 0) and np.all(np.asarray(loss)[usable] <= 1)
   same = jnp.array([[0.3, -0.2, 1.0, -1.0]])
-  np.testing.assert_array_equal(comparison.bounded_iou_loss(same, same), 0)
-  np.testing.assert_array_equal(slope(lambda d: comparison.bounded_iou_loss(d, same), same), 0)
+  np.testing.assert_array_equal(other_losses.bounded_iou_loss(same, same), 0)
+  np.testing.assert_array_equal(slope(lambda d: other_losses.bounded_iou_loss(d, same), same), 0)
 
 
 @pytest.mark.parametrize("mu", [0.02, 0.5])
@@ -116,7 +116,7 @@ def test_authentic_smooth_l1_and_its_gradient(mu):
   d = np.concatenate([np.linspace(-2, 2, 41), [1e-4, -1e-3, 300.0, 1e5]]).astype(np.float32)
   exact = d.astype(np.float64)
   root = np.sqrt(exact**2 + mu**2)
-  function = partial(comparison.authentic_smooth_l1, mu=mu)
+  function = partial(other_losses.authentic_smooth_l1, mu=mu)
   np.testing.assert_allclose(function(jnp.asarray(d)), root - mu, rtol=1e-5, atol=1e-12)
   np.testing.assert_allclose(slope(function, d), exact / root, rtol=1e-5, atol=1e-7)
 
@@ -130,14 +130,14 @@ def draw_offsets(seed, batch=2):
 @pytest.mark.parametrize("mu,bins", [(0.02, 10), (0.1, 3), (0.02, 1)])
 def test_gradient_harmonizing_weights_equal_the_oracle(mu, bins):
   d, positive = draw_offsets(0)
-  got = comparison.gradient_harmonizing_weights(jnp.asarray(d), jnp.asarray(positive), mu=mu, bins=bins)
+  got = other_losses.gradient_harmonizing_weights(jnp.asarray(d), jnp.asarray(positive), mu=mu, bins=bins)
   np.testing.assert_allclose(got, oracle.gradient_harmonizing_weights(d, positive, mu, bins), rtol=1e-6)
 
 
 def test_each_part_with_examples_gets_the_same_total_weight():
   d, positive = draw_offsets(1)
   d[0, 0], positive[0, 0] = [0.0, np.inf, -1e30, 1e-30], True  # the first and the last part
-  weights = np.asarray(comparison.gradient_harmonizing_weights(jnp.asarray(d), jnp.asarray(positive)))
+  weights = np.asarray(other_losses.gradient_harmonizing_weights(jnp.asarray(d), jnp.asarray(positive)))
   assert np.all(np.isfinite(weights)) and np.all(weights[~positive] == 0)
   n, values = 4 * positive.sum(), weights[positive].ravel()
   with np.errstate(over="ignore"):
@@ -151,7 +151,7 @@ def test_each_part_with_examples_gets_the_same_total_weight():
 def test_evenly_spread_gradients_weigh_one():
   norm = (np.arange(20) + 0.5) / 20
   d = (0.02 * norm / np.sqrt(1 - norm**2)).reshape(1, 5, 4).astype(np.float32)
-  weights = comparison.gradient_harmonizing_weights(jnp.asarray(d), jnp.ones((1, 5), bool))
+  weights = other_losses.gradient_harmonizing_weights(jnp.asarray(d), jnp.ones((1, 5), bool))
   np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
 
 
@@ -160,14 +160,14 @@ def test_no_positives_have_no_weight_and_no_gradient_flows():
   d[0, 0] = np.nan  # an anchor that is not positive may be anything
   positive[0, 0] = False
   d, positive = jnp.asarray(d), jnp.asarray(positive)
-  weights = comparison.gradient_harmonizing_weights
+  weights = other_losses.gradient_harmonizing_weights
   np.testing.assert_array_equal(weights(d, jnp.zeros_like(positive)), 0.0)
   assert np.all(np.isfinite(weights(d, positive)))
   np.testing.assert_array_equal(jax.grad(lambda d: weights(d, positive).sum())(d), 0.0)
 
 
 SHAPE = (2, 9, 3)
-ISR = jax.jit(comparison.isr_weights, static_argnames=("gamma", "beta"))
+ISR = jax.jit(other_losses.isr_weights, static_argnames=("gamma", "beta"))
 
 
 def draw(seed, batch=2):
@@ -256,8 +256,8 @@ def test_counts_and_ranks_run_over_the_batch_of_all_devices():
   example = arrays(*draw(5, batch=8))
   d, positive = (jnp.asarray(x) for x in draw_offsets(6, batch=8))
   for function, inputs in (
-    (comparison.isr_weights, example),
-    (comparison.gradient_harmonizing_weights, (d, positive)),
+    (other_losses.isr_weights, example),
+    (other_losses.gradient_harmonizing_weights, (d, positive)),
   ):
     got = jax.jit(function, in_shardings=split, out_shardings=split)(*inputs)
     assert len(got.sharding.device_set) == 8

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from iou_det.errors import UserError
-from iou_det.evaluation.analysis import load_candidates, suppress
 from iou_det.evaluation.coco import evaluate
+from iou_det.evaluation.overlap import load_candidates, suppress
 from iou_det.paper import detections
 from iou_det.paper.results import Results
 

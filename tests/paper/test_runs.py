@@ -6,7 +6,7 @@ import re
 import pytest
 
 from iou_det.config import to_json, validate
-from iou_det.config_files import read_config_file
+from iou_det.config_args import read_config_file
 from iou_det.errors import UserError
 from iou_det.paper.reproduce import EXPERIMENTS, dry_run, plan
 from iou_det.paper.results import Results, finished

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iou_det.tools.drawing import MIN_SIDE, contact_sheet, draw_detections
+from iou_det.commands.drawing import MIN_SIDE, contact_sheet, draw_detections
 
 NAMES = ["cell", "square", "a rather long class name"]
 GREY = 90

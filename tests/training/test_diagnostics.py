@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iou_det.data.pipeline import Plan, train_batches
-from iou_det.data.records import TrainingFilter, open_dataset, scan
+from iou_det.data import open_dataset
+from iou_det.data.pipeline import Plan, TrainingFilter, scan, train_batches
+from iou_det.detector import make_model, network_inputs
+from iou_det.parallel import device_mesh, to_device
 from iou_det.training.diagnostics import BINS, as_row, by_iou, make_diagnostics
 from iou_det.training.losses import Terms
-from iou_det.training.mesh import device_mesh, to_device
-from iou_det.training.state import create_state, make_model
-from iou_det.training.step import network_inputs
+from iou_det.training.step import create_state
 from tests import oracles
 from tests.tiny import tinier_config
 

@@ -14,15 +14,15 @@ import numpy as np
 import optax
 import pytest
 
-from iou_det.config_files import read_config_file
-from iou_det.data.pipeline import Plan, train_batches
-from iou_det.data.records import TrainingFilter, open_dataset, scan
+from iou_det.config_args import read_config_file
+from iou_det.data import open_dataset
+from iou_det.data.pipeline import Plan, TrainingFilter, scan, train_batches
 from iou_det.data.shapes import Shapes, export_coco
+from iou_det.detector import load_run, make_model
 from iou_det.errors import UserError
+from iou_det.parallel import device_mesh, to_device
 from iou_det.training.loop import train
-from iou_det.training.mesh import device_mesh, to_device
-from iou_det.training.state import create_state, load_run, make_model
-from iou_det.training.step import make_train_step
+from iou_det.training.step import create_state, make_train_step
 from tests.tiny import tiny_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -40,7 +40,7 @@ train(tiny_config(sys.argv[2]), sys.argv[1], devices=jax.devices()[:1])
 
 
 def parameters(workdir, step="last"):
-  return jax.device_get(load_run(workdir, step).state.params)
+  return jax.device_get(load_run(workdir, step).variables["params"])
 
 
 def rows(workdir):
@@ -159,11 +159,11 @@ def test_restore_on_another_number_of_devices(reference, shapes_folder, tmp_path
   workdir, _ = reference
   train(tiny_config(shapes_folder, epochs=1), tmp_path, devices=jax.devices())
   saved = load_run(tmp_path)
-  assert saved.step == 4 and len(jax.tree.leaves(saved.state.params)[0].sharding.device_set) == 8
+  assert saved.step == 4 and len(jax.tree.leaves(saved.variables["params"])[0].sharding.device_set) == 8
   # Its first epoch is that of the reference: with a constant learning rate nothing else depends on `epochs`.
   (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
   train(tiny_config(shapes_folder), tmp_path, devices=jax.devices()[:1])
-  assert_same(jax.device_get(saved.state.params), parameters(tmp_path, "4"))
+  assert_same(jax.device_get(saved.variables["params"]), parameters(tmp_path, "4"))
   resumed, uninterrupted = (
     {r["step"]: r["loss"] for r in rows(w) if "loss" in r} for w in (tmp_path, workdir)
   )

@@ -5,7 +5,7 @@ import pytest
 
 from iou_det.data.pipeline import part_rows
 from iou_det.errors import UserError
-from iou_det.training.mesh import device_mesh, input_share, share
+from iou_det.parallel import device_mesh, input_share, share
 
 
 @pytest.mark.parametrize(

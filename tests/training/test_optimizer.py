@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from iou_det.config import base_config
-from iou_det.training.optimizer import learning_rate, make_optimizer
+from iou_det.training.step import learning_rate, make_optimizer
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from iou_det.config import to_json
-from iou_det.training.state import load_run
+from iou_det.detector import load_run
 from tests.same import assert_same_detections
 from tests.tiny import tinier_config
 
@@ -94,7 +94,7 @@ def uninterrupted(tmp_path_factory, config_file):
 
 
 def parameters(workdir, step="last"):
-  return jax.device_get(load_run(workdir, step).state.params)
+  return jax.device_get(load_run(workdir, step).variables["params"])
 
 
 def test_two_processes_train_evaluate_and_save_as_one_does(uninterrupted):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from iou_det.config import with_loss
-from iou_det.data.records import open_dataset
+from iou_det.data import open_dataset
+from iou_det.detector import make_anchors
 from iou_det.errors import UserError
 from iou_det.training.loop import train
-from iou_det.training.step import make_anchors
 from iou_det.training.wloc import fit_w_loc
 from tests import oracles
 from tests.tiny import tiny_config

@@ -10,11 +10,10 @@ from pathlib import Path
 import jax
 from absl import flags
 
-from iou_det.data.records import open_dataset
+from iou_det.data import open_dataset
+from iou_det.detector import load_run
 from iou_det.evaluation import coco
-from iou_det.evaluation.evaluate import evaluate, make_detect_step
-from iou_det.training.processes import Preemption, start_distributed
-from iou_det.training.state import load_run
+from iou_det.parallel import Preemption, start_distributed
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
 BATCH_SIZE = flags.DEFINE_integer(
@@ -51,24 +50,19 @@ def main() -> None:
   if DISTRIBUTED.value:
     start_distributed()
   run = load_run(WORKDIR.value, STEP.value, BATCH_SIZE.value)
-  data = run.config.data
+  data = run.detector.config.data
   split = SPLIT.value or data.val_split
   own = split == data.val_split and not DATA.value
   with Preemption() as preemption:
-    metrics = evaluate(
-      make_detect_step(run.config, run.model, run.mesh),
-      run.state,
+    scored = run.detector.evaluate(
+      run.variables,
       open_dataset(DATA.value or data.path, split),
-      run.config,
-      run.mesh,
-      categories=run.categories,
-      annotations=ANNOTATIONS.value or (data.val_annotations if own else ""),
-      split=split,
-      step=run.step,
-      # Other data do not overwrite the figures of the run's own split.
-      folder=Path(WORKDIR.value) / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split),
+      ANNOTATIONS.value or (data.val_annotations if own else ""),
       backend=BACKEND.value,
       interrupted=preemption.requested,
     )
+  # Other data do not overwrite the figures of the run's own split.
+  folder = Path(WORKDIR.value) / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split)
+  metrics = scored.write(folder, step=run.step, split=split)
   if jax.process_index() == 0:
     print(coco.table(metrics))

@@ -12,8 +12,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from iou_det.config import W_LOC
-from iou_det.config_files import config_from_flag
-from iou_det.data.records import coco_splits, open_dataset
+from iou_det.config_args import config_from_flag
+from iou_det.data import open_dataset
+from iou_det.data.coco import coco_splits
 from iou_det.errors import UserError
 from iou_det.training.wloc import IMAGES, STARTS, fit_w_loc
 

@@ -1,6 +1,8 @@
-"""Checkpoints: everything Orbax is here. State, step, config and category table in one folder per step."""
+"""A run's folder: config.json, checkpoints (all that is Orbax's is here), metrics.jsonl; no file is half."""
 
+import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +13,48 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
+from tensorboardX import SummaryWriter
 
+from iou_det import config as config_lib
+from iou_det.data.source import Category
 from iou_det.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes beside and renames, so that a file that is there is whole."""
+  part = path.with_suffix(".part")
+  part.write_text(json.dumps(value) + "\n")
+  part.replace(path)
+
+
+def read_config(workdir: str | Path) -> ConfigDict:
+  """The config that a workdir was trained with."""
+  path = Path(workdir) / "config.json"
+  if not path.is_file():
+    raise UserError(
+      f"--workdir={workdir} is not a training run (it has no config.json); give train's --workdir"
+    )
+  return config_lib.from_json(path.read_text())
+
+
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+  """Refuses a workdir that belongs to another config, or is not a run's."""
+  path = workdir / "config.json"
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"--workdir={workdir} is a file; give a new folder")
+  if path.exists():
+    different = config_lib.training_differences(config_lib.from_json(path.read_text()), config)
+    if different:
+      raise UserError(
+        f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
+        "give another --workdir, or the same config to resume"
+      )
+  elif workdir.is_dir() and any(p.name != "config.part" for p in workdir.iterdir()):
+    raise UserError(
+      f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder"
+    )
 
 
 @dataclass
@@ -117,6 +158,15 @@ class Checkpoints:
     """The state of a step; `abstract_state` gives shapes, types and where it should lie."""
     return self._read(step, state=ocp.args.StandardRestore(abstract_state))["state"]
 
+  def restore_variables(self, step: int, abstract_variables: PyTree) -> PyTree:
+    """Parameters and norm statistics of a step; the optimizer's state is not read."""
+    restore = ocp.args.PyTreeRestore(
+      abstract_variables,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_variables),
+      partial_restore=True,
+    )
+    return self._read(step, state=restore)["state"]
+
   def run_information(self, step: int) -> dict[str, Any]:
     """The JSON saved beside the state: data position, config, category table."""
     return self._read(step, run=ocp.args.JsonRestore())["run"]
@@ -143,6 +193,17 @@ def abstract(state: PyTree, shardings: PyTree) -> PyTree:
   return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
 
 
+def run_information(
+  config: ConfigDict, categories: tuple[Category, ...], step: int, steps_per_epoch: int
+) -> dict[str, Any]:
+  """What a checkpoint holds beside the state, as JSON: data position, config, category table."""
+  return {
+    "data": {"step": step, "steps_per_epoch": steps_per_epoch},
+    "config": config.to_dict(),
+    "categories": [dataclasses.asdict(c) for c in categories],
+  }
+
+
 def read_scores(path: Path) -> dict[int, float]:
   """AP of the validation split by step, from a metrics.jsonl."""
   rows = read_metrics(path, last_step=2**62)
@@ -160,3 +221,28 @@ def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
     if row["step"] <= last_step:
       rows.append(row)
   return rows
+
+
+class MetricsLog:
+  """metrics.jsonl and TensorBoard events; rows after the step that a run resumes from are dropped."""
+
+  def __init__(self, workdir: Path, start_step: int):
+    path = workdir / "metrics.jsonl"
+    rows = read_metrics(path, start_step)
+    part = path.with_suffix(".part")
+    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    part.replace(path)
+    self.file = path.open("a")
+    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+
+  def write(self, step: int, row: dict[str, float]) -> None:
+    self.file.write(json.dumps({"step": step, **row}) + "\n")
+    self.file.flush()
+    os.fsync(self.file.fileno())  # where a folder is a mounted bucket, only this brings it there
+    for name, value in row.items():
+      self.board.add_scalar(name, value, step)
+    self.board.flush()
+
+  def close(self) -> None:
+    self.file.close()
+    self.board.close()

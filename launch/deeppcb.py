@@ -1,6 +1,6 @@
 """Converts a clone of github.com/tangsanli5201/DeepPCB to a COCO-format folder.
 
-Usage: python -m iou_det.tools.deeppcb CLONE DEST   (launch/get_deeppcb.sh makes the clone and calls this)
+Usage: python -m launch.deeppcb CLONE DEST   (launch/get_deeppcb.sh makes the clone and calls this)
 
 PCBData/trainval.txt and test.txt list `groupG/G/ID.jpg groupG/G_not/ID.txt`; the image to inspect is
 groupG/G/ID_test.jpg, and each line of the text file is `x1 y1 x2 y2 class` in pixels.
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from iou_det.data.image_files import read_header
+from iou_det.data.images import read_header
 from iou_det.errors import UserError
 
 CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # classes 1 to 6
@@ -111,7 +111,7 @@ def read_boxes(path: Path) -> list[tuple[int, int, int, int, int]]:
 
 def main(argv: list[str]) -> None:
   if len(argv) != 2:
-    sys.exit("usage: python -m iou_det.tools.deeppcb CLONE DEST")
+    sys.exit("usage: python -m launch.deeppcb CLONE DEST")
   try:
     for split, (images, boxes) in convert(*argv).items():
       print(f"{split}: {images} images, {boxes} boxes")

@@ -152,7 +152,7 @@ def as_boxes(results: Sequence[dict[str, Any]]) -> Boxes:
 
 
 def save_candidates(path: Path, results: Sequence[dict[str, Any]]) -> None:
-  """Writes candidates as .npz: what `detect_all` returns with config.eval.nms "none".
+  """Writes candidates as .npz: what `Detector.detect` returns with config.eval.nms "none".
 
   Set config.eval.max_detections to hold all of them: of an image with more, only the best are in `results`.
   """

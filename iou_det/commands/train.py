@@ -8,10 +8,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from iou_det.config_files import config_from_flag
+from iou_det.config_args import config_from_flag
 from iou_det.evaluation import coco
+from iou_det.parallel import start_distributed
 from iou_det.training.loop import train
-from iou_det.training.processes import start_distributed
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and argument, FILE.py:ARG.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and metrics.", required=True)

@@ -15,13 +15,13 @@ import cv2
 import numpy as np
 from absl import flags
 
-from iou_det.data.annotations import Annotations, Category, from_rows
+from iou_det.commands.drawing import contact_sheet, draw_detections
+from iou_det.data import open_dataset
 from iou_det.data.pipeline import decode_image
-from iou_det.data.records import Record, Source, open_dataset
+from iou_det.data.source import Annotations, Category, Record, Source, from_rows
+from iou_det.detector import load_run
 from iou_det.errors import UserError
-from iou_det.evaluation.evaluate import detect_all, make_detect_step, write_json
-from iou_det.tools.drawing import contact_sheet, draw_detections
-from iou_det.training.state import load_run
+from iou_det.workdir import write_json
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
 BATCH_SIZE = flags.DEFINE_integer(
@@ -147,30 +147,29 @@ def write_image(path: Path, picture: np.ndarray) -> None:
 
 def main(arguments: list[str]) -> None:
   run = load_run(WORKDIR.value, STEP.value, BATCH_SIZE.value)
+  detector = run.detector
   given = [*IMAGES.value, *arguments]
   if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")
   if SPLIT.value is None:
-    source: Source = ImageFiles(find_images(given), run.categories)
+    source: Source = ImageFiles(find_images(given), detector.categories)
   else:
-    source = open_dataset(run.config.data.path, SPLIT.value)
+    source = open_dataset(detector.config.data.path, SPLIT.value)
     source = First(source, LIMIT.value) if LIMIT.value else source
   if LIMIT.value and SPLIT.value is None:
     raise UserError("--limit goes with --split; to draw fewer files, name fewer")
   if BATCH_SIZE.value is None:  # a single photo does not fill a batch of 16
-    devices = run.mesh.size
-    run.config.eval.batch_size = min(run.config.eval.batch_size, -(-len(source) // devices) * devices)
+    devices, e = detector.mesh.size, detector.config.eval
+    e.batch_size = min(e.batch_size, -(-len(source) // devices) * devices)
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
 
-  results = detect_all(
-    make_detect_step(run.config, run.model, run.mesh), run.state, source, run.config, run.mesh
-  )
+  results = detector.detect(run.variables, source)
   by_image = collections.defaultdict(list)
   for result in results:
     by_image[result["image_id"]].append(result)
-  names = {c.id: c.name for c in run.categories}
-  order = {c.id: k for k, c in enumerate(run.categories)}
+  names = {c.id: c.name for c in detector.categories}
+  order = {c.id: k for k, c in enumerate(detector.categories)}
 
   rows: list[dict] = []
   pictures: list[np.ndarray] = []
@@ -195,7 +194,7 @@ def main(arguments: list[str]) -> None:
       boxes,
       np.array([order[r["category_id"]] for r in drawn], np.int32),
       np.array([r["score"] for r in drawn]),
-      [c.name for c in run.categories],
+      [c.name for c in detector.categories],
       ground_truth=record.boxes if SPLIT.value else None,
     )
     path = out / f"{index + 1:05d}_{Path(record.file_name).stem}.png"

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from absl import flags
 
-from iou_det.data.builder import check_target, prepare_dataset
 from iou_det.data.checks import check_coco, report
-from iou_det.data.records import CocoFolder
+from iou_det.data.coco import CocoFolder
+from iou_det.data.tfds import check_target, prepare_dataset
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "COCO-format instances JSON.", required=True)

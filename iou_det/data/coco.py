@@ -1,105 +1,26 @@
-"""COCO-format annotation files: read whole, checked record by record, kept as columns of numbers.
-
-The columns are small (about 60 bytes a box): images are never held, so memory is that of the boxes alone.
-"""
+"""COCO-format annotation files: read whole, checked record by record; and folders of them, read in place."""
 
 import json
 import math
+import os
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64
+from absl import logging
 
+from iou_det.data.source import (
+  Annotations,
+  Category,
+  Problem,
+  Record,
+  Source,
+  corners,
+  from_rows,
+  list_problems,
+)
 from iou_det.errors import UserError
-
-SHOWN_PROBLEMS = 20
-
-
-@dataclass(frozen=True)
-class Category:
-  """A class of objects: its id in the original files and its name."""
-
-  id: int
-  name: str
-
-
-class Problem(NamedTuple):
-  """Something wrong with one record of a data set."""
-
-  where: str  # file and record
-  what: str
-  image_id: int | None = None  # of an image that must go, if its file is bad
-
-  def __str__(self) -> str:
-    return f"{self.where}: {self.what}"
-
-
-@dataclass(frozen=True)
-class Annotations:
-  """All records of a split without their images, as columns, in the order of the file.
-
-  Attributes:
-    image_id, file_name, height, width: one entry an image; sizes in pixels.
-    first: boxes of image i are the rows first[i] to first[i + 1] of the columns below.
-    bbox: x, y, w, h in pixels, as in the file.
-    label: 0..K-1, the place in the category table sorted by id.
-    crowd, area (pixels^2), annotation_id: as in the file.
-  """
-
-  image_id: Int64[np.ndarray, " images"]
-  file_name: Sequence[str]
-  height: Int32[np.ndarray, " images"]
-  width: Int32[np.ndarray, " images"]
-  first: Int64[np.ndarray, " images+1"]
-  bbox: Float64[np.ndarray, "boxes 4"]
-  label: Int32[np.ndarray, " boxes"]
-  crowd: Bool[np.ndarray, " boxes"]
-  area: Float64[np.ndarray, " boxes"]
-  annotation_id: Int64[np.ndarray, " boxes"]
-
-  def __len__(self) -> int:
-    return len(self.image_id)
-
-  def rows(self, i: int) -> slice:
-    """The rows of the box columns that belong to image `i`."""
-    return slice(int(self.first[i]), int(self.first[i + 1]))
-
-  def image_of_box(self) -> Int64[np.ndarray, " boxes"]:
-    """Which image each box belongs to."""
-    return np.repeat(np.arange(len(self)), np.diff(self.first))
-
-  def select(self, images: Int64[np.ndarray, " kept"]) -> "Annotations":
-    """The given images, in the given order, with their boxes."""
-    rows = [np.arange(self.first[i], self.first[i + 1]) for i in images]
-    boxes = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    columns = {f.name: getattr(self, f.name) for f in fields(self)}
-    of_images = {k: columns[k][images] for k in ("image_id", "height", "width")}
-    of_boxes = {k: columns[k][boxes] for k in ("bbox", "label", "crowd", "area", "annotation_id")}
-    first = np.cumsum([0, *(len(r) for r in rows)], dtype=np.int64)
-    return Annotations(file_name=[self.file_name[i] for i in images], first=first, **of_images, **of_boxes)
-
-
-def from_rows(images: list[tuple[int, str, int, int]], boxes: list[list[tuple]]) -> Annotations:
-  """Columns from rows.
-
-  Args:
-    images: (id, file name, height, width) of each image.
-    boxes: for each image a list of (x, y, w, h, label, crowd, area, annotation id).
-  """
-  flat = [row for rows in boxes for row in rows]
-  column = lambda rows, i, dtype: np.array([row[i] for row in rows], dtype)
-  return Annotations(
-    image_id=column(images, 0, np.int64), file_name=[row[1] for row in images],
-    height=column(images, 2, np.int32), width=column(images, 3, np.int32),
-    first=np.cumsum([0, *map(len, boxes)], dtype=np.int64),
-    bbox=np.array([row[:4] for row in flat], np.float64).reshape(-1, 4), label=column(flat, 4, np.int32),
-    crowd=column(flat, 5, np.bool_), area=column(flat, 6, np.float64),
-    annotation_id=column(flat, 7, np.int64),
-  )  # fmt: skip
 
 
 @dataclass
@@ -266,8 +187,126 @@ def describe(kind: str, row: Any, number: int) -> str:
   return f"{kind} id {row['id']!r}{image}{name}"
 
 
-def list_problems(problems: Sequence[Problem]) -> str:
-  """The first problems and how many there are in all."""
-  shown = "; ".join(str(p) for p in problems[:SHOWN_PROBLEMS])
-  more = len(problems) - SHOWN_PROBLEMS
-  return shown + (f"; and {more} more" if more > 0 else "")
+class CocoFolder:
+  """A COCO-format folder, read in place: `annotations/instances_SPLIT.json` and the images in `SPLIT/`.
+
+  Opening it checks every annotation and that every image file is there; images are read when asked for.
+  """
+
+  name: str
+  categories: tuple[Category, ...]
+
+  def __init__(self, root: str | Path, split: str):
+    root = Path(root)
+    known = coco_splits(root)
+    if split not in known:
+      raise UserError(
+        f"{root} has no split {split!r}; " +
+        (f"there are: {', '.join(known)}" if known else "it has no annotations/instances_*.json")
+      )  # fmt: skip
+    coco = open_coco(root / split, root / "annotations" / f"instances_{split}.json")
+    self._set(root / split, coco.categories, coco.annotations, f"{root.name}/{split}")
+
+  @classmethod
+  def from_files(cls, images: str | Path, annotations: str | Path) -> "CocoFolder":
+    """From a folder of images and an annotation file anywhere."""
+    coco = open_coco(Path(images), Path(annotations))
+    return cls.from_columns(images, coco.categories, coco.annotations, Path(annotations).stem)
+
+  @classmethod
+  def from_columns(
+    cls, images: str | Path, categories: tuple[Category, ...], annotations: Annotations, name: str
+  ) -> "CocoFolder":
+    """From annotations that were read and checked already."""
+    self = cls.__new__(cls)
+    self._set(Path(images), categories, annotations, name)
+    return self
+
+  def _set(
+    self, images: Path, categories: tuple[Category, ...], annotations: Annotations, name: str
+  ) -> None:
+    self._images, self._annotations = images, annotations
+    self.categories, self.name = categories, name
+
+  def __len__(self) -> int:
+    return len(self._annotations)
+
+  def __getitem__(self, i: int) -> Record:
+    a = self._annotations
+    i = range(len(a))[i]
+    rows = a.rows(i)
+    return Record(
+      image_id=int(a.image_id[i]), file_name=a.file_name[i],
+      image=(self._images / a.file_name[i]).read_bytes(), height=int(a.height[i]), width=int(a.width[i]),
+      boxes=corners(a.bbox[rows]), labels=a.label[rows], crowd=a.crowd[rows], area=a.area[rows],
+      annotation_id=a.annotation_id[rows],
+    )  # fmt: skip
+
+  def image_id(self, i: int) -> int:
+    return int(self._annotations.image_id[i])
+
+  def annotations(self) -> Annotations:
+    return self._annotations
+
+
+def open_coco(images: Path, annotations: Path) -> CocoFile:
+  """Reads an annotation file and checks that its images are there; a bad record is a UserError."""
+  coco = read_coco(annotations)
+  problems = coco.problems + missing_images(images, coco.annotations)
+  if problems:
+    raise UserError(
+      f"{len(problems)} bad records: {list_problems(problems)}; mend them, or drop them with "
+      "`iou-det prepare --skip_bad`"
+    )
+  if coco.defaults:
+    logging.info("%s: defaults for missing fields: %s", annotations, dict(coco.defaults))
+  if not len(coco.annotations):
+    raise UserError(f"{annotations} has no images; nothing to train or score on")
+  return coco
+
+
+def coco_splits(root: Path) -> list[str]:
+  """Splits of a COCO folder, by its annotation files."""
+  return sorted(
+    p.stem.removeprefix("instances_") for p in (root / "annotations").glob("instances_*.json") if p.is_file()
+  )
+
+
+def missing_images(folder: Path, annotations: Annotations) -> list[Problem]:
+  """Images that are not in their folder; lists each folder once, not file by file."""
+  if not folder.is_dir():
+    raise UserError(f"image folder {folder} does not exist; give the folder that holds the images themselves")
+  listed: dict[str, set[str]] = {}
+  problems = []
+  for i, name in enumerate(annotations.file_name):
+    parent, base = os.path.split(name)
+    if parent not in listed:
+      where = folder / parent
+      listed[parent] = {e.name for e in os.scandir(where) if e.is_file()} if where.is_dir() else set()
+    if base not in listed[parent]:
+      problems.append(image_file_problem(folder, annotations, i, "the file does not exist"))
+  return problems
+
+
+def image_file_problem(folder: Path, annotations: Annotations, i: int, what: str) -> Problem:
+  """A problem of the file of image `i`."""
+  where = f"{folder / annotations.file_name[i]} (image id {annotations.image_id[i]})"
+  return Problem(where, what, image_id=int(annotations.image_id[i]))
+
+
+def coco_ground_truth(source: Source) -> dict[str, Any]:
+  """A data source as the content of a COCO annotation file: original ids, boxes, areas and crowd flags."""
+  a = source.annotations()
+  columns = zip(
+    a.image_id.tolist(), a.file_name, a.height.tolist(), a.width.tolist(), strict=True)  # fmt: skip
+  images = [{"id": i, "file_name": name, "height": h, "width": w} for i, name, h, w in columns]
+  rows = zip(
+    a.annotation_id.tolist(), a.image_id[a.image_of_box()].tolist(), a.label.tolist(), a.bbox.tolist(),
+    a.area.tolist(), a.crowd.tolist(), strict=True)  # fmt: skip
+  annotations = [
+    {"id": i, "image_id": image, "category_id": source.categories[label].id, "bbox": bbox, "area": area,
+     "iscrowd": int(crowd)}
+    for i, image, label, bbox, area, crowd in rows
+  ]  # fmt: skip
+  categories = [{"id": c.id, "name": c.name} for c in source.categories]
+  return {"info": {}, "images": images, "annotations": annotations, "categories": categories}

@@ -1,0 +1,160 @@
+"""What a data set is to the rest: categories, all annotations as columns of numbers, images by random access.
+
+The columns are small (about 60 bytes a box): images are never held, so memory is that of the boxes alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
+
+SHOWN_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Category:
+  """A class of objects: its id in the original files and its name."""
+
+  id: int
+  name: str
+
+
+class Problem(NamedTuple):
+  """Something wrong with one record of a data set."""
+
+  where: str  # file and record
+  what: str
+  image_id: int | None = None  # of an image that must go, if its file is bad
+
+  def __str__(self) -> str:
+    return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Annotations:
+  """All records of a split without their images, as columns, in the order of the file.
+
+  Attributes:
+    image_id, file_name, height, width: one entry an image; sizes in pixels.
+    first: boxes of image i are the rows first[i] to first[i + 1] of the columns below.
+    bbox: x, y, w, h in pixels, as in the file.
+    label: 0..K-1, the place in the category table sorted by id.
+    crowd, area (pixels^2), annotation_id: as in the file.
+  """
+
+  image_id: Int64[np.ndarray, " images"]
+  file_name: Sequence[str]
+  height: Int32[np.ndarray, " images"]
+  width: Int32[np.ndarray, " images"]
+  first: Int64[np.ndarray, " images+1"]
+  bbox: Float64[np.ndarray, "boxes 4"]
+  label: Int32[np.ndarray, " boxes"]
+  crowd: Bool[np.ndarray, " boxes"]
+  area: Float64[np.ndarray, " boxes"]
+  annotation_id: Int64[np.ndarray, " boxes"]
+
+  def __len__(self) -> int:
+    return len(self.image_id)
+
+  def rows(self, i: int) -> slice:
+    """The rows of the box columns that belong to image `i`."""
+    return slice(int(self.first[i]), int(self.first[i + 1]))
+
+  def image_of_box(self) -> Int64[np.ndarray, " boxes"]:
+    """Which image each box belongs to."""
+    return np.repeat(np.arange(len(self)), np.diff(self.first))
+
+  def select(self, images: Int64[np.ndarray, " kept"]) -> "Annotations":
+    """The given images, in the given order, with their boxes."""
+    rows = [np.arange(self.first[i], self.first[i + 1]) for i in images]
+    boxes = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    columns = {f.name: getattr(self, f.name) for f in fields(self)}
+    of_images = {k: columns[k][images] for k in ("image_id", "height", "width")}
+    of_boxes = {k: columns[k][boxes] for k in ("bbox", "label", "crowd", "area", "annotation_id")}
+    first = np.cumsum([0, *(len(r) for r in rows)], dtype=np.int64)
+    return Annotations(file_name=[self.file_name[i] for i in images], first=first, **of_images, **of_boxes)
+
+
+def from_rows(images: list[tuple[int, str, int, int]], boxes: list[list[tuple]]) -> Annotations:
+  """Columns from rows.
+
+  Args:
+    images: (id, file name, height, width) of each image.
+    boxes: for each image a list of (x, y, w, h, label, crowd, area, annotation id).
+  """
+  flat = [row for rows in boxes for row in rows]
+  column = lambda rows, i, dtype: np.array([row[i] for row in rows], dtype)
+  return Annotations(
+    image_id=column(images, 0, np.int64), file_name=[row[1] for row in images],
+    height=column(images, 2, np.int32), width=column(images, 3, np.int32),
+    first=np.cumsum([0, *map(len, boxes)], dtype=np.int64),
+    bbox=np.array([row[:4] for row in flat], np.float64).reshape(-1, 4), label=column(flat, 4, np.int32),
+    crowd=column(flat, 5, np.bool_), area=column(flat, 6, np.float64),
+    annotation_id=column(flat, 7, np.int64),
+  )  # fmt: skip
+
+
+def list_problems(problems: Sequence[Problem]) -> str:
+  """The first problems and how many there are in all."""
+  shown = "; ".join(str(p) for p in problems[:SHOWN_PROBLEMS])
+  more = len(problems) - SHOWN_PROBLEMS
+  return shown + (f"; and {more} more" if more > 0 else "")
+
+
+@dataclass(frozen=True)
+class Record:
+  """One image with its boxes, all of them: crowds, empty and overhanging boxes too.
+
+  Attributes:
+    image_id: id in the original data set.
+    file_name: name in the original data set.
+    image: encoded bytes, JPEG or PNG; the boxes refer to the pixels as stored, before any EXIF rotation.
+    height, width: pixels.
+    boxes: x1, y1, x2, y2 in pixels, x2 and y2 exclusive; float64 from files, so that scores against the
+      records equal those against the original file.
+    labels: 0..K-1, places in the category table.
+    crowd: the box surrounds a group.
+    area: pixels^2 of the object (of its mask, where the data set has masks).
+    annotation_id: ids in the original data set.
+  """
+
+  image_id: int
+  file_name: str
+  image: bytes
+  height: int
+  width: int
+  boxes: Float[np.ndarray, "n 4"]
+  labels: Int[np.ndarray, " n"]
+  crowd: Bool[np.ndarray, " n"]
+  area: Float[np.ndarray, " n"]
+  annotation_id: Int[np.ndarray, " n"]
+
+
+@runtime_checkable
+class Source(Protocol):
+  """What every source offers."""
+
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def categories(self) -> tuple[Category, ...]: ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> Record: ...
+
+  def image_id(self, i: int) -> int:
+    """`self[i].image_id`, without reading the image."""
+    ...
+
+  def annotations(self) -> Annotations:
+    """All records without their images."""
+    ...
+
+
+def corners(bbox: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:
+  """x, y, w, h -> x1, y1, x2, y2 (exclusive)."""
+  return np.concatenate([bbox[:, :2], bbox[:, :2] + bbox[:, 2:]], axis=1)
