@@ -15,7 +15,7 @@ Expected: AP on val-2017 at [600,1000], R50 (paper, Table 2): baseline 34.4, eta
 
 from ml_collections import ConfigDict
 
-from iou_det.config import base_config
+from iou_det.config import W_LOC_R101, base_config
 from iou_det.config_args import loss_settings, parse_arg
 from iou_det.errors import UserError
 
@@ -28,7 +28,7 @@ def get_config(arg: str = "") -> ConfigDict:
     raise UserError(f"short={args['short']}: must be 600 ([600,1000]) or 800 ([800,1333])")
   loss = loss_settings(args["eta"], args["lambd"], args["w_loc"])
   if (args["backbone"], args["short"], args["lambd"], args["w_loc"]) == ("r101", 800, 1.5, "paper"):
-    loss["w_loc"] = 2.878  # the authors' code
+    loss["w_loc"] = W_LOC_R101
   config = base_config()
   config.model.update(
     depth=50 if args["backbone"] == "r50" else 101,

@@ -1,240 +1,229 @@
-"""Every setting with its default, what is allowed, and config.json.
+"""Every setting in a line: its default, what is allowed, whether a resumed run may change it. config.json.
 
 The defaults are the paper's recipe (arXiv:1908.05641 on mmdetection 0.6: RetinaNet R50, 1x schedule).
 A file in `configs/` starts from `base_config()` and changes what it must.
+
+A field that is added later gets the default that does what the code did before: so older runs stay readable.
 """
 
 import json
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
 from iou_det.errors import UserError
+from iou_det.ops.anchors import CONVENTIONS
+from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION
 
-# May differ between the run that wrote a workdir and the one that resumes it: they change no number.
-RUNTIME_FIELDS = (
-  "data.path",
-  "data.val_annotations",
-  "data.threads",
-  "data.workers",
-  "train.log_every",
-  "train.diagnostics_every",
-  "train.eval_epochs",
-  "train.checkpoint_epochs",
-  "train.keep_checkpoints",
-  "eval.batch_size",
-  "mesh.fsdp",
-  "mesh.space",
-  "model.remat",
-)
+W_LOC = {0.0: 1.0, 0.5: 1.575, 1.0: 2.226, 1.5: 3.049, 1.8: 3.649}  # Table 4 of arXiv:1908.05641
+W_LOC_R101 = 2.878  # the authors' code: lambd 1.5, ResNet-101 at [800,1333]
+
+
+class Setting(NamedTuple):
+  """A field of the config.
+
+  Attributes:
+    allowed: for the message when `holds` is False.
+    runtime: a run may be resumed with another value: it changes no number.
+  """
+
+  default: Any
+  allowed: str
+  holds: Callable[[Any], bool]
+  runtime: bool = False
+
+
+def anything(default: Any, runtime: bool = False) -> Setting:
+  return Setting(default, "", lambda v: True, runtime)
+
+
+def one_of(default: Any, choices: Iterable[Any], runtime: bool = False) -> Setting:
+  choices = tuple(choices)
+  return Setting(default, f"one of {', '.join(map(repr, choices))}", lambda v: v in choices, runtime)
+
+
+def above_0(default: int | float, runtime: bool = False) -> Setting:
+  return Setting(default, "above 0", lambda v: v > 0, runtime)
+
+
+def from_0(default: int | float, runtime: bool = False) -> Setting:
+  return Setting(default, "0 or more", lambda v: v >= 0, runtime)
+
+
+def from_0_to_1(default: int | float) -> Setting:
+  return Setting(default, "between 0 and 1", lambda v: 0 <= v <= 1)
+
+
+def between_0_and_1(default: int | float) -> Setting:
+  return Setting(default, "between 0 and 1, exclusive", lambda v: 0 < v < 1)
+
+
+def factor(default: int | float) -> Setting:
+  return Setting(default, "above 0 and at most 1", lambda v: 0 < v <= 1)
+
+
+def rising_pair(default: tuple[int | float, int | float]) -> Setting:
+  allowed = "two numbers above 0, the second not below the first"
+  return Setting(default, allowed, lambda v: len(v) == 2 and 0 < v[0] <= v[1])
+
+
+def is_w_loc(value: Any) -> bool:
+  return value == "auto" or (isinstance(value, (int, float)) and value >= 0)
+
+
+SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengths in epochs
+  "": {
+    "seed": anything(0),
+  },
+  "model": {
+    "depth": one_of(50, (18, 34, 50, 101)),  # of the ResNet
+    "width": above_0(64),  # channels of the stem; 64 is the standard network
+    "norm": one_of("frozen_bn", ("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch
+    "frozen_stages": one_of(1, (-1, 0, 1, 2, 3, 4)),  # -1: nothing, 0: stem, 1: stem and first stage, ...
+    "pretrained": anything(""),  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
+    "fpn_channels": above_0(256),
+    "head_convs": from_0(4),
+    "head_norm": one_of("none", ("none", "gn")),
+    "min_level": one_of(3, (3, 4, 5)),
+    "max_level": one_of(7, (5, 6, 7)),
+    "p6_from": one_of("c5", ("c5", "p5")),
+    "p7_relu": anything(False),  # ReLU between P6 and P7 (torchvision, detectron2)
+    "prior": between_0_and_1(0.01),  # score that every anchor starts with
+    "dtype": one_of("auto", ("auto", "float32", "bfloat16")),  # auto: bfloat16 on accelerators
+    "remat": anything(
+      False, runtime=True
+    ),  # the backward pass computes the backbone again: less memory, slower
+  },
+  "anchors": {
+    "convention": one_of("legacy", CONVENTIONS),  # see iou_det.ops.anchors; legacy is the paper's
+    "scale": above_0(4.0),
+    "octaves": above_0(3),
+    "ratios": Setting((0.5, 1.0, 2.0), "one or more numbers above 0", lambda v: len(v) > 0 and min(v) > 0),
+  },
+  "match": {
+    "positive_iou": factor(0.5),
+    "negative_iou": factor(0.4),
+    "force_match": anything(True),
+    "min_forced_iou": from_0_to_1(0.0),
+  },
+  "loss": {
+    "classification": one_of("focal", CLASSIFICATION),
+    "alpha": from_0(0.25),
+    "gamma": from_0(2.0),
+    "eta": from_0(0.0),  # Eq. (1)-(2); 0 is the baseline
+    "isr_gamma": from_0(0.0),  # exponent of PISA's classification weights (ISR); 0: none
+    "localization": one_of("smooth_l1", LOCALIZATION),
+    "delta": above_0(0.11),  # where smooth L1 and balanced L1 turn
+    "lambd": from_0(0.0),  # Eq. (3)-(4); 0 is the baseline
+    # Factor of the localization loss; auto: fitted at the start, see `iou-det fit-wloc`.
+    "w_loc": Setting(1.0, '0 or more, or "auto"', is_w_loc),
+    "loc_weights": one_of("eq4", ("eq4", "eq5")),  # eq5: the normalised weights
+    "normalizer": one_of("global", ("global", "level")),  # sums of Eq. (2) and (5): batch, or pyramid level
+  },
+  "data": {
+    "path": anything("", runtime=True),
+    "train_split": anything("train"),
+    "val_split": anything("val"),
+    "val_annotations": anything("", runtime=True),  # original annotation file to score against
+    "short": above_0(800),
+    "long": above_0(1333),
+    "canvas": rising_pair((800, 1333)),  # sides of the uint8 canvas that images are decoded into
+    "max_boxes": above_0(100),
+    "mean": Setting((123.675, 116.28, 103.53), "three numbers", lambda v: len(v) == 3),
+    "std": Setting((58.395, 57.12, 57.375), "three numbers above 0", lambda v: len(v) == 3 and min(v) > 0),
+    "min_image_side": anything(32),
+    "min_box_side": anything(1.0),
+    "keep_empty": anything(False),  # train on images without boxes
+    "flip_horizontal": from_0_to_1(0.5),
+    "flip_vertical": from_0_to_1(0.0),
+    "transpose": from_0_to_1(0.0),
+    "scale_jitter": rising_pair((1.0, 1.0)),
+    "threads": from_0(0, runtime=True),  # that read and decode; 0: two more than this process has cores
+    "workers": from_0(0, runtime=True),  # worker processes in place of threads (they need shared memory)
+  },
+  "train": {
+    "batch_size": above_0(16),
+    "epochs": above_0(12),
+    "learning_rate": above_0(0.01),  # for 16 images; scaled by batch_size / 16
+    "momentum": Setting(0.9, "at least 0 and below 1", lambda v: 0 <= v < 1),
+    "weight_decay": from_0(1e-4),
+    "warmup_steps": from_0(500),
+    "warmup_factor": factor(1 / 3),
+    "schedule": one_of("step", ("step", "cosine")),
+    "decay_epochs": anything((8, 11)),
+    "decay_factor": factor(0.1),
+    "clip_norm": above_0(35.0),
+    "log_every": above_0(50, runtime=True),
+    "diagnostics_every": from_0(
+      0, runtime=True
+    ),  # steps between measurements of the gradient's origin; 0: never
+    "eval_epochs": above_0(1, runtime=True),  # evaluate every so many epochs, and at the end
+    "checkpoint_epochs": above_0(1, runtime=True),
+    "keep_checkpoints": above_0(2, runtime=True),  # the last so many, and the one with the best AP
+  },
+  "eval": {
+    "batch_size": above_0(16, runtime=True),
+    "score_threshold": from_0_to_1(0.05),
+    "candidates_per_level": above_0(1000),
+    # Soft-NMS: linear, gaussian; none: what would enter NMS, for analysis.
+    "nms": one_of("hard", ("hard", "linear", "gaussian", "none")),
+    "nms_iou": from_0_to_1(0.5),
+    "max_detections": above_0(100),
+  },
+  "mesh": {  # devices along these axes; the batch is split over all that `space` leaves
+    "fsdp": above_0(1, runtime=True),  # parameters and optimizer state split over so many
+    "space": one_of(1, (1, 2, 4, 8), runtime=True),  # height of the images split over so many
+  },
+}
+FIELDS = {
+  f"{section}.{name}".lstrip("."): s for section, rows in SETTINGS.items() for name, s in rows.items()
+}
 
 
 def base_config() -> ConfigDict:
-  """The paper's RetinaNet; lengths in pixels, schedule lengths in epochs."""
-  return ConfigDict(
-    {
-      "seed": 0,
-      "model": {
-        "depth": 50,  # ResNet-18, 34, 50 or 101
-        "width": 64,  # channels of the stem; 64 is the standard network
-        "norm": "frozen_bn",  # or "gn" (GroupNorm, for training from scratch)
-        "frozen_stages": 1,  # -1: nothing, 0: stem, 1: stem and first stage
-        "pretrained": "",  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
-        "fpn_channels": 256,
-        "head_convs": 4,
-        "head_norm": "none",  # or "gn"
-        "min_level": 3,
-        "max_level": 7,
-        "p6_from": "c5",  # or "p5"
-        "p7_relu": False,  # ReLU between P6 and P7 (torchvision, detectron2)
-        "prior": 0.01,
-        "dtype": "auto",  # bfloat16 on accelerators, float32 on CPU
-        "remat": False,  # compute the backbone's activations again in the backward pass: less memory, slower
-      },
-      "anchors": {
-        "convention": "legacy",  # mmdetection 0.6; or "modern" (detectron2, mmdetection 2+), "torchvision"
-        "scale": 4.0,
-        "octaves": 3,
-        "ratios": (0.5, 1.0, 2.0),  # height / width
-      },
-      "match": {"positive_iou": 0.5, "negative_iou": 0.4, "force_match": True, "min_forced_iou": 0.0},
-      "loss": {
-        "alpha": 0.25,
-        "gamma": 2.0,
-        "delta": 0.11,
-        "eta": 0.0,  # Eq. (1)-(2); 0 is the baseline
-        "lambd": 0.0,  # Eq. (3)-(4); 0 is the baseline
-        # factor of the localization loss; "auto": fitted at the start, see `iou-det fit-wloc`
-        "w_loc": FieldReference(1.0, field_type=object),
-        "loc_weights": "eq4",  # or "eq5": the normalised weights
-        "localization": "smooth_l1",  # or "balanced_l1", "bounded_iou", "ghm_r"
-        "isr_gamma": 0.0,  # exponent of PISA's classification weights (ISR); 0: none
-        "normalizer": "global",  # sums of Eq. (2) and (5): the whole batch, or "level" (each pyramid level)
-      },
-      "data": {
-        "path": "",  # "shapes", a dataset made by `prepare` or TFDS, or a COCO folder
-        "train_split": "train",
-        "val_split": "val",
-        "val_annotations": "",  # original annotation file to score against
-        "short": 800,
-        "long": 1333,
-        "canvas": (800, 1333),  # short and long side of the uint8 canvas that images are decoded into
-        "max_boxes": 100,
-        "mean": (123.675, 116.28, 103.53),
-        "std": (58.395, 57.12, 57.375),
-        "min_image_side": 32,
-        "min_box_side": 1.0,
-        "keep_empty": False,  # train on images without boxes
-        "flip_horizontal": 0.5,
-        "flip_vertical": 0.0,
-        "transpose": 0.0,
-        "scale_jitter": (1.0, 1.0),
-        "threads": 0,  # that read and decode; 0: two more than this process has cores
-        "workers": 0,  # worker processes (in place of threads; they need shared memory); 0: threads
-      },
-      "train": {
-        "batch_size": 16,
-        "epochs": 12,
-        "learning_rate": 0.01,  # for 16 images; scaled by batch_size / 16
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "warmup_steps": 500,
-        "warmup_factor": 1 / 3,
-        "schedule": "step",  # or "cosine"
-        "decay_epochs": (8, 11),
-        "decay_factor": 0.1,
-        "clip_norm": 35.0,
-        "log_every": 50,
-        "diagnostics_every": 0,  # steps between measurements of where the gradient comes from; 0: never
-        "eval_epochs": 1,  # evaluate every so many epochs, and at the end
-        "checkpoint_epochs": 1,
-        "keep_checkpoints": 2,  # the last so many, and the one with the best AP
-      },
-      "eval": {
-        "batch_size": 16,
-        "score_threshold": 0.05,
-        "candidates_per_level": 1000,
-        "nms": "hard",  # or "linear", "gaussian" (soft-NMS), "none" (what enters NMS, for analysis)
-        "nms_iou": 0.5,
-        "max_detections": 100,
-      },
-      "mesh": {  # devices along these axes; the batch is split over all that `space` leaves
-        "fsdp": 1,  # parameters and optimizer state split over so many
-        "space": 1,  # height of the images split over so many
-      },
-    }
-  )
-
-
-CHOICES = {
-  "model.depth": (18, 34, 50, 101),
-  "model.norm": ("frozen_bn", "gn"),
-  "model.frozen_stages": (-1, 0, 1, 2, 3, 4),
-  "model.head_norm": ("none", "gn"),
-  "model.p6_from": ("c5", "p5"),
-  "model.dtype": ("auto", "float32", "bfloat16"),
-  "anchors.convention": ("legacy", "modern", "torchvision"),
-  "loss.loc_weights": ("eq4", "eq5"),
-  "loss.localization": ("smooth_l1", "balanced_l1", "bounded_iou", "ghm_r"),
-  "loss.normalizer": ("global", "level"),
-  "train.schedule": ("step", "cosine"),
-  "eval.nms": ("hard", "linear", "gaussian", "none"),
-  "mesh.space": (1, 2, 4, 8),  # divide every padded height
-}
-POSITIVE = (
-  "model.width",
-  "model.fpn_channels",
-  "anchors.scale",
-  "anchors.octaves",
-  "loss.delta",
-  "data.short",
-  "data.long",
-  "data.max_boxes",
-  "train.batch_size",
-  "train.epochs",
-  "train.learning_rate",
-  "train.clip_norm",
-  "train.log_every",
-  "train.eval_epochs",
-  "train.checkpoint_epochs",
-  "train.keep_checkpoints",
-  "eval.batch_size",
-  "eval.candidates_per_level",
-  "eval.max_detections",
-  "mesh.fsdp",
-)
-NOT_NEGATIVE = (
-  "loss.eta",
-  "loss.lambd",
-  "loss.isr_gamma",
-  "loss.alpha",
-  "loss.gamma",
-  "data.threads",
-  "data.workers",
-  "model.head_convs",
-  "train.weight_decay",
-  "train.warmup_steps",
-  "train.diagnostics_every",
-)
-PROBABILITIES = (
-  "data.flip_horizontal",
-  "data.flip_vertical",
-  "data.transpose",
-  "eval.score_threshold",
-  "eval.nms_iou",
-)
+  """The paper's RetinaNet."""
+  config = ConfigDict()
+  for section, settings in SETTINGS.items():
+    values = {name: setting.default for name, setting in settings.items()}
+    if section == "loss":
+      values["w_loc"] = FieldReference(values["w_loc"], field_type=object)  # a number or "auto"
+    config.update(values if not section else {section: values})
+  return config
 
 
 def validate(config: ConfigDict) -> None:
-  """Checks every value that has a closed set or a range; raises a UserError naming the field."""
-
-  def check(names, holds, allowed):
-    for name in names:
-      value = get_field(config, name)
-      if not holds(value):
-        raise UserError(f"config.{name}={value!r}: must be {allowed}")
-
-  for name, choices in CHOICES.items():
-    check([name], lambda v, c=choices: v in c, f"one of {', '.join(map(repr, choices))}")
-  check(POSITIVE, lambda v: v > 0, "above 0")
-  check(NOT_NEGATIVE, lambda v: v >= 0, "0 or more")
-  check(PROBABILITIES, lambda v: 0 <= v <= 1, "between 0 and 1")
-  number = lambda v: isinstance(v, (int, float)) and v >= 0
-  check(("loss.w_loc",), lambda v: v == "auto" or number(v), '0 or more, or "auto"')
-  pair = lambda v: len(v) == 2 and 0 < v[0] <= v[1]
-  check(("data.canvas", "data.scale_jitter"), pair, "two numbers above 0, the second not below the first")
-  check(("data.mean",), lambda v: len(v) == 3, "three numbers")
-  check(("data.std",), lambda v: len(v) == 3 and min(v) > 0, "three numbers above 0")
-  check(("anchors.ratios",), lambda v: len(v) > 0 and min(v) > 0, "one or more numbers above 0")
-  check(("model.prior",), lambda v: 0 < v < 1, "between 0 and 1, exclusive")
-  check(("train.momentum",), lambda v: 0 <= v < 1, "at least 0 and below 1")
-  check(("train.warmup_factor", "train.decay_factor"), lambda v: 0 < v <= 1, "above 0 and at most 1")
-  match = config.match
-  if not 0 < match.negative_iou <= match.positive_iou <= 1:
+  """Checks every field, then what must fit together; raises a UserError naming the field."""
+  for name, setting in FIELDS.items():
+    value = get_field(config, name)
+    if not setting.holds(value):
+      raise UserError(f"config.{name}={value!r}: must be {setting.allowed}")
+  match, loss, data = config.match, config.loss, config.data
+  if match.negative_iou > match.positive_iou:
     raise UserError(
       f"config.match.negative_iou={match.negative_iou}, config.match.positive_iou={match.positive_iou}: "
       "must be 0 < negative_iou <= positive_iou <= 1"
     )
-  if not config.data.path:
-    raise UserError('config.data.path is empty: give a prepared dataset, a COCO folder or "shapes"')
-  if config.data.short > config.data.long:
-    raise UserError(f"config.data.short={config.data.short} exceeds config.data.long={config.data.long}")
-  if not 3 <= config.model.min_level <= 5 <= config.model.max_level <= 7:
+  if loss.localization != "smooth_l1" and loss.w_loc in (*list(W_LOC.values())[1:], W_LOC_R101):
     raise UserError(
-      f"config.model.min_level={config.model.min_level}, config.model.max_level={config.model.max_level}: "
-      "allowed are 3..5 and 5..7"
+      f"config.loss.w_loc={loss.w_loc} is the paper's for smooth L1, not for "
+      f"config.loss.localization={loss.localization}; give --config.loss.w_loc=auto or a number of your own"
     )
+  if not data.path:
+    raise UserError('config.data.path is empty: give a prepared dataset, a COCO folder or "shapes"')
+  if data.short > data.long:
+    raise UserError(f"config.data.short={data.short} exceeds config.data.long={data.long}")
   # XLA's partitioned gradient of a strided convolution is wrong where a device has less than a row.
-  rows = -(-padded(config.data.short) // 2 ** (config.model.max_level - 1))
+  rows = -(-padded(data.short) // 2 ** (config.model.max_level - 1))
   if 1 < config.mesh.space >= rows:
     raise UserError(
       f"config.mesh.space={config.mesh.space}: must be below {rows}, the rows of the last level but one at "
-      f"data.short={config.data.short}"
+      f"data.short={data.short}"
     )
-  if config.data.transpose and padded(config.data.short) != padded(config.data.long):
+  if data.transpose and padded(data.short) != padded(data.long):
     raise UserError(
-      f"config.data.transpose={config.data.transpose} needs a square input, got short={config.data.short}, "
-      f"long={config.data.long}; make them equal or set transpose to 0"
+      f"config.data.transpose={data.transpose} needs a square input, got short={data.short}, "
+      f"long={data.long}; make them equal or set transpose to 0"
     )
 
 
@@ -251,9 +240,6 @@ def input_size(config: ConfigDict, portrait: bool) -> tuple[int, int]:
 
 def strides(config: ConfigDict) -> tuple[int, ...]:
   return tuple(2**level for level in range(config.model.min_level, config.model.max_level + 1))
-
-
-W_LOC = {0.0: 1.0, 0.5: 1.575, 1.0: 2.226, 1.5: 3.049, 1.8: 3.649}  # Table 4 of arXiv:1908.05641
 
 
 def with_loss(config: ConfigDict, **changes: Any) -> ConfigDict:
@@ -287,23 +273,20 @@ def from_json(text: str) -> ConfigDict:
     config = ConfigDict(tuples(json.loads(text)))
   except ValueError as error:
     raise UserError(f"config.json is damaged ({error}); restore it, or train in a new --workdir") from None
-  defaults = base_config()
-  missing = [line.split(":")[0] for line in differences(defaults, config) if line.endswith("!= None")]
-  if set(missing) - set(RUNTIME_FIELDS):
-    raise UserError(
-      f"config.json lacks the fields {', '.join(missing)}; it is of another version, train in a new --workdir"
-    )
-  for name in missing:  # of an earlier version; they change no number
-    section, field = name.split(".")
-    if section not in config:
+  for name, setting in FIELDS.items():  # of an earlier version: it did what the default says
+    section, _, field = name.rpartition(".")
+    if section and section not in config:
       config[section] = ConfigDict()
-    config[section][field] = defaults[section][field]
+    node = config[section] if section else config
+    if field not in node:
+      node[field] = setting.default
   return config
 
 
 def training_differences(a: ConfigDict, b: ConfigDict) -> list[str]:
-  """`differences` in the settings that change a number, see RUNTIME_FIELDS."""
-  return [line for line in differences(a, b) if line.split(":")[0] not in RUNTIME_FIELDS]
+  """`differences` in the settings that change a number."""
+  runtime = {name for name, setting in FIELDS.items() if setting.runtime}
+  return [line for line in differences(a, b) if line.split(":")[0] not in runtime]
 
 
 def differences(a: ConfigDict, b: ConfigDict) -> list[str]:

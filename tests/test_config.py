@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from iou_det import config as config_lib
-from iou_det.config import base_config, differences, from_json, to_json, validate
+from iou_det.config import base_config, differences, from_json, to_json, validate, with_loss
 from iou_det.config_args import check_command_line, parse_arg
 from iou_det.errors import UserError
+from iou_det.ops.other_losses import LOCALIZATION
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
@@ -70,7 +71,7 @@ def test_paper_config_refuses_other_arguments(argument):
     ("data.flip_vertical", 1.5, "between 0 and 1"),
     ("data.path", "", "prepared dataset"),
     ("data.transpose", 0.5, "square"),
-    ("model.max_level", 8, "5..7"),
+    ("model.max_level", 8, "one of 5, 6, 7"),
     ("model.prior", 1.0, "exclusive"),
     ("match.negative_iou", 0.6, "<= positive_iou"),
     ("data.std", (1.0, 0.0, 1.0), "above 0"),
@@ -97,14 +98,22 @@ def test_json_round_trip_and_differences():
   validate(again)
 
 
-def test_a_config_of_an_earlier_version_gets_fields_that_change_no_number_and_no_others():
+def test_a_config_of_an_earlier_version_gets_the_defaults_of_the_fields_that_it_lacks():
   config = shapes_config()
+  config.loss.eta = 1.5
   old = json.loads(to_json(config))
-  del old["mesh"], old["model"]["remat"]
-  assert from_json(json.dumps(old)).to_dict() == config.to_dict()
-  del old["loss"]["eta"]
-  with pytest.raises(UserError, match=r"lacks the fields .*loss\.eta.*another version"):
-    from_json(json.dumps(old))
+  del old["mesh"], old["model"]["remat"], old["loss"]["eta"], old["seed"]
+  read = from_json(json.dumps(old))
+  assert differences(read, config) == ["loss.eta: 0.0 != 1.5"]
+
+
+@pytest.mark.parametrize("localization", [name for name in LOCALIZATION if name != "smooth_l1"])
+def test_a_w_loc_of_table_4_is_for_smooth_l1_alone(localization):
+  config = with_loss(shapes_config(), lambd=1.5, w_loc=3.049, localization=localization)
+  with pytest.raises(UserError, match=rf"w_loc=3\.049.*localization={localization}.*auto or a number"):
+    validate(config)
+  validate(with_loss(config, w_loc="auto"))
+  validate(with_loss(config, w_loc=3.0))
 
 
 def test_command_line_check_names_the_near_field():

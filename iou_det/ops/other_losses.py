@@ -216,3 +216,7 @@ def _place_in_run(*keys: Int[Array, " n"]) -> Int[Array, " n"]:
     same &= key[1:] == key[:-1]
   starts = jnp.concatenate([jnp.zeros(1, bool), same])
   return place - jax.lax.cummax(jnp.where(starts, 0, place))
+
+
+CLASSIFICATION = ("focal",)
+LOCALIZATION = ("smooth_l1", "balanced_l1", "bounded_iou", "ghm_r")
