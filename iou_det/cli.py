@@ -9,22 +9,21 @@ from pathlib import Path
 
 from absl import app, flags, logging
 
-from iou_det.config_args import check_command_line
 from iou_det.errors import EXIT_PREEMPTED, Preempted, UserError
 
 COMMANDS = {
-  "prepare": ("iou_det.commands.prepare", "COCO-format folder -> checked TFDS ArrayRecord dataset"),
-  "train": ("iou_det.commands.train", "train a config; resumes if the workdir has a checkpoint"),
-  "eval": ("iou_det.commands.eval", "COCO metrics and detections.json of a trained workdir"),
-  "reproduce": ("iou_det.commands.reproduce", "a table or figure of the paper: its runs, then the table"),
-  "fit-wloc": ("iou_det.commands.fit_wloc", "w_loc of Table 4: keeps the first step's loss sum, any data"),
-  "bench": ("iou_det.commands.bench", "speed and memory: train, input, predict, eval, scaling; JSON lines"),
-  "predict": ("iou_det.commands.predict", "draw boxes on your own images with a trained workdir"),
+  "prepare": "COCO-format folder -> checked TFDS ArrayRecord dataset",
+  "train": "train a config; resumes if the workdir has a checkpoint",
+  "eval": "COCO metrics and detections.json of a trained workdir",
+  "reproduce": "a table or figure of the paper: its runs, then the table",
+  "fit-wloc": "w_loc of Table 4: keeps the first step's loss sum, any data",
+  "bench": "speed and memory: train, input, predict, eval, scaling; JSON lines",
+  "predict": "draw boxes on your own images with a trained workdir",
 }
 
 
 def usage() -> str:
-  rows = "\n".join(f"  {name:<10} {what}" for name, (_, what) in COMMANDS.items())
+  rows = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
   return f"usage: iou-det COMMAND [--flags]\n\n{rows}\n\n`iou-det COMMAND --help` explains each."
 
 
@@ -38,10 +37,12 @@ def main(argv: list[str] | None = None) -> None:
   if command not in COMMANDS:
     fail(command, f"unknown command; known: {', '.join(COMMANDS)}")
   keep_compiled_programs()
-  module = importlib.import_module(COMMANDS[command][0])  # defines the command's flags
+  from iou_det.config_args import check_command_line  # imports JAX
+
+  module = importlib.import_module(f"iou_det.commands.{command.replace('-', '_')}")  # defines its flags
   app.define_help_flags()
   if any(a in ("-h", "--help", "-help") for a in argv[1:]):
-    print(f"iou-det {command}: {COMMANDS[command][1]}\n\n{module.__doc__}")
+    print(f"iou-det {command}: {COMMANDS[command]}\n\n{module.__doc__}")
     print(flags.FLAGS.module_help(module))
     sys.exit(0)
   set_up_logging()

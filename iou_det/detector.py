@@ -32,14 +32,14 @@ from iou_det.ops import anchors as anchor_ops
 from iou_det.ops.detection import Detections, detect
 from iou_det.parallel import (
   BATCH,
+  abstract,
   device_mesh,
   input_share,
   replicated,
   split_batch,
-  split_state,
   to_device,
 )
-from iou_det.workdir import Checkpoints, abstract, read_config, write_json
+from iou_det.workdir import Checkpoints, read_config, write_json
 
 NEVER: Callable[[], bool] = lambda: False
 
@@ -365,6 +365,6 @@ def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = N
     config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
   )
   shapes = variable_shapes(model)
-  variables = checkpoints.restore_variables(number, abstract(shapes, split_state(mesh, shapes)))
+  variables = checkpoints.restore_variables(number, abstract(mesh, shapes))
   checkpoints.close()
   return Run(Detector(config, model, mesh, categories), variables, number)

@@ -87,6 +87,12 @@ def split_state(mesh: Mesh, state: PyTree) -> PyTree[NamedSharding]:
   return jax.tree.map(place, state)
 
 
+def abstract(mesh: Mesh, state: PyTree) -> PyTree:
+  """Shapes and types of a state's arrays, and where they lie: what a checkpoint is restored to."""
+  shardings = split_state(mesh, state)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
+
+
 def input_share(mesh: Mesh) -> tuple[int, int]:
   """Which part of every batch this process loads, and of how many parts; see `share`."""
   first = min(d.process_index for d in mesh.devices.flat)  # a mesh need not have the devices of all processes

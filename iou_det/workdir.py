@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -22,11 +22,15 @@ from iou_det.data.source import Category
 from iou_det.errors import UserError
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_whole(path: Path, text: str) -> None:
   """Writes beside and renames, so that a file that is there is whole."""
   part = path.with_suffix(".part")
-  part.write_text(json.dumps(value) + "\n")
+  part.write_text(text)
   part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+  write_whole(path, json.dumps(value) + "\n")
 
 
 def read_config(workdir: str | Path) -> ConfigDict:
@@ -41,11 +45,10 @@ def read_config(workdir: str | Path) -> ConfigDict:
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
   """Refuses a workdir that belongs to another config, or is not a run's."""
-  path = workdir / "config.json"
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir} is a file; give a new folder")
-  if path.exists():
-    different = config_lib.training_differences(config_lib.from_json(path.read_text()), config)
+  if (workdir / "config.json").exists():
+    different = config_lib.training_differences(read_config(workdir), config)
     if different:
       raise UserError(
         f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
@@ -98,7 +101,8 @@ class Checkpoints:
 
   def __init__(self, workdir: str | Path, keep: int = 1, read_only: bool = False):
     self.folder = Path(workdir).absolute() / "checkpoints"
-    self.scores = read_scores(Path(workdir) / "metrics.jsonl")
+    rows = read_metrics(Path(workdir) / "metrics.jsonl")
+    self.scores = {row["step"]: ap for row in rows for name, ap in row.items() if name.endswith("/AP")}
     if read_only and not self.folder.is_dir():
       raise UserError(
         f"{workdir} has no checkpoints; train first: iou-det train --config=... --workdir={workdir}"
@@ -125,20 +129,14 @@ class Checkpoints:
 
   def save(self, step: int, state: PyTree, run: dict[str, Any]) -> None:
     """Starts saving; `run` is JSON (config, categories, data position)."""
-    self.manager.save(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run)),
-    )
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+    self.manager.save(step, args=items)
 
   def steps(self) -> list[int]:
     return sorted(self.manager.all_steps())
 
   def step_number(self, step: str) -> int:
-    """Turns "last", "best" or a number into a step that is there.
-
-    Raises:
-      UserError: naming the steps that are there.
-    """
+    """Turns "last", "best" or a number into a step that is there."""
     steps = self.steps()
     known = f"there are {', '.join(map(str, steps)) or 'none'} in {self.folder}"
     if not steps:
@@ -160,12 +158,9 @@ class Checkpoints:
 
   def restore_variables(self, step: int, abstract_variables: PyTree) -> PyTree:
     """Parameters and norm statistics of a step; the optimizer's state is not read."""
-    restore = ocp.args.PyTreeRestore(
-      abstract_variables,
-      restore_args=ocp.checkpoint_utils.construct_restore_args(abstract_variables),
-      partial_restore=True,
-    )
-    return self._read(step, state=restore)["state"]
+    where = ocp.checkpoint_utils.construct_restore_args(abstract_variables)
+    some = ocp.args.PyTreeRestore(abstract_variables, restore_args=where, partial_restore=True)
+    return self._read(step, state=some)["state"]
 
   def run_information(self, step: int) -> dict[str, Any]:
     """The JSON saved beside the state: data position, config, category table."""
@@ -188,11 +183,6 @@ class Checkpoints:
     self.manager.close()
 
 
-def abstract(state: PyTree, shardings: PyTree) -> PyTree:
-  """Shapes and types of a state, to be restored onto `shardings` (one for each array)."""
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings)
-
-
 def run_information(
   config: ConfigDict, categories: tuple[Category, ...], step: int, steps_per_epoch: int
 ) -> dict[str, Any]:
@@ -204,13 +194,7 @@ def run_information(
   }
 
 
-def read_scores(path: Path) -> dict[int, float]:
-  """AP of the validation split by step, from a metrics.jsonl."""
-  rows = read_metrics(path, last_step=2**62)
-  return {row["step"]: ap for row in rows for name, ap in row.items() if name.endswith("/AP")}
-
-
-def read_metrics(path: Path, last_step: int) -> list[dict[str, Any]]:
+def read_metrics(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
   """Lines of a metrics.jsonl up to `last_step`; a line cut short by a kill ends it."""
   rows: list[dict[str, Any]] = []
   for line in path.read_text().splitlines() if path.exists() else []:
@@ -228,10 +212,7 @@ class MetricsLog:
 
   def __init__(self, workdir: Path, start_step: int):
     path = workdir / "metrics.jsonl"
-    rows = read_metrics(path, start_step)
-    part = path.with_suffix(".part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    part.replace(path)
+    write_whole(path, "".join(json.dumps(row) + "\n" for row in read_metrics(path, start_step)))
     self.file = path.open("a")
     self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 

@@ -23,10 +23,9 @@ from iou_det.bench.measure import (
 from iou_det.detector import forward, make_model, network_inputs
 from iou_det.models.resnet import ResNet
 from iou_det.ops import matching
-from iou_det.parallel import device_mesh, split_state, to_device
+from iou_det.parallel import abstract, device_mesh, to_device
 from iou_det.training.losses import detection_losses, loss_arguments, loss_terms
 from iou_det.training.step import create_state, make_train_step
-from iou_det.workdir import abstract
 
 STEPS_PER_EPOCH = 1000  # only the learning rate depends on it
 
@@ -58,7 +57,7 @@ def bench_train(
   mesh = device_mesh(batch_size, devices, **config.mesh.to_dict(), setting="--batch_size")
   model = make_model(config, num_classes)
   state, optimizer = create_state(config, model, STEPS_PER_EPOCH, mesh, pretrained=False)
-  abstract_state = abstract(state, split_state(mesh, state))
+  abstract_state = abstract(mesh, state)
   host = synthetic.batch(config, batch_size, num_classes, boxes)
   arrays = to_device(host, mesh)
 

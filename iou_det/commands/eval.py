@@ -10,19 +10,15 @@ from pathlib import Path
 import jax
 from absl import flags
 
+from iou_det.commands import flags as common
 from iou_det.data import open_dataset
 from iou_det.detector import load_run
 from iou_det.evaluation import coco
 from iou_det.parallel import Preemption, start_distributed
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
-BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size",
-  None,
-  "Images per step over all devices; default: the config's eval.batch_size.",
-  lower_bound=1,
-)
-STEP = flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number.")
+WORKDIR = common.trained_workdir()
+BATCH_SIZE = common.batch_size()
+STEP = common.step()
 SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; default: the config's data.val_split.")
 DATA = flags.DEFINE_string("data", None, "Dataset to evaluate on; default: the config's data.path.")
 ANNOTATIONS = flags.DEFINE_string(
@@ -38,12 +34,7 @@ BACKEND = flags.DEFINE_enum(
   "pycocotools, the number of record, or hotcoco: the same, sooner.",
 )
 
-DISTRIBUTED = flags.DEFINE_bool(
-  "distributed",
-  False,
-  "This is one of several processes; they find each other by SLURM, TPU pod, Open MPI, or by "
-  "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
-)
+DISTRIBUTED = common.distributed()
 
 
 def main() -> None:

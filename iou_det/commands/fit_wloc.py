@@ -9,8 +9,8 @@ import math
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
+from iou_det.commands import flags as common
 from iou_det.config import W_LOC
 from iou_det.config_args import config_from_flag
 from iou_det.data import open_dataset
@@ -18,16 +18,14 @@ from iou_det.data.coco import coco_splits
 from iou_det.errors import UserError
 from iou_det.training.wloc import IMAGES, STARTS, fit_w_loc
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and argument, FILE.py:ARG.")
+CONFIG = common.config()
 COCO_ROOT = flags.DEFINE_string(
   "coco_root",
   None,
   "COCO folder (annotations/instances_SPLIT.json beside SPLIT/); all its splits count together. "
   "Default: the config's data.path and train_split.",
 )
-LAMBDAS = flags.DEFINE_list(
-  "lambdas", [str(x) for x in W_LOC if x], "Exponents of the localization weights."
-)
+LAMBDAS = flags.DEFINE_list("lambdas", [str(x) for x in W_LOC if x], "Exponents of the localization weights.")
 START = flags.DEFINE_enum("start", STARTS[0], STARTS, "What the untrained detector predicts.")
 IMAGES_FLAG = flags.DEFINE_integer("images", IMAGES, "At most so many images of each split.", lower_bound=1)
 

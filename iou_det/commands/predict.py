@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from absl import flags
 
+from iou_det.commands import flags as common
 from iou_det.commands.drawing import contact_sheet, draw_detections
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import decode_image
@@ -23,14 +24,9 @@ from iou_det.detector import load_run
 from iou_det.errors import UserError
 from iou_det.workdir import write_json
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
-BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size",
-  None,
-  "Images per step over all devices; default: the config's eval.batch_size.",
-  lower_bound=1,
-)
-STEP = flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number.")
+WORKDIR = common.trained_workdir()
+BATCH_SIZE = common.batch_size()
+STEP = common.step()
 IMAGES = flags.DEFINE_multi_string(
   "images", [], "JPEG or PNG file, or folder of them; more may follow as arguments."
 )

@@ -6,22 +6,17 @@ workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/SPL
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
+from iou_det.commands import flags as common
 from iou_det.config_args import config_from_flag
 from iou_det.evaluation import coco
 from iou_det.parallel import start_distributed
 from iou_det.training.loop import train
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Config file and argument, FILE.py:ARG.")
+CONFIG = common.config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and metrics.", required=True)
 
-DISTRIBUTED = flags.DEFINE_bool(
-  "distributed",
-  False,
-  "This is one of several processes; they find each other by SLURM, TPU pod, Open MPI, or by "
-  "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.",
-)
+DISTRIBUTED = common.distributed()
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ class Results:
       metrics = json.loads((folder / "metrics.json").read_text())
     except ValueError as error:
       raise UserError(f"{folder}/metrics.json is damaged ({error}); run iou-det eval again") from None
-    rows = read_metrics(workdir / "metrics.jsonl", last_step=2**62)
+    rows = read_metrics(workdir / "metrics.jsonl")
     return cls(workdir, folder, config, metrics, rows)
 
   def detections(self) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ class Results:
 
 def images_per_second(workdir: Path) -> float | None:
   """Of a run, finished or not: median over its log without the first step (compilation); None if unknown."""
-  rows = [row for row in read_metrics(workdir / "metrics.jsonl", last_step=2**62) if "loss" in row]
+  rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
   return float(np.median([row["images_per_second"] for row in rows[1:]])) if len(rows) > 1 else None
 
 

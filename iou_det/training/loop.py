@@ -22,14 +22,13 @@ from iou_det.data.pipeline import Plan, TrainingFilter, check_max_boxes, log_shr
 from iou_det.data.source import Source
 from iou_det.detector import Detector, ground_truth, make_model
 from iou_det.errors import Preempted, UserError
-from iou_det.parallel import Preemption, device_mesh, input_share, split_state, to_device
+from iou_det.parallel import Preemption, abstract, device_mesh, input_share, to_device
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
 from iou_det.workdir import (
   Checkpoints,
   MetricsLog,
-  abstract,
   check_workdir,
   has_checkpoint,
   run_information,
@@ -98,7 +97,7 @@ def train_unless(
   checkpoints.take_scores_of_process_0()
   if checkpoints.steps():
     check_same_data(checkpoints.run_information(checkpoints.steps()[-1]), source, plan, workdir)
-    state = checkpoints.restore(checkpoints.steps()[-1], abstract(state, split_state(mesh, state)))
+    state = checkpoints.restore(checkpoints.steps()[-1], abstract(mesh, state))
   config = resolve_w_loc(config, source, workdir)
   start_step = int(state.step)
   train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)

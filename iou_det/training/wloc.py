@@ -18,6 +18,7 @@ from iou_det.errors import UserError
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.losses import loss_arguments, loss_terms
 from iou_det.training.step import create_state
+from iou_det.workdir import write_json
 
 STARTS = ("anchors", "network")
 IMAGES = 1000  # of each source, at most
@@ -109,7 +110,5 @@ def resolve_w_loc(config: ConfigDict, source: Source, workdir: Path) -> ConfigDi
   else:
     (w_loc,) = fit_w_loc(config, [source], [config.loss.lambd])
     if jax.process_index() == 0:
-      part = path.with_suffix(".part")
-      part.write_text(json.dumps({"w_loc": w_loc, "lambd": config.loss.lambd, "start": "anchors"}) + "\n")
-      part.replace(path)
+      write_json(path, {"w_loc": w_loc, "lambd": config.loss.lambd, "start": "anchors"})
   return with_loss(config, w_loc=w_loc)

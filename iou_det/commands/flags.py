@@ -1,0 +1,32 @@
+"""Flags that several commands have."""
+
+from absl import flags
+from ml_collections import config_flags
+
+flags.disclaim_key_flags()  # each command's --help lists them as its own
+
+
+def config(also: str = "") -> flags.FlagHolder:
+  text = f"Config file and argument, FILE.py:ARG. {also}".rstrip()
+  return config_flags.DEFINE_config_file("config", None, text)
+
+
+def trained_workdir() -> flags.FlagHolder:
+  return flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
+
+
+def step() -> flags.FlagHolder:
+  return flags.DEFINE_string("step", "last", "Checkpoint: last, best or a step number.")
+
+
+def batch_size() -> flags.FlagHolder:
+  text = "Images per step over all devices; default: the config's."
+  return flags.DEFINE_integer("batch_size", None, text, lower_bound=1)
+
+
+def distributed() -> flags.FlagHolder:
+  text = (
+    "This is one of several processes; they find each other by SLURM, TPU pod, Open MPI, or by "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+  )
+  return flags.DEFINE_bool("distributed", False, text)
