@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import math
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,7 +194,7 @@ def run_information(
   }
 
 
-def read_metrics(path: Path, last_step: float = math.inf) -> list[dict[str, Any]]:
+def read_metrics(path: Path, last_step: int = sys.maxsize) -> list[dict[str, Any]]:
   """Lines of a metrics.jsonl up to `last_step`; a line cut short by a kill ends it."""
   rows: list[dict[str, Any]] = []
   for line in path.read_text().splitlines() if path.exists() else []:

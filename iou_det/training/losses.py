@@ -175,6 +175,7 @@ def loss_arguments(
     inside = jnp.ones((inputs.images.shape[0], anchors.shape[0]), bool)
   settings = config.loss.to_dict()
   by_level = settings.pop("normalizer") == "level"
+  settings.pop("classification")
   return {
     "anchors": anchors,
     "boxes": inputs.boxes,

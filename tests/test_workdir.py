@@ -1,0 +1,112 @@
+"""Runs of earlier versions, and that what is evaluated and predicted with are the chosen step's parameters.
+
+tests/golden/workdir is a run that commit b4a70ee made (see make_workdir.py): config fields were added since.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+from iou_det.config import FIELDS
+from iou_det.data import open_dataset
+from iou_det.detector import load_run
+from iou_det.training.loop import train
+from iou_det.workdir import read_config
+from tests.same import assert_same_detections
+
+GOLDEN = Path(__file__).parent / "golden" / "workdir"
+
+
+def iou_det(*arguments):
+  command = [sys.executable, "-c", "from iou_det.cli import main; main()", *map(str, arguments)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  return done.stdout
+
+
+def read(path):
+  return json.loads(path.read_text())
+
+
+@pytest.fixture
+def older_run(tmp_path, shapes_folder):
+  """A copy of the golden run, on data that are there."""
+  workdir = tmp_path / "run"
+  shutil.copytree(GOLDEN, workdir)
+  config = read(workdir / "config.json")
+  config["data"]["path"] = str(shapes_folder)
+  (workdir / "config.json").write_text(json.dumps(config))
+  return workdir
+
+
+def test_an_older_run_is_evaluated_and_predicted_with(older_run, tmp_path, shapes_folder):
+  stored = read(older_run / "config.json")
+  assert any(name.split(".")[-1] not in stored[name.split(".")[0]] for name in FIELDS if "." in name)
+  (older_run / "eval" / "val" / "metrics.json").unlink()
+  iou_det("eval", f"--workdir={older_run}")
+  expected = read(GOLDEN / "eval" / "val" / "metrics.json")
+  metrics = read(older_run / "eval" / "val" / "metrics.json")
+  assert metrics.keys() == expected.keys()
+  assert metrics["step"] == 4
+  np.testing.assert_allclose(metrics["AP"], expected["AP"], rtol=0.02)
+  detections = read(GOLDEN / "eval" / "val" / "detections.json")
+  assert_same_detections(read(older_run / "eval" / "val" / "detections.json"), detections)
+
+  images = sorted((shapes_folder / "val").iterdir())[:3]
+  iou_det("predict", f"--workdir={older_run}", f"--out={tmp_path / 'out'}", *images)
+  rows = read(tmp_path / "out" / "detections.json")
+  ids = {Path(image).stem: int(Path(image).stem) for image in images}
+  found = [{"image_id": ids[Path(row["file"]).stem], **row} for row in rows]
+  assert_same_detections(found, [d for d in detections if d["image_id"] in ids.values()])
+
+
+def test_an_older_run_is_resumed(older_run):
+  train(read_config(older_run), older_run, devices=jax.devices()[:1])
+  expected = read(GOLDEN / "expected.json")
+  rows = [json.loads(line) for line in (older_run / "metrics.jsonl").read_text().splitlines()]
+  losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+  assert sorted(losses) == list(range(1, 9))
+  for step, loss in expected["losses"].items():
+    np.testing.assert_allclose(losses[int(step)], loss, rtol=1e-4)
+  assert read(older_run / "eval" / "val" / "metrics.json")["AP"] == pytest.approx(
+    expected["metrics"]["AP"], rel=0.1
+  )
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp_path, step):
+  """The oracle reads the checkpoint by Orbax alone and detects with what lies there."""
+  workdir = tmp_path / "run"
+  shutil.copytree(reference[0], workdir)
+  with ocp.PyTreeCheckpointer() as reader:
+    stored = reader.restore(workdir / "checkpoints" / str(step) / "state")
+  other = load_run(workdir, str(12 - step))
+  detector = other.detector
+  variables = {"params": stored["params"], "batch_stats": stored.get("batch_stats") or {}}
+  source = open_dataset(detector.config.data.path, "val")
+  expected = detector.detect(jax.device_get(variables), source)
+  with pytest.raises(AssertionError):  # or nothing below would show anything
+    assert_same_detections(expected, detector.detect(other.variables, source))
+
+  shutil.rmtree(workdir / "eval")
+  iou_det("eval", f"--workdir={workdir}", f"--step={step}")
+  scored = read(workdir / "eval" / "val" / "metrics.json")
+  assert scored["step"] == step
+  assert_same_detections(read(workdir / "eval" / "val" / "detections.json"), expected)
+  # The figures that training logged at this step are those of this step's parameters too.
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+  (logged,) = [row["val/AP"] for row in rows if row["step"] == step and "val/AP" in row]
+  assert logged == pytest.approx(scored["AP"], rel=1e-3, abs=1e-5)
+
+  out = tmp_path / "out"
+  iou_det("predict", f"--workdir={workdir}", f"--step={step}", f"--out={out}", "--split=val")
+  names = dict(zip(source.annotations().file_name, source.annotations().image_id.tolist(), strict=True))
+  found = [{"image_id": names[row["file"]], **row} for row in read(out / "detections.json")]
+  assert_same_detections(found, expected)
