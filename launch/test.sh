@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Installs into .venv, then lint (ruff), types (mypy) and the tests. Arguments go to pytest.
+# Installs into .venv, then lint (ruff, import-linter), types (mypy) and the tests. Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 SECONDS=0
 source launch/install.sh "[test]"
 echo "== ruff (${SECONDS} s)"
 ruff check .
+ruff format --check .
+lint-imports
 echo "== mypy (${SECONDS} s)"
 mypy
 echo "== pytest (${SECONDS} s)"
