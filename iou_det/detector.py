@@ -218,11 +218,7 @@ class Detector:
     """Detections of every image of a source, as COCO results; every process gets all of them.
 
     Args:
-      interrupted: asked after each batch whether to stop.
-
-    Raises:
-      Preempted: if `interrupted`.
-      AssertionError: if an image was seen twice or not at all.
+      interrupted: asked after each batch whether to stop, by a `Preempted`.
     """
     results: list[dict[str, Any]] = []
     seen: list[np.ndarray] = []
@@ -288,13 +284,11 @@ class Detector:
     backend: str = "pycocotools",
     interrupted: Callable[[], bool] = NEVER,
   ) -> Evaluation:
-    """Detects on a source and scores the detections.
+    """Detects on a source, which must have the detector's categories, and scores the detections.
 
     Args:
-      source: must have the detector's categories.
       annotations: original COCO annotation file; "" scores against the source's own records.
       backend: see `coco.evaluate`.
-      interrupted: see `detect`.
     """
     if source.categories != self.categories:
       raise UserError(
@@ -307,11 +301,8 @@ class Detector:
 
 
 def ground_truth(source: Source, annotations: str) -> dict[str, Any]:
-  """What to score against: an annotation file's content, or ("") the source's own records.
-
-  Raises:
-    UserError: the file is not readable as COCO annotations or lacks images of the source.
-  """
+  """What to score against: the content of an annotation file that has all images of the source, or ("") the
+  source's own records."""
   if not annotations:
     return coco_ground_truth(source)
   truth, _ = coco.load_ground_truth(annotations)
@@ -346,10 +337,9 @@ class Run(NamedTuple):
 
 
 def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = None) -> Run:
-  """Reads a workdir's config and the parameters of one of its checkpoints onto all devices.
+  """Reads a workdir's config and the parameters of a step ("last", "best" or a number) onto all devices.
 
   Args:
-    step: "last", "best" or a number.
     batch_size: replaces the config's `eval.batch_size`.
   """
   config = read_config(workdir)

@@ -33,16 +33,10 @@ def device_mesh(
   space: int = 1,
   setting: str = "batch_size",
 ) -> Mesh:
-  """A mesh with the axes `data`, `fsdp` and `space` over all devices.
+  """A mesh over all devices of all processes, or those given; `data` gets what `fsdp` and `space` leave.
 
   Args:
-    batch_size: images in the global batch.
-    devices: defaults to every device of every process.
-    fsdp, space: devices along these axes; `data` gets the rest.
-    setting: what the user calls the batch size, for the message.
-
-  Raises:
-    UserError: if the devices or the batch cannot be split evenly.
+    batch_size: images in the global batch, which must be divisible; `setting` is its name in the message.
   """
   devices = jax.devices() if devices is None else devices
   if len(devices) % (fsdp * space):
@@ -70,11 +64,7 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 
 
 def split_state(mesh: Mesh, state: PyTree) -> PyTree[NamedSharding]:
-  """Where a state's arrays lie: the largest axis that `fsdp` divides is split over it.
-
-  Args:
-    state: arrays, or their shapes and types.
-  """
+  """Where a state's arrays (or shapes) lie: the largest axis that `fsdp` divides is split over it."""
   parts = mesh.shape["fsdp"]
 
   def place(x):
@@ -105,12 +95,7 @@ def share(process: int, local: int, devices: int, space: int) -> tuple[int, int]
   Processes whose devices hold rows of the same images (`space` reaches over them) load the same part.
 
   Args:
-    process: number of the process, from 0.
     local, devices: devices of each process, and of all.
-    space: devices that share an image.
-
-  Raises:
-    UserError: if a process's devices hold a fraction of such a group and more.
   """
   if local % space and space % local:
     raise UserError(
@@ -141,9 +126,7 @@ def start_distributed() -> None:
   """
   try:
     number = lambda name: int(os.environ[name]) if name in os.environ else None
-    jax.distributed.initialize(
-      num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID")
-    )
+    jax.distributed.initialize(num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"))
   except (ValueError, RuntimeError) as error:
     raise UserError(
       f"--distributed: the processes cannot be joined ({error}); start it under SLURM, Open MPI or on a TPU "

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from iou_det.ops import boxes as box_ops
 from iou_det.ops import losses, other_losses
-from tests import oracle_comparison as oracle
+from tests import oracle_other_losses as oracle
 
 EXTREMES = np.array([0.0, 1e-30, -1e-5, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf], np.float32)
 
