@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict, FieldReference
 
 from iou_det.errors import UserError
+from iou_det.models import BACKBONES
 from iou_det.ops.anchors import CONVENTIONS
 from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION
 
@@ -77,6 +78,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "seed": anything(0),
   },
   "model": {
+    "backbone": one_of("resnet", BACKBONES),
     "depth": one_of(50, (18, 34, 50, 101)),  # of the ResNet
     "width": above_0(64),  # channels of the stem; 64 is the standard network
     "norm": one_of("frozen_bn", ("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch

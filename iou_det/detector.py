@@ -17,7 +17,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm import tqdm
 
 from iou_det.config import input_size, strides
@@ -46,28 +46,10 @@ NEVER: Callable[[], bool] = lambda: False
 
 def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
   """The network that a config describes; bfloat16 compute on accelerators if dtype is "auto"."""
-  m = config.model
-  dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(
-    m.dtype, jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-  )
-  return RetinaNet(
-    num_classes=num_classes,
-    depth=m.depth,
-    width=m.width,
-    norm=m.norm,
-    frozen_stages=m.frozen_stages,
-    fpn_channels=m.fpn_channels,
-    head_convs=m.head_convs,
-    head_norm=m.head_norm,
-    min_level=m.min_level,
-    max_level=m.max_level,
-    p6_from=m.p6_from,
-    p7_relu=m.p7_relu,
-    prior=m.prior,
-    remat=m.remat,
-    dtype=dtype,
-    anchors_per_cell=config.anchors.octaves * len(config.anchors.ratios),
-  )
+  auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(config.model.dtype, auto)
+  anchors_per_cell = config.anchors.octaves * len(config.anchors.ratios)
+  return RetinaNet(FrozenConfigDict(config.model), num_classes, anchors_per_cell, dtype)
 
 
 def variable_shapes(model: RetinaNet) -> PyTree:

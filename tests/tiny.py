@@ -1,5 +1,7 @@
 """A configuration that compiles and trains in seconds on a CPU."""
 
+from ml_collections import FrozenConfigDict
+
 from iou_det.config import base_config
 
 
@@ -15,6 +17,11 @@ def tiny_config(path, epochs=2, eta=1.5):
   config.train.update(batch_size=8, epochs=epochs, warmup_steps=4, decay_epochs=(), log_every=2)
   config.eval.update(batch_size=8, score_threshold=0.001)  # so barely trained, no score reaches 0.05
   return config
+
+
+def model_section(**changes):
+  """config.model with other values of some fields."""
+  return FrozenConfigDict(base_config().model.to_dict() | changes)
 
 
 def tinier_config(path):

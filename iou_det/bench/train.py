@@ -24,7 +24,7 @@ from iou_det.detector import forward, make_model, network_inputs
 from iou_det.models.resnet import ResNet
 from iou_det.ops import matching
 from iou_det.parallel import abstract, device_mesh, to_device
-from iou_det.training.losses import detection_losses, loss_arguments, loss_terms
+from iou_det.training.losses import detection_losses, loss_terms, make_targets
 from iou_det.training.step import create_state, make_train_step
 
 STEPS_PER_EPOCH = 1000  # only the learning rate depends on it
@@ -128,8 +128,8 @@ def parts(
     return resnet.apply(variables, images)
 
   def loss(out, inputs):
-    arguments = loss_arguments(config, inputs, anchors, level_sizes, False)
-    terms = detection_losses(loss_terms(*out, **arguments))
+    targets = make_targets(config, inputs, anchors, level_sizes, False)
+    terms = detection_losses(loss_terms(*out, targets, config))
     return terms.classification + terms.localization
 
   def assignment(inputs):

@@ -1,10 +1,9 @@
-"""ResNet in torchvision's layout (stride in the 3x3 convolution), with frozen batch norm or group norm.
-
-Module names follow torchvision's (`layer1.0.conv1` is `layer1_0/conv1`), so weights map by name.
-"""
+"""ResNet in torchvision's layout (stride in the 3x3 convolution), with frozen batch norm or group norm."""
 
 import math
-from functools import partial
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import flax.linen as nn
@@ -13,10 +12,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from iou_det.errors import UserError
-
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -30,15 +28,8 @@ def convolution(
   **options: Any,
 ) -> nn.Conv:
   """Square convolution padded by kernel // 2 as in PyTorch ("SAME" pads strided ones otherwise)."""
-  return nn.Conv(
-    features,
-    (kernel, kernel),
-    stride,
-    kernel // 2,
-    use_bias=use_bias,
-    kernel_init=kernel_init,
-    **options,
-  )
+  options |= {"use_bias": use_bias, "kernel_init": kernel_init}
+  return nn.Conv(features, (kernel, kernel), stride, kernel // 2, **options)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -78,13 +69,9 @@ class FoldedConv(nn.Module):
     if self.kernel == 7:
       x = stem_convolution(x, weights)
     else:
-      x = jax.lax.conv_general_dilated(
-        x,
-        weights,
-        (self.stride, self.stride),
-        [(self.kernel // 2, self.kernel // 2)] * 2,
-        dimension_numbers=LAYOUT,
-      )
+      padding = [(self.kernel // 2, self.kernel // 2)] * 2
+      strides = (self.stride, self.stride)
+      x = jax.lax.conv_general_dilated(x, weights, strides, padding, dimension_numbers=LAYOUT)
     return x + shift.astype(self.dtype)
 
 
@@ -113,23 +100,21 @@ def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
   return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=dtype, name=name)
 
 
-def conv_norm(
-  x: Float[Array, "b h w c"],
-  features: int,
-  kernel: int,
-  stride: int,
-  norm: str,
-  dtype: DTypeLike,
-  names: tuple[str, str],
-) -> Float[Array, "b h2 w2 d"]:
-  """A convolution and its norm, "frozen_bn" or "gn", as submodules `names` of the module that calls this."""
-  if norm == "frozen_bn":
-    factor, shift = FrozenBatchNorm(name=names[1])(features)
-    return FoldedConv(features, kernel, stride, dtype, name=names[0])(x, factor, shift)
-  if norm == "gn":
-    x = convolution(features, kernel, stride, dtype=dtype, name=names[0])(x)
-    return group_norm(features, dtype, names[1])(x)
-  raise UserError(f"norm={norm!r}: must be 'frozen_bn' or 'gn'")
+@dataclass(frozen=True)
+class ConvNorm:
+  """Makes a convolution and its norm, "frozen_bn" or "gn", as submodules `names` of the calling module."""
+
+  norm: str
+  dtype: DTypeLike
+
+  def __call__(
+    self, x: Float[Array, "b h w c"], features: int, kernel: int, stride: int, names: tuple[str, str]
+  ) -> Float[Array, "b h2 w2 d"]:
+    if self.norm == "frozen_bn":
+      factor, shift = FrozenBatchNorm(name=names[1])(features)
+      return FoldedConv(features, kernel, stride, self.dtype, name=names[0])(x, factor, shift)
+    x = convolution(features, kernel, stride, dtype=self.dtype, name=names[0])(x)
+    return group_norm(features, self.dtype, names[1])(x)
 
 
 class BasicBlock(nn.Module):
@@ -137,16 +122,14 @@ class BasicBlock(nn.Module):
 
   features: int
   stride: int
-  norm: str
-  dtype: DTypeLike
+  layer: ConvNorm
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    layer = partial(conv_norm, norm=self.norm, dtype=self.dtype)
-    y = nn.relu(layer(x, self.features, 3, self.stride, names=("conv1", "bn1")))
-    y = layer(y, self.features, 3, 1, names=("conv2", "bn2"))
+    y = nn.relu(self.layer(x, self.features, 3, self.stride, ("conv1", "bn1")))
+    y = self.layer(y, self.features, 3, 1, ("conv2", "bn2"))
     if x.shape != y.shape:
-      x = layer(x, self.features, 1, self.stride, names=("downsample_0", "downsample_1"))
+      x = self.layer(x, self.features, 1, self.stride, ("downsample_0", "downsample_1"))
     return nn.relu(x + y)
 
 
@@ -155,57 +138,66 @@ class Bottleneck(nn.Module):
 
   features: int
   stride: int
-  norm: str
-  dtype: DTypeLike
+  layer: ConvNorm
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    layer = partial(conv_norm, norm=self.norm, dtype=self.dtype)
-    y = nn.relu(layer(x, self.features, 1, 1, names=("conv1", "bn1")))
-    y = nn.relu(layer(y, self.features, 3, self.stride, names=("conv2", "bn2")))
-    y = layer(y, 4 * self.features, 1, 1, names=("conv3", "bn3"))
+    y = nn.relu(self.layer(x, self.features, 1, 1, ("conv1", "bn1")))
+    y = nn.relu(self.layer(y, self.features, 3, self.stride, ("conv2", "bn2")))
+    y = self.layer(y, 4 * self.features, 1, 1, ("conv3", "bn3"))
     if x.shape != y.shape:
-      x = layer(x, 4 * self.features, 1, self.stride, names=("downsample_0", "downsample_1"))
+      x = self.layer(x, 4 * self.features, 1, self.stride, ("downsample_0", "downsample_1"))
     return nn.relu(x + y)
+
+
+def stop_frozen(x: Float[Array, "b h w c"], stage: int, settings: Any) -> Float[Array, "b h w c"]:
+  """Output of a stage: no gradient flows back into it if it is frozen."""
+  return jax.lax.stop_gradient(x) if stage <= settings.frozen_stages else x
 
 
 class ResNet(nn.Module):
   """Feature maps C3, C4, C5: strides 8, 16 and 32, sides ceil(side of the image / stride).
 
+  Module names follow torchvision's: `layer1.0.conv1` is `layer1_0/conv1`.
+
   Attributes:
-    depth: 18, 34, 50 or 101.
-    width: channels of the stem; 64 is the standard network.
-    norm: "frozen_bn" or "gn".
-    frozen_stages: no gradient flows into the stem (0) and the first so many stages; -1: all train.
+    settings: config.model.
     dtype: of the computation; parameters are float32.
-    remat: keep no activations within a block, the backward pass computes them again: less memory, more time.
   """
 
-  depth: int
-  width: int = 64
-  norm: str = "frozen_bn"
-  frozen_stages: int = 1
+  settings: Any
   dtype: DTypeLike = jnp.float32
-  remat: bool = False
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
-    if self.depth not in BLOCKS:
-      raise UserError(f"depth={self.depth}: must be one of {', '.join(map(str, BLOCKS))}")
-    block = BasicBlock if self.depth < 50 else Bottleneck
-    if self.remat:
+    s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
+    block = BasicBlock if s.depth < 50 else Bottleneck
+    if s.remat:
       block = nn.remat(block)
-    x = nn.relu(conv_norm(images, self.width, 7, 2, self.norm, self.dtype, ("conv1", "bn1")))
+    x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
-    if self.frozen_stages == 0:
-      x = jax.lax.stop_gradient(x)
+    x = stop_frozen(x, 0, s)
     maps = []
-    for stage, blocks in enumerate(BLOCKS[self.depth], start=1):
-      features = self.width * 2 ** (stage - 1)
+    for stage, blocks in enumerate(BLOCKS[s.depth], start=1):
+      features = s.width * 2 ** (stage - 1)
       for i in range(blocks):
         stride = 2 if stage > 1 and i == 0 else 1
-        x = block(features, stride, self.norm, self.dtype, name=f"layer{stage}_{i}")(x)
-      if self.frozen_stages == stage:
-        x = jax.lax.stop_gradient(x)
+        x = block(features, stride, layer, name=f"layer{stage}_{i}")(x)
+      x = stop_frozen(x, stage, s)
       maps.append(x)
     return maps[1:]
+
+  @staticmethod
+  def stage_of(module: str) -> int:
+    """Stage of a submodule: layer1_0, layer1_1, ... are stage 1; conv1 and bn1 the stem, 0."""
+    return int(module[len("layer")]) if module.startswith("layer") else 0
+
+  @staticmethod
+  def torch_name(path: Iterable[str]) -> str:
+    """Name in torchvision, and in timm's ResNets, of the variable at a path of module names.
+
+    `layer1_0/downsample_1/mean` is `layer1.0.downsample.1.running_mean`.
+    """
+    *modules, leaf = path
+    modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
+    return ".".join([*modules, TORCH_LEAVES.get(leaf, leaf)])

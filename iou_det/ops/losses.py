@@ -1,7 +1,4 @@
-"""Losses of RetinaNet and the IoU-balanced weights of arXiv:1908.05641.
-
-All are unreduced: masks, sums and normalisers are the caller's. Weights carry no gradient.
-"""
+"""Losses of RetinaNet and the IoU-balanced weights of arXiv:1908.05641."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +11,6 @@ def sigmoid_focal_loss(
   """Focal loss on sigmoid scores, arXiv:1708.02002 Eq. (5): -alpha_t (1 - p_t)^gamma log(p_t).
 
   Args:
-    logits: scores before the sigmoid.
     targets: 1 for the class of a positive, 0 elsewhere; nothing between.
     alpha: weight of the targets that are 1; the others weigh 1 - alpha.
     gamma: exponent >= 0; 0 gives the weighted cross entropy.
@@ -22,8 +18,10 @@ def sigmoid_focal_loss(
   z = logits * (2.0 * targets - 1.0)  # p_t = sigmoid(z)
   # log(1 + e^z) and log(1 + e^-z) from one exponential that cannot overflow. (1 - p_t)^gamma as
   # exp(-gamma log(1 + e^z)) has a finite slope for every gamma and logit.
-  tail = jnp.log1p(jnp.exp(-jnp.abs(z)))
-  softplus, cross_entropy = jnp.maximum(z, 0.0) + tail, jnp.maximum(-z, 0.0) + tail
+  # By `where`, not by abs and maximum: their slopes at 0 do not add up to the loss's.
+  right = z >= 0.0
+  tail = jnp.log1p(jnp.exp(-jnp.where(right, z, -z)))
+  softplus, cross_entropy = jnp.where(right, z, 0.0) + tail, jnp.where(right, 0.0, -z) + tail
   alpha_t = alpha * targets + (1.0 - alpha) * (1.0 - targets)
   return alpha_t * jnp.exp(-gamma * softplus) * cross_entropy
 
@@ -53,25 +51,19 @@ def iou_balanced_classification_weights(
       w = iou^eta * sum(loss) / sum(iou^eta * loss)    on a positive's own class
       w = 1                                            everywhere else
 
-  Both sums run over the positives of all leading axes, so under `jax.jit` over a sharded batch they
-  are global sums and do not depend on the number of devices. (The authors' code sums per pyramid
-  level, as `level_sizes` does, and per GPU.)
+  Both sums run over the positives of the whole batch. (The authors' code sums per pyramid level, as
+  `level_sizes` does, and per GPU.)
 
   Args:
-    loss: unreduced classification loss, float32, >= 0.
-    iou: IoU in [0, 1] of each decoded box with the ground truth it is matched to.
+    loss: classification loss, >= 0.
+    iou: of each decoded box with the ground truth it is matched to.
     target: one-hot class of the positives; all False for negatives and ignored anchors.
     eta: exponent >= 0; 0 gives the unweighted baseline.
     level_sizes: anchors per pyramid level: the sums run over each level by itself; None: over all.
-
-  Returns:
-    Weights with no gradient; all ones if there is no positive.
-
-  Raises:
-    ValueError: `level_sizes` do not add up to the number of anchors.
   """
   own = jnp.sum(loss, axis=-1, where=target)
-  weights = _normalized(own, iou, target.any(axis=-1), eta, level_sizes)
+  positive = target.any(axis=-1)
+  weights = normalized_localization_weights(own, iou, positive, lambd=eta, level_sizes=level_sizes)
   return jnp.where(target, weights[..., None], 1.0)
 
 
@@ -81,12 +73,9 @@ def iou_balanced_localization_weights(
   """Weights of the IoU-balanced localization loss, Eq. (4): w_loc * iou^lambda.
 
   Args:
-    iou: IoU in [0, 1] of each decoded box with the ground truth it is matched to.
+    iou: of each decoded box with the ground truth it is matched to.
     lambd: exponent >= 0; 0 gives the unweighted baseline.
     w_loc: factor that keeps the loss sum of the first step; 1 for lambda 0.
-
-  Returns:
-    Weights with no gradient.
   """
   return w_loc * jax.lax.stop_gradient(iou) ** lambd
 
@@ -102,29 +91,29 @@ def normalized_localization_weights(
   """Localization weights that keep the positives' loss sum, Eq. (5): Eq. (2) with the localization loss.
 
   Args:
-    loss: localization loss of each anchor, summed over its 4 offsets, float32, >= 0.
-    iou: IoU in [0, 1] of each decoded box with the ground truth it is matched to.
-    positive: which anchors have a ground truth.
-    lambd: exponent >= 0; 0 gives the unweighted baseline.
-    level_sizes: anchors per pyramid level: the sums run over each level by itself; None: over all.
+    loss: of each anchor, summed over its 4 offsets, >= 0.
+    iou, lambd, level_sizes: as above, with `lambd` for `eta`.
+    positive: which anchors have a ground truth; the others get 0.
+  """
+  scale = normalizer(loss, iou, positive, exponent=lambd, level_sizes=level_sizes)
+  anchors = loss.shape[-1]
+  raw = jnp.where(positive, jax.lax.stop_gradient(iou) ** lambd, 0.0)
+  return raw * jnp.repeat(scale, jnp.asarray(level_sizes or (anchors,)), total_repeat_length=anchors)
 
-  Returns:
-    Weights with no gradient; 0 where not positive.
+
+def normalizer(
+  loss: Float[Array, "*batch anchors"],
+  iou: Float[Array, "*batch anchors"],
+  positive: Bool[Array, "*batch anchors"],
+  *,
+  exponent: float,
+  level_sizes: tuple[int, ...] | None = None,
+) -> Float[Array, " levels"]:
+  """The factor of Eq. (2) and (5): sum(loss) / sum(iou^exponent * loss) over the positives; 0 without a loss.
 
   Raises:
     ValueError: `level_sizes` do not add up to the number of anchors.
   """
-  return _normalized(loss, iou, positive, lambd, level_sizes)
-
-
-def _normalized(
-  loss: Float[Array, "*batch anchors"],
-  iou: Float[Array, "*batch anchors"],
-  positive: Bool[Array, "*batch anchors"],
-  exponent: float,
-  level_sizes: tuple[int, ...] | None,
-) -> Float[Array, "*batch anchors"]:
-  """iou^exponent * sum(loss) / sum(iou^exponent * loss) on the positives, 0 elsewhere; no gradient."""
   anchors = loss.shape[-1]
   if level_sizes is None:
     level_sizes = (anchors,)
@@ -141,32 +130,4 @@ def _normalized(
   # The floor is a share of the loss, not a constant, so that a small loss is re-weighted as a large one
   # is. It only acts where every IoU is next to 0: the weights then fall to 0 instead of dividing by 0.
   floor = jnp.maximum(1e-6 * before, jnp.finfo(loss.dtype).tiny)
-  scale = before / jnp.maximum(after, floor)
-  return raw * jnp.repeat(scale, jnp.asarray(level_sizes), total_repeat_length=anchors)
-
-
-def bounded_iou_center(
-  d: Float[Array, "*shape"], *, anchor_size: float, target_size: float
-) -> Float[Array, "*shape"]:
-  """Highest IoU that a box can have whose centre is off by `d`, Eq. (9), which is Eq. (7) with dx = w_s d.
-
-      (w_t - w_s |d|) / (w_t + w_s |d|), and 0 where that is negative
-
-  Args:
-    d: error of the dx (or dy) offset, in anchor sizes.
-    anchor_size: w_s, width (or height) of the anchor in pixels.
-    target_size: w_t, width (or height) of the ground truth in pixels.
-  """
-  shift = anchor_size * jnp.abs(d)
-  return jnp.maximum((target_size - shift) / (target_size + shift), 0.0)
-
-
-def bounded_iou_size(d: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-  """Highest IoU that a box can have whose log size is off by `d`, Eq. (10): e^-|d|.
-
-  This is Eq. (8), min(w_p / w_t, w_t / w_p), with d = log(w_p / w_t).
-
-  Args:
-    d: error of the dw (or dh) offset.
-  """
-  return jnp.exp(-jnp.abs(d))
+  return before / jnp.maximum(after, floor)

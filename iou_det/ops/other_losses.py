@@ -1,20 +1,21 @@
-"""The methods that arXiv:1908.05641 sets itself against, behind the interface of `iou_det.ops.losses`.
+"""The methods that arXiv:1908.05641 sets itself against, and the tables of losses that a config chooses from.
 
   balanced_l1                                          Libra R-CNN, arXiv:1904.02701
   bounded_iou_loss                                     Tychsen-Smith and Petersson, arXiv:1711.00164
   authentic_smooth_l1, gradient_harmonizing_weights    GHM-R, arXiv:1811.05181
   isr_weights                                          PISA, arXiv:1904.04821
 
-All are unreduced: masks, sums and normalisers are the caller's. Weights carry no gradient.
+A new loss is a function here (or in `losses`) and a line in its table at the end.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from iou_det.ops.losses import smooth_l1
+from iou_det.ops.losses import sigmoid_focal_loss, smooth_l1
 
 
 def balanced_l1(
@@ -53,14 +54,10 @@ def bounded_iou_loss(
   and the same for y and h. Offsets are all it needs: |dx| / w_t is the error of the offset times
   anchor width / w_t, which is e^-(target dw), and min(w / w_t, w_t / w) is e^-|error of dw|.
 
-  IoU_B(x) is not Eq. (7) of arXiv:1908.05641, `iou_det.ops.losses.bounded_iou_center`: this one has 2 |dx|
-  where that one, although it cites this one, has |dx|, the IoU of a box of the right size that is shifted by
-  dx. At the same shift this one is lower and reaches 0 at w_t / 2 instead of w_t; from there on a
-  centre has no gradient. IoU_B(w) is the same in both.
+  IoU_B(x) is not Eq. (7) of arXiv:1908.05641, which has |dx| for 2 |dx|, the IoU of a box of the right size
+  that is shifted by dx. This one reaches 0 at w_t / 2 instead of w_t; from there on a centre has no gradient.
 
   Args:
-    deltas: dx, dy, dw, dh predicted, as `iou_det.ops.boxes.decode` takes them; its clamp plays no part here.
-    target_deltas: the same of the ground truth, as `iou_det.ops.boxes.encode` returns them.
     beta: where the smooth L1 turns linear, > 0. The paper's is 1, which makes the loss (1 - IoU_B)^2.
       mmdetection has 0.2, and half this loss.
 
@@ -218,5 +215,49 @@ def _place_in_run(*keys: Int[Array, " n"]) -> Int[Array, " n"]:
   return place - jax.lax.cummax(jnp.where(starts, 0, place))
 
 
-CLASSIFICATION = ("focal",)
-LOCALIZATION = ("smooth_l1", "balanced_l1", "bounded_iou", "ghm_r")
+class Predicted(NamedTuple):
+  """What a localization loss may look at, of every anchor; targets of anchors that are not positive are the
+  anchor itself."""
+
+  deltas: Float[Array, "*batch anchors 4"]
+  target_deltas: Float[Array, "*batch anchors 4"]
+  boxes: Float[Array, "*batch anchors 4"]  # `deltas` decoded
+  target_boxes: Float[Array, "*batch anchors 4"]
+  positive: Bool[Array, "*batch anchors"]
+
+
+def smooth_l1_loss(p: Predicted, settings: Any) -> Float[Array, "*batch anchors"]:
+  return smooth_l1(p.deltas - p.target_deltas, delta=settings.delta).sum(axis=-1)
+
+
+def balanced_l1_loss(p: Predicted, settings: Any) -> Float[Array, "*batch anchors"]:
+  return balanced_l1(p.deltas - p.target_deltas, beta=settings.delta).sum(axis=-1)
+
+
+def ghm_r_loss(p: Predicted, settings: Any) -> Float[Array, "*batch anchors"]:
+  d = p.deltas - p.target_deltas
+  return (authentic_smooth_l1(d) * gradient_harmonizing_weights(d, p.positive)).sum(axis=-1)
+
+
+# By the names of config.loss.localization: (predicted, config.loss) -> loss of each anchor.
+LOCALIZATION = {
+  "smooth_l1": smooth_l1_loss,
+  "balanced_l1": balanced_l1_loss,
+  "bounded_iou": lambda p, settings: bounded_iou_loss(p.deltas, p.target_deltas).sum(axis=-1),
+  "ghm_r": ghm_r_loss,
+}
+
+
+def focal_loss(
+  logits: Float[Array, "*batch anchors classes"],
+  target: Bool[Array, "*batch anchors classes"],
+  iou: Float[Array, "*batch anchors"],
+  settings: Any,
+) -> Float[Array, "*batch anchors classes"]:
+  targets = target.astype(logits.dtype)
+  return sigmoid_focal_loss(logits, targets, alpha=settings.alpha, gamma=settings.gamma)
+
+
+# By the names of config.loss.classification: (logits, one-hot class of the positives, IoU of the decoded
+# boxes, config.loss) -> loss of each anchor and class.
+CLASSIFICATION = {"focal": focal_loss}

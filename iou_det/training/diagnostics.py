@@ -16,25 +16,17 @@ from ml_collections import ConfigDict
 from iou_det.detector import forward, network_inputs
 from iou_det.models.retinanet import RetinaNet
 from iou_det.parallel import replicated, split_batch
-from iou_det.training.losses import Terms, loss_arguments, loss_terms
+from iou_det.training.losses import Terms, loss_terms, make_targets
 from iou_det.training.step import TrainState
 
 BINS = 10  # equal bins of the IoU of the positives' decoded boxes, 0 to 1; the last one includes 1
 
 
-def by_iou(
-  terms: Terms,
-  gradient_norm: Float[Array, "batch anchors"],
-  *,
-  eta: float,
-  level_sizes: tuple[int, ...] | None = None,
-) -> dict[str, Float[Array, "..."]]:
+def by_iou(terms: Terms, gradient_norm: Float[Array, "batch anchors"]) -> dict[str, Float[Array, "..."]]:
   """Shares and mean weights of the positives in each bin of IoU; sums run over the whole batch.
 
   Args:
     gradient_norm: of the localization loss by each anchor's 4 offsets (L2).
-    eta: exponent of Eq. (2).
-    level_sizes: anchors of each pyramid level where Eq. (2) is normalised by level; None: over all.
 
   Returns:
     positives: how many are in each bin. localization_gradient: sum of `gradient_norm` in each bin.
@@ -44,16 +36,12 @@ def by_iou(
   """
   index = jnp.clip((terms.iou * BINS).astype(jnp.int32), 0, BINS - 1)
   count = lambda x: jnp.zeros(BINS).at[index].add(jnp.where(terms.positive, x, 0.0))
-  own = jnp.where(terms.positive, jnp.sum(terms.focal, axis=-1, where=terms.own), 0.0)
-  ends = np.cumsum(level_sizes or own.shape[1:])[:-1]
-  by_level = lambda x: jnp.stack([level.sum() for level in jnp.split(x, ends, axis=1)])
-  before, after = by_level(own), by_level(terms.iou**eta * own)
   return {
     "positives": count(1.0),
     "localization_gradient": count(gradient_norm),
     "localization_weight": count(terms.box_weights),
     "classification_weight": count(jnp.sum(terms.class_weights, axis=-1, where=terms.own)),
-    "eq2_normalizer": before / jnp.maximum(after, jnp.finfo(jnp.float32).tiny),
+    "eq2_normalizer": terms.normalizer,
   }
 
 
@@ -64,16 +52,15 @@ def make_diagnostics(
 
   def diagnose(state: TrainState, batch: dict[str, Array], portrait: bool) -> dict[str, Array]:
     inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
-    arguments = loss_arguments(config, inputs, anchors, level_sizes, portrait)
+    targets = make_targets(config, inputs, anchors, level_sizes, portrait)
     logits, deltas = forward(model, state.variables, inputs.images, mesh)
 
     def localization(deltas):
-      terms = loss_terms(logits, deltas, **arguments)
+      terms = loss_terms(logits, deltas, targets, config)
       return terms.localization(), terms
 
     gradient, terms = jax.grad(localization, has_aux=True)(deltas)
-    norm = jnp.linalg.norm(gradient, axis=-1)
-    return by_iou(terms, norm, eta=config.loss.eta, level_sizes=arguments["settings"].level_sizes)
+    return by_iou(terms, jnp.linalg.norm(gradient, axis=-1))
 
   return jax.jit(
     diagnose, static_argnums=2, in_shardings=(None, split_batch(mesh)), out_shardings=replicated(mesh)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from iou_det.detector import forward, network_inputs
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.parallel import replicated, split_batch, split_state
-from iou_det.training.losses import detection_losses, loss_arguments, loss_terms
+from iou_det.training.losses import detection_losses, loss_terms, make_targets
 from iou_det.weights.pretrained import load_pretrained
 
 
@@ -95,9 +95,9 @@ def create_state(
       config.model.frozen_stages,
     )
   if pretrained and config.model.pretrained:
-    variables = load_pretrained(config.model.pretrained, variables)
+    variables = load_pretrained(config.model, variables)
   variables = jax.device_put(variables, split_state(mesh, variables))
-  trainable = trainable_mask(variables["params"], config.model.frozen_stages)
+  trainable = trainable_mask(variables["params"], config.model)
   optimizer = make_optimizer(config.train, steps_per_epoch, trainable)
   make = lambda variables: TrainState(
     step=jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
@@ -122,11 +122,11 @@ def make_train_step(
 
   def step(state: TrainState, batch: dict[str, Array], portrait: bool) -> tuple[TrainState, dict[str, Array]]:
     inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
-    arguments = loss_arguments(config, inputs, anchors, level_sizes, portrait)
+    targets = make_targets(config, inputs, anchors, level_sizes, portrait)
 
     def loss_fn(params):
       logits, deltas = forward(model, state.variables | {"params": params}, inputs.images, mesh)
-      out = detection_losses(loss_terms(logits, deltas, **arguments))
+      out = detection_losses(loss_terms(logits, deltas, targets, config))
       return out.classification + out.localization, out
 
     (total, out), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

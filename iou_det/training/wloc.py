@@ -16,7 +16,7 @@ from iou_det.data.source import Source
 from iou_det.detector import forward, make_model, network_inputs
 from iou_det.errors import UserError
 from iou_det.parallel import device_mesh, to_device
-from iou_det.training.losses import loss_arguments, loss_terms
+from iou_det.training.losses import loss_terms, make_targets
 from iou_det.training.step import create_state
 from iou_det.workdir import write_json
 
@@ -67,9 +67,8 @@ def fit_w_loc(
     logits, deltas = jnp.zeros((*shape, model.num_classes)), jnp.zeros((*shape, 4))
     if state is not None:
       logits, deltas = forward(model, state.variables, inputs.images, mesh)
-    terms = lambda c: loss_terms(
-      logits, deltas, **loss_arguments(c, inputs, anchors, level_sizes, portrait)
-    )
+    targets = make_targets(config, inputs, anchors, level_sizes, portrait)
+    terms = lambda c: loss_terms(logits, deltas, targets, c)
     own = terms(config)
     plain = own if config.loss.localization == "smooth_l1" else terms(baseline)
     loss = jnp.where(own.positive, own.box_weights * own.box_loss, 0.0)

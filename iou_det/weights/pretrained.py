@@ -1,12 +1,12 @@
-"""Backbone weights from files in torchvision's layout, which timm's ResNets share.
+"""Backbone weights from files in a foreign layout, which the backbone knows (see `iou_det.models`).
 
-A variable's name in such a file follows from its path: `layer1_0/downsample_1/mean` is
-`layer1.0.downsample.1.running_mean`. Convolution kernels are transposed from OIHW to HWIO.
+Convolution kernels are transposed from OIHW to HWIO.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,26 +14,23 @@ from absl import logging
 from jaxtyping import PyTree
 
 from iou_det.errors import UserError
+from iou_det.models import backbone_class
 
-LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 EXPECTED_EXTRA = re.compile(r"fc\..*|.*\.num_batches_tracked")  # the classifier, and a counter of training
 
 
-def load_pretrained(source: str, variables: PyTree) -> PyTree:
-  """Puts an ImageNet backbone into a RetinaNet's variables; FPN and heads stay as they are.
+def load_pretrained(settings: Any, variables: PyTree) -> PyTree:
+  """Puts an ImageNet backbone into a RetinaNet's variables, as float32 numpy; FPN and heads stay as they are.
 
   Args:
-    source: path of a .safetensors or .pth file, or a Hugging Face hub id such as
+    settings: config.model. `pretrained` is a .safetensors or .pth file, or a Hugging Face hub id such as
       "timm/resnet50.tv_in1k" (its model.safetensors is downloaded, or taken from the hub's cache).
-    variables: {"params": ..., "batch_stats": ...} of a `RetinaNet` with norm "frozen_bn".
-
-  Returns:
-    The same tree; the backbone's values are float32 numpy arrays.
 
   Raises:
     UserError: the source cannot be read, or its tensors are not exactly this backbone's.
   """
-  if not variables.get("batch_stats"):
+  source = settings.pretrained
+  if settings.norm == "gn":
     raise UserError(
       f"model.pretrained={source!r} holds batch-norm weights, which norm='gn' has no place for; "
       "set model.norm to 'frozen_bn' or model.pretrained to an empty string"
@@ -44,7 +41,7 @@ def load_pretrained(source: str, variables: PyTree) -> PyTree:
     del tensors[name]
   backbone = {collection: tree["backbone"] for collection, tree in variables.items()}
   try:
-    backbone = from_torch(tensors, backbone)
+    backbone = from_torch(tensors, backbone, backbone_class(settings.backbone).torch_name)
   except UserError as error:
     raise UserError(
       f"model.pretrained={source!r} is not this backbone: {error}; "
@@ -55,28 +52,20 @@ def load_pretrained(source: str, variables: PyTree) -> PyTree:
   return {collection: {**tree, "backbone": backbone[collection]} for collection, tree in variables.items()}
 
 
-def torch_name(path: Iterable[str]) -> str:
-  """Name in torchvision of the variable at a path of module names, without its collection."""
-  *modules, leaf = path
-  # torchvision numbers the modules of a sequence: layer1_0 is layer1.0.
-  modules = [re.sub(r"_(\d+)$", r".\1", module) for module in modules]
-  return ".".join([*modules, LEAVES.get(leaf, leaf)])
-
-
-def from_torch(tensors: Mapping[str, np.ndarray], variables: PyTree) -> PyTree:
-  """Replaces every value of `variables` by the tensor of its `torch_name`, as float32 numpy arrays.
+def from_torch(
+  tensors: Mapping[str, np.ndarray], variables: PyTree, name_of: Callable[[Iterable[str]], str]
+) -> PyTree:
+  """Replaces every value of `variables` by its tensor; a UserError lists what is missing, extra or misshapen.
 
   Args:
     tensors: by name; kernels OIHW.
     variables: {collection: {module: ...}}; values or shapes.
-
-  Raises:
-    UserError: listing the tensors that are missing, extra or of another shape.
+    name_of: the tensor's name by the path of module names.
   """
   missing, misshapen, used = [], [], set()
 
   def convert(path, value):
-    name = torch_name(key.key for key in path[1:])
+    name = name_of(key.key for key in path[1:])
     used.add(name)
     if name not in tensors:
       missing.append(name)
@@ -164,9 +153,9 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
       f"{path} is damaged or holds objects other than tensors, which are never loaded; "
       "save it with torch.save(model.state_dict(), path)"
     ) from error
-  if not isinstance(state, dict):
-    raise UserError(f"{path} holds a {type(state).__name__}, not a state dict; save model.state_dict()")
-  others = [str(name) for name, value in state.items() if not isinstance(value, torch.Tensor)]
-  if others:
-    raise UserError(f"{path} holds more than tensors: {listed('other', others)}; save model.state_dict()")
+  what = "" if isinstance(state, dict) else f"a {type(state).__name__}, not a state dict"
+  others = [] if what else [str(name) for name, x in state.items() if not isinstance(x, torch.Tensor)]
+  if what or others:
+    what = what or f"more than tensors: {listed('other', others)}"
+    raise UserError(f"{path} holds {what}; save model.state_dict()")
   return {name: value.detach().float().numpy() for name, value in state.items()}

@@ -16,14 +16,23 @@ from iou_det.models.retinanet import RetinaNet
 from iou_det.weights.pretrained import load_pretrained
 from tests.golden.seeded_tensors import seeded_tensor
 from tests.models import golden
+from tests.tiny import model_section
 
 WIDTH = 8
 
 
+SETTINGS = {"depth": 18, "width": WIDTH, "fpn_channels": 8, "head_convs": 1}
+
+
 def variables_of(**options):
-  model = RetinaNet(num_classes=2, width=WIDTH, fpn_channels=8, head_convs=1, **{"depth": 18} | options)
+  model = RetinaNet(model_section(**SETTINGS | options), num_classes=2)
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
   return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def load(source, **options):
+  settings = model_section(**SETTINGS | options, pretrained=str(source))
+  return load_pretrained(settings, variables_of(**options))
 
 
 @pytest.fixture
@@ -60,9 +69,9 @@ def check(loaded, tensors):
     assert loaded["params"][part] == before["params"][part]
 
 
-def error(source, variables):
+def error(source, **options):
   with pytest.raises(UserError) as raised:
-    load_pretrained(str(source), variables)
+    load(source, **options)
   message = str(raised.value)
   assert "\n" not in message
   return message
@@ -72,19 +81,19 @@ def error(source, variables):
 
 
 def test_safetensors_file(file, tensors):
-  check(load_pretrained(str(file), variables_of()), tensors)
+  check(load(file), tensors)
 
 
 def test_what_is_not_used_is_counted(file, caplog):
   with caplog.at_level("INFO"):
-    load_pretrained(str(file), variables_of())
+    load(file)
   assert "100 tensors, 22 not used (classifier and batch counters)" in caplog.text  # 2 of fc, 20 norms
 
 
 def test_half_precision_files_become_float32(tensors, tmp_path):
   half = {name: x.astype(jnp.bfloat16) for name, x in tensors.items() if x.dtype == np.float32}
   save_file(half, tmp_path / "half.safetensors")
-  loaded = load_pretrained(str(tmp_path / "half.safetensors"), variables_of())
+  loaded = load(tmp_path / "half.safetensors")
   scale = loaded["params"]["backbone"]["bn1"]["scale"]
   assert scale.dtype == np.float32
   np.testing.assert_array_equal(scale, half["bn1.weight"].astype(np.float32))
@@ -95,21 +104,21 @@ def test_missing_extra_and_misshapen_tensors_are_listed(tensors, tmp_path):
   tensors["layer1.0.conv2.weight"] = tensors["layer1.0.conv2.weight"][:, :5]
   tensors["layer1.2.conv1.weight"] = np.zeros((8, 8, 3, 3), np.float32)
   save_file(tensors, tmp_path / "bad.safetensors")
-  message = error(tmp_path / "bad.safetensors", variables_of())
+  message = error(tmp_path / "bad.safetensors")
   assert "1 missing (layer3.1.bn1.running_var)" in message
   assert "1 of another shape (layer1.0.conv2.weight is (8, 5, 3, 3), not (8, 8, 3, 3))" in message
   assert "1 extra (layer1.2.conv1.weight)" in message
 
 
 def test_another_depth_lists_all_in_the_log_and_ten_in_the_message(file, caplog):
-  message = error(file, variables_of(depth=34))
+  message = error(file, depth=34)
   assert "80 missing (layer1.2.bn1.bias, layer1.2.bn1.running_mean, " in message
   assert "and 70 more" in message and "check model.depth" in message
   assert "layer3.5.conv2.weight" in caplog.text
 
 
 def test_group_norm_models_take_no_batch_norm_weights(file):
-  assert "norm='gn'" in error(file, variables_of(norm="gn"))
+  assert "norm='gn'" in error(file, norm="gn")
 
 
 # --- sources ---
@@ -122,13 +131,13 @@ def test_a_source_that_is_not_there_is_named(source, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "folder").mkdir()
   (tmp_path / "notes.txt").write_text("x")
-  message = error(source, variables_of())
+  message = error(source)
   assert source in message and "timm/resnet50.tv_in1k" in message
 
 
 def test_truncated_safetensors_file(file):
   file.write_bytes(file.read_bytes()[:-1])
-  assert "resnet18.safetensors is not a whole safetensors file" in error(file, variables_of())
+  assert "resnet18.safetensors is not a whole safetensors file" in error(file)
 
 
 def test_hub_id_is_downloaded(file, tensors, monkeypatch):
@@ -139,7 +148,7 @@ def test_hub_id_is_downloaded(file, tensors, monkeypatch):
     return str(file)
 
   monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-  check(load_pretrained("timm/resnet18.tv_in1k", variables_of()), tensors)
+  check(load("timm/resnet18.tv_in1k"), tensors)
   assert asked == [("timm/resnet18.tv_in1k", "model.safetensors")]
 
 
@@ -150,7 +159,7 @@ def test_a_failing_download_is_a_user_error(monkeypatch):
     raise LocalEntryNotFoundError("Cannot find the file.\nPlease check your connection.")
 
   monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-  message = error("timm/resnet18.tv_in1k", variables_of())
+  message = error("timm/resnet18.tv_in1k")
   assert "(Cannot find the file.)" in message and "timm/resnet18.tv_in1k" in message
 
 
@@ -164,7 +173,7 @@ def test_what_to_install_is_said(module, suffix, tmp_path, monkeypatch):
   path.touch()
   source = str(path) if suffix else "timm/resnet18.tv_in1k"
   expected = "pip install torch" if module == "torch" else "pip install -e '.[pretrained]'"
-  assert expected in error(source, variables_of())
+  assert expected in error(source)
 
 
 # --- .pth, with a stand-in for torch (the tests do not install it) ---
@@ -209,7 +218,7 @@ def pth(tmp_path, monkeypatch):
 
 def test_pth_file_is_read_by_the_weights_only_loader(pth, tensors):
   path, calls = pth({name: Tensor(x) for name, x in tensors.items()})
-  check(load_pretrained(str(path), variables_of()), tensors)
+  check(load(path), tensors)
   assert calls == [(path, {"map_location": "cpu", "weights_only": True})]
 
 
@@ -222,5 +231,5 @@ def test_pth_file_is_read_by_the_weights_only_loader(pth, tensors):
 ])  # fmt: skip
 def test_pth_file_that_is_not_a_state_dict(pth, answer, message):
   path, _ = pth(answer)
-  text = error(path, variables_of())
+  text = error(path)
   assert message in text and str(path) in text and "weights_only=False" not in text

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from iou_det.ops import losses
+from iou_det.ops import losses, other_losses
 from tests import oracles
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ops.npz")
@@ -204,24 +204,6 @@ def test_level_sizes_have_to_add_up():
     losses.iou_balanced_classification_weights(loss, iou, target, eta=1.0, level_sizes=(4, 2))
 
 
-def test_bounded_iou_is_the_best_over_the_free_coordinates():
-  """Eq. (7), (8): an upper bound of the IoU, reached by a box that is right in everything else."""
-  target = [0.0, 0.0, 40.0, 30.0]
-  for d in np.linspace(-1.2, 1.2, 25):
-    shift = d * 25.0  # the anchor is 25 wide
-    best = oracles.iou([shift, 0, 40 + shift, 30], target)
-    got = losses.bounded_iou_center(jnp.float32(d), anchor_size=25.0, target_size=40.0)
-    np.testing.assert_allclose(got, best, atol=1e-6)
-    width = 40 * math.exp(d)
-    best = oracles.iou([20 - width / 2, 0, 20 + width / 2, 30], target)
-    np.testing.assert_allclose(losses.bounded_iou_size(jnp.float32(d)), best, rtol=1e-5)
-
-
-def test_bounded_iou_of_a_centre_outside_is_zero():
-  got = losses.bounded_iou_center(jnp.array([1.0, -1.5, 1e4]), anchor_size=10.0, target_size=10.0)
-  np.testing.assert_array_equal(got, 0.0)
-
-
 @pytest.mark.parametrize("lambd", [0.0, 0.5, 1.5])
 def test_gradient_norm_is_equation_11_and_12(lambd):
   """The weight is held constant, so the gradient is w_loc * bound^lambda * min(|d| / delta, 1) * sign(d)."""
@@ -232,8 +214,55 @@ def test_gradient_norm_is_equation_11_and_12(lambd):
     return jnp.sum(weights * losses.smooth_l1(x, delta=0.111))
 
   for bound, expected in (
-    (lambda x: losses.bounded_iou_center(x, anchor_size=1.0, target_size=1.0), (1 - abs(d)) / (1 + abs(d))),
-    (losses.bounded_iou_size, np.exp(-abs(d))),
+    (lambda x: (1 - jnp.abs(x)) / (1 + jnp.abs(x)), (1 - abs(d)) / (1 + abs(d))),
+    (lambda x: jnp.exp(-jnp.abs(x)), np.exp(-abs(d))),
   ):
     slope = 2.0 * expected**lambd * np.minimum(abs(d) / 0.111, 1) * np.sign(d)
     np.testing.assert_allclose(jax.grad(weighted)(jnp.asarray(d), bound), slope, rtol=1e-4, atol=1e-6)
+
+
+def focal_slope(logit, target, alpha, gamma):
+  """Of arXiv:1708.02002 Eq. (5) by the logit, in float64."""
+  sign = 2 * target - 1
+  p = 1 / (1 + math.exp(-sign * logit))
+  weight = alpha if target else 1 - alpha
+  return sign * weight * (1 - p) ** gamma * (gamma * p * math.log(p) + p - 1)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_slope_of_the_focal_loss_at_a_logit_of_exactly_zero(target, gamma):
+  """Where abs and maximum have their corners: their slopes there need not add up to the loss's."""
+  slope = jax.grad(lambda x: losses.sigmoid_focal_loss(x, jnp.float32(target), gamma=gamma))
+  for logit in (0.0, -0.0, 1e-30, -1e-30, 0.7, -3.0):
+    np.testing.assert_allclose(slope(logit), focal_slope(logit, target, 0.25, gamma), rtol=1e-5)
+
+
+def test_focal_loss_elsewhere_is_to_the_bit_what_abs_and_maximum_give():
+  def with_corners(logits, targets):
+    z = logits * (2.0 * targets - 1.0)
+    tail = jnp.log1p(jnp.exp(-jnp.abs(z)))
+    softplus, cross_entropy = jnp.maximum(z, 0.0) + tail, jnp.maximum(-z, 0.0) + tail
+    alpha_t = 0.25 * targets + 0.75 * (1.0 - targets)
+    return alpha_t * jnp.exp(-2.0 * softplus) * cross_entropy
+
+  rng = np.random.default_rng(0)
+  logits = jnp.float32(np.concatenate([rng.normal(0, 5, 4000), [1e-30, -1e-30, 80, -80, 500, -500]]))
+  targets = jnp.float32(rng.integers(0, 2, len(logits)))
+  pair = lambda f: jax.jit(lambda x: (f(x, targets), jax.grad(lambda x: f(x, targets).sum())(x)))(logits)
+  for ours, before in zip(pair(losses.sigmoid_focal_loss), pair(with_corners), strict=True):
+    np.testing.assert_array_equal(ours, before)
+
+
+def test_slopes_of_the_box_losses_at_their_corners():
+  """0 at 0, and where they turn linear the slope of both sides, which is 1 (balanced L1: gamma)."""
+  slope = lambda f, d: jax.grad(lambda x: f(x).sum())(jnp.float32(d))
+  turn = np.float32(0.11)
+  for loss, gamma in (
+    (lambda d: losses.smooth_l1(d, delta=0.11), 1.0),
+    (lambda d: other_losses.balanced_l1(d, beta=0.11), 1.5),
+  ):
+    np.testing.assert_allclose(slope(loss, [0.0, -0.0, turn, -turn]), [0, 0, gamma, -gamma], rtol=1e-5)
+  np.testing.assert_array_equal(slope(other_losses.authentic_smooth_l1, [0.0, -0.0]), 0.0)
+  bounded = lambda d: other_losses.bounded_iou_loss(d, jnp.zeros((1, 4)))
+  np.testing.assert_array_equal(slope(bounded, np.zeros((1, 4))), 0.0)

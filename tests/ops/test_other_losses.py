@@ -86,8 +86,8 @@ def test_bounded_iou_loss_against_the_bounded_iou_of_the_paper_that_cites_it():
   for d in (-0.4, 0.05, 0.3):
     target = jnp.array([0.0, 0.0, math.log(40 / 25), 0.0], jnp.float32)  # anchor 25 wide, target 40
     got = other_losses.bounded_iou_loss(target + jnp.array([d, 0, d, 0], jnp.float32), target)
-    center = losses.bounded_iou_center(jnp.float32(2 * d), anchor_size=25.0, target_size=40.0)
-    size = losses.bounded_iou_size(jnp.float32(d))
+    shift = 25.0 * abs(2 * d)
+    center, size = (40.0 - shift) / (40.0 + shift), math.exp(-abs(d))
     np.testing.assert_allclose(got, [(1 - center) ** 2, 0, (1 - size) ** 2, 0], rtol=1e-4, atol=1e-7)
 
 

@@ -10,6 +10,7 @@ import pytest
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import Plan, TrainingFilter, scan, train_batches
 from iou_det.detector import make_model, network_inputs
+from iou_det.ops import losses
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.diagnostics import BINS, as_row, by_iou, make_diagnostics
 from iou_det.training.losses import Terms
@@ -31,16 +32,25 @@ def draw(seed, positives=True):
     positive=positive,
     counted=positive,
     own=own,
-    focal=rng.uniform(0.1, 2, (b, a, k)),
+    class_loss=rng.uniform(0.1, 2, (b, a, k)),
     class_weights=rng.uniform(0.5, 2, (b, a, k)),
     box_loss=rng.uniform(0.1, 2, (b, a)),
     box_weights=rng.uniform(0.5, 2, (b, a)),
+    normalizer=np.zeros(0),
   ), rng.uniform(0.1, 1, (b, a))
 
 
 def measured(terms, gradient, eta, level_sizes=None):
-  terms = Terms(*(jnp.asarray(x) if x.dtype == bool else jnp.float32(x) for x in terms))
-  return jax.device_get(by_iou(terms, jnp.float32(gradient), eta=eta, level_sizes=level_sizes))
+  own = np.sum(terms.class_loss, axis=-1, where=terms.own)
+  normalizer = losses.normalizer(
+    jnp.float32(own),
+    jnp.float32(terms.iou),
+    jnp.asarray(terms.positive),
+    exponent=eta,
+    level_sizes=level_sizes,
+  )
+  terms = Terms(*(jnp.asarray(x) if x.dtype == bool else jnp.float32(x) for x in terms[:-1]), normalizer)
+  return jax.device_get(by_iou(terms, jnp.float32(gradient)))
 
 
 @pytest.mark.parametrize("level_sizes", [None, (18, 12)])
@@ -57,8 +67,8 @@ def test_sums_equal_loops_over_positives(level_sizes):
     expected["localization_weight"][place] += terms.box_weights[b, a]
     expected["classification_weight"][place] += terms.class_weights[b, a, label]
     level = int(level_sizes is not None and a >= 18)
-    before[level] += terms.focal[b, a, label]
-    after[level] += terms.focal[b, a, label] * terms.iou[b, a] ** 1.5
+    before[level] += terms.class_loss[b, a, label]
+    after[level] += terms.class_loss[b, a, label] * terms.iou[b, a] ** 1.5
   for name, values in expected.items():
     np.testing.assert_allclose(got[name], values, rtol=1e-5)
   factors = (before / np.maximum(after, 1e-9))[: 2 if level_sizes else 1]

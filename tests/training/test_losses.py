@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iou_det.config import base_config, validate
+from iou_det.errors import UserError
 from iou_det.ops import anchors as anchor_ops
-from iou_det.training.losses import LossSettings, detection_losses, loss_terms
+from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION
+from iou_det.training.losses import Targets, detection_losses, loss_terms
 from tests import oracles
 
 SIZE, STRIDES = (64, 96), (16, 32)
@@ -21,7 +24,7 @@ PLAIN = {
   "lambd": 0.0,
   "w_loc": 1.0,
   "loc_weights": "eq4",
-  "level_sizes": None,
+  "normalizer": "global",
 }
 
 
@@ -53,9 +56,13 @@ def losses_of(arrays, settings):
 
 
 def terms_of(arrays, settings):
-  return loss_terms(
-    **arrays, anchors=jnp.asarray(ANCHORS), match_settings=MATCH, settings=LossSettings(**settings)
-  )
+  config = base_config()
+  config.match.update(MATCH)
+  config.loss.update(settings)
+  arrays = dict(arrays)
+  logits, deltas = arrays.pop("logits"), arrays.pop("deltas")
+  targets = Targets(anchors=jnp.asarray(ANCHORS), level_sizes=LEVELS, **arrays)
+  return loss_terms(logits, deltas, targets, config)
 
 
 def run(drawn, **changes):
@@ -63,12 +70,12 @@ def run(drawn, **changes):
   return jitted(arrays, tuple((PLAIN | changes).items()))
 
 
-def oracle(drawn, *, eta, lambd, w_loc, loc_weights, level_sizes, alpha, gamma, delta):
+def oracle(drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, delta):
   """Loops over images, anchors and classes."""
   images, anchors, classes = drawn["logits"].shape
   shape = (images, anchors)
   positive, own, l1, iou = np.zeros(shape, bool), np.zeros(shape), np.zeros(shape), np.zeros(shape)
-  others, normalizer = 0.0, 0
+  others, positives = 0.0, 0
   for b in range(images):
     candidates = [ANCHORS[a] if drawn["inside"][b, a] else np.zeros(4) for a in range(anchors)]
     matched = oracles.match(candidates, drawn["boxes"][b], drawn["valid"][b], **MATCH)
@@ -88,14 +95,14 @@ def oracle(drawn, *, eta, lambd, w_loc, loc_weights, level_sizes, alpha, gamma, 
         iou[b, a] = oracles.iou(oracles.decode(drawn["deltas"][b, a], ANCHORS[a]), box)
         d = drawn["deltas"][b, a] - oracles.encode(box, ANCHORS[a])
         l1[b, a] = sum(oracles.smooth_l1(x, delta) for x in d)
-    normalizer += max(positive[b].sum(), 1)
-  levels = level_sizes or (anchors,)
+    positives += max(positive[b].sum(), 1)
+  levels = LEVELS if normalizer == "level" else (anchors,)
   classification = (own * oracles.balanced_weights(own, iou, positive, eta, levels)).sum() + others
   if loc_weights == "eq5":
     weights = w_loc * oracles.balanced_weights(l1, iou, positive, lambd, levels)
   else:
     weights = w_loc * iou**lambd
-  return classification / normalizer, (l1 * weights)[positive].sum() / normalizer
+  return classification / positives, (l1 * weights)[positive].sum() / positives
 
 
 @pytest.mark.parametrize(
@@ -103,7 +110,7 @@ def oracle(drawn, *, eta, lambd, w_loc, loc_weights, level_sizes, alpha, gamma, 
   [
     {},
     {"eta": 1.5, "lambd": 1.5, "w_loc": 3.049},
-    {"eta": 1.5, "lambd": 0.5, "loc_weights": "eq5", "level_sizes": LEVELS},
+    {"eta": 1.5, "lambd": 0.5, "loc_weights": "eq5", "normalizer": "level"},
   ],
   ids=["baseline", "both", "eq5 per level"],
 )
@@ -154,7 +161,7 @@ def test_batch_without_boxes_has_finite_loss_and_gradients(loc_weights):
   np.testing.assert_array_equal(gradients[1], 0.0)
 
 
-@pytest.mark.parametrize("localization", ["balanced_l1", "bounded_iou", "ghm_r"])
+@pytest.mark.parametrize("localization", [name for name in LOCALIZATION if name != "smooth_l1"])
 def test_other_localization_losses_take_the_place_of_smooth_l1(localization):
   drawn = draw(seed=4)
   plain, other = run(drawn), run(drawn, localization=localization)
@@ -181,6 +188,13 @@ def test_isr_keeps_the_positives_classification_loss():
   assert weights.max() > 1.1 > 0.9 > weights.min()
 
 
-def test_unknown_localization_loss_is_refused():
-  with pytest.raises(ValueError, match="'giou' is not known"):
-    run(draw(seed=6), localization="giou")
+def test_every_loss_of_the_tables_is_a_choice_of_the_config_and_the_other_way_round():
+  for field, table in (("localization", LOCALIZATION), ("classification", CLASSIFICATION)):
+    config = base_config()
+    config.data.path = "shapes"
+    for name in table:
+      config.loss[field] = name
+      validate(config)
+    config.loss[field] = "no such loss"
+    with pytest.raises(UserError, match=f"loss.{field}.*one of {', '.join(map(repr, table))}"):
+      validate(config)
