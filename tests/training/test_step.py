@@ -6,8 +6,12 @@ import numpy as np
 import optax
 import pytest
 
+from iou_det.bench import synthetic
 from iou_det.config import base_config
-from iou_det.training.step import learning_rate, make_optimizer
+from iou_det.detector import make_model
+from iou_det.parallel import device_mesh, to_device
+from iou_det.training.step import create_state, learning_rate, make_optimizer, make_train_step
+from tests.tiny import tinier_config
 
 
 @pytest.mark.parametrize(
@@ -57,3 +61,18 @@ def test_sgd_is_pytorchs_rule_and_frozen_parameters_stay():
   np.testing.assert_allclose(params["a"], weights, rtol=1e-5)
   np.testing.assert_array_equal(params["frozen"], [5.0])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_the_logged_gradient_norm_is_the_one_that_is_clipped():
+  """With frozen stages: what is not clipped and has neither momentum nor decay moves by rate * logged norm."""
+  config = tinier_config("made up")
+  config.model.update(frozen_stages=3, min_level=4)  # C4, of a frozen stage, goes into the FPN
+  config.train.update(clip_norm=1e9, momentum=0.0, weight_decay=0.0, warmup_steps=0)
+  mesh = device_mesh(8, jax.devices()[:1])
+  model = make_model(config, num_classes=2)
+  state, optimizer = create_state(config, model, 1, mesh, pretrained=False)
+  before = jax.device_get(state.params)
+  arrays = to_device(synthetic.batch(config, 8, 2, boxes=3), mesh)
+  state, metrics = make_train_step(config, model, optimizer, 1, mesh)(state, arrays, False)
+  moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before))
+  np.testing.assert_allclose(moved / metrics["learning_rate"], metrics["gradient_norm"], rtol=1e-3)
