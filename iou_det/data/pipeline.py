@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import Bool, Float, Int, Int32, UInt8
+from ml_collections import ConfigDict
 
 from iou_det.data import images as image_files
 from iou_det.data.source import Record, Source, corners
@@ -66,6 +67,11 @@ class TrainingFilter:
     return ((boxes[:, 2:] - boxes[:, :2]) < self.min_box_side).any(axis=1) | (area <= 0)
 
 
+def training_filter(data: ConfigDict) -> TrainingFilter:
+  """That of the config's section."""
+  return TrainingFilter(data.min_image_side, data.min_box_side, data.keep_empty)
+
+
 class Index(NamedTuple):
   """Sizes of all records of a source, and which of them to train on."""
 
@@ -76,13 +82,9 @@ class Index(NamedTuple):
 
 
 def scan(source: Source, keep: TrainingFilter) -> Index:
-  """Sizes and box counts of all records, without opening an image; logs what the filter drops.
-
-  Raises:
-    UserError: if no image is left.
-  """
+  """Sizes and box counts of all records, without opening an image; logs what the filter drops."""
   started = time.monotonic()
-  a = source.annotations()
+  a = source.annotations
   boxes = corners(a.bbox)
   good = keep.boxes(boxes, a.crowd, a.area)
   num_boxes = np.bincount(a.image_of_box()[good], minlength=len(a)).astype(np.int32)
@@ -134,7 +136,12 @@ class Plan:
     again = self.steps_per_epoch * batch_size - len(usable)
     logging.info(
       "%d landscape and %d portrait images in %d batches of %d an epoch; %d images again to fill them",
-      (~portrait).sum(), portrait.sum(), self.steps_per_epoch, batch_size, again)  # fmt: skip
+      (~portrait).sum(),
+      portrait.sum(),
+      self.steps_per_epoch,
+      batch_size,
+      again,
+    )
 
   def batch(self, step: int) -> PlannedBatch:
     """The batch of a step, counted from 0."""
@@ -157,6 +164,18 @@ class Plan:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = None) -> Plan:
+  """The batches to train on with a config; refuses data that do not fit it.
+
+  Args:
+    batch_size: in place of `train.batch_size`.
+  """
+  index = scan(source, training_filter(config.data))
+  check_max_boxes(index, config.data.max_boxes)
+  log_shrunk(index.heights, index.widths, config.data)
+  return Plan(index, batch_size=batch_size or config.train.batch_size, seed=config.seed)
+
+
 def check_max_boxes(index: Index, max_boxes: int) -> None:
   """Raises a UserError if an image to train on has more boxes than a batch has rows for."""
   needed = int(index.num_boxes[index.usable].max())
@@ -168,34 +187,26 @@ def check_max_boxes(index: Index, max_boxes: int) -> None:
     )
 
 
-def log_shrunk(
-  heights: Int[np.ndarray, " n"],
-  widths: Int[np.ndarray, " n"],
-  canvas: tuple[int, int],
-  limits: tuple[int, int],
-) -> None:
+def log_shrunk(heights: Int[np.ndarray, " n"], widths: Int[np.ndarray, " n"], data: ConfigDict) -> None:
   """Logs how many images exceed their canvas, so that the host shrinks them before anything else.
 
-  Args:
-    canvas: short and long side, pixels.
-    limits: short and long side of what the network sees: a warning if the canvas is smaller.
+  That is a warning if the canvas is smaller than what the network sees.
   """
+  canvas, limits = tuple(data.canvas), (data.short, data.long)
   short, long = np.minimum(heights, widths), np.maximum(heights, widths)
   number = int(((short > canvas[0]) | (long > canvas[1])).sum())
+  shrunk = f"{number} of {len(short)} images"
   if number and (canvas[0] < limits[0] or canvas[1] < limits[1]):
     logging.warning(
-      "%d of %d images are shrunk to data.canvas=%s and then enlarged to the network's %s: detail is lost; "
-      "set --config.data.canvas=%s",
-      number,
-      len(short),
+      "%s are shrunk to data.canvas=%s and then enlarged to the network's %s: detail is lost; set "
+      "--config.data.canvas=%s",
+      shrunk,
       canvas,
       limits,
       str(limits).replace(" ", ""),
     )
   elif number:
-    logging.info(
-      "%d of %d images exceed data.canvas=%s and are shrunk to it first", number, len(short), canvas
-    )
+    logging.info("%s exceed data.canvas=%s and are shrunk to it first", shrunk, canvas)
 
 
 class Example(NamedTuple):
@@ -209,19 +220,18 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainRows:
-  """One process's rows of the batches start_step to stop_step, by random access, for Grain."""
+  """One process's rows of the batches of some steps, by random access, for Grain."""
 
   plan: Plan
-  start_step: int
-  stop_step: int
+  steps: range
   rows: range
 
   def __len__(self) -> int:
-    return (self.stop_step - self.start_step) * len(self.rows)
+    return len(self.steps) * len(self.rows)
 
   def __getitem__(self, i: int) -> Example:
     step, row = divmod(i, len(self.rows))
-    batch = self.plan.batch(self.start_step + step)
+    batch = self.plan.batch(self.steps[step])
     return Example(int(batch.records[self.rows[row]]), batch.epoch, batch.portrait, True)
 
 
@@ -251,11 +261,17 @@ class Loader:
       labels[:number] = record.labels[chosen]
       valid[:number] = True
     return {
-      "image": image, "image_size": np.array([height, width], np.int32),
-      "original_size": np.array([record.height, record.width], np.int32), "boxes": boxes, "labels": labels,
-      "valid": valid, "index": np.array(example.record, np.int32), "epoch": np.array(example.epoch, np.int32),
-      "example": np.array(example.real), "portrait": np.array(example.portrait),
-    }  # fmt: skip
+      "image": image,
+      "image_size": np.array([height, width], np.int32),
+      "original_size": np.array([record.height, record.width], np.int32),
+      "boxes": boxes,
+      "labels": labels,
+      "valid": valid,
+      "index": np.array(example.record, np.int32),
+      "epoch": np.array(example.epoch, np.int32),
+      "example": np.array(example.real),
+      "portrait": np.array(example.portrait),
+    }
 
 
 class Stack:
@@ -295,11 +311,7 @@ class Stack:
 
 
 def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
-  """RGB pixels as stored.
-
-  Raises:
-    UserError: if they cannot be decoded, are not all there or are not of the record's size.
-  """
+  """RGB pixels as stored; they must be all there and of the record's size."""
   name = f"image {record.file_name} (id {record.image_id})"
   if image_files.is_truncated_jpeg(record.image):
     raise UserError(f"{name} is truncated; mend it, or drop it with `iou-det prepare --skip_bad`")
@@ -326,56 +338,35 @@ def fit(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.nd
 
 
 def train_batches(
-  source: Source,
-  plan: Plan,
-  *,
-  start_step: int,
-  stop_step: int,
-  canvas: tuple[int, int],
-  max_boxes: int,
-  keep: TrainingFilter,
-  part: int,
-  parts: int,
-  threads: int,
-  workers: int,
+  source: Source, plan: Plan, data: ConfigDict, steps: range, share: tuple[int, int]
 ) -> Iterator[tuple[HostBatch, bool]]:
-  """Batches of the steps start_step to stop_step - 1, in order: this process's rows, and whether portrait.
+  """Batches of the steps, in order: this process's rows, and whether portrait.
+
+  A batch size that the processes cannot share is an error at once; an image that cannot be decoded or is not
+  of the annotated size is one from the iterator.
 
   Args:
-    canvas: short and long side in pixels; larger images are shrunk to it.
-    max_boxes: rows of boxes per image; see `check_max_boxes`.
-    keep: which boxes to train on.
-    part, parts: this process loads part number `part` of so many of every batch.
-    threads: of this process, see `number_of_threads`; not used if there are workers.
-    workers: processes for it, each of them at a batch of its own; 0: threads only.
-
-  Raises:
-    UserError: at once if the batch size is not divisible by the processes; from the iterator for an image
-      that cannot be decoded or is not of the annotated size.
+    data: the config's section: `canvas` (short and long side in pixels, larger images are shrunk to it),
+      `max_boxes` (see `check_max_boxes`), the training filter, `threads` of this process (see
+      `number_of_threads`) or, in place of threads, `workers`: processes, each of them at a batch of its own.
+    share: (part, parts), see `iou_det.parallel.input_share`.
   """
-  rows = part_rows(plan.batch_size, part, parts)
-  load = Loader(source, canvas, max_boxes, keep)
-  batches = run(TrainRows(plan, start_step, stop_step, rows), load, len(rows), threads, workers)
-  orientations = (plan.batch(step).portrait for step in range(start_step, stop_step))
-  return zip(batches, orientations, strict=True)
+  rows = part_rows(plan.batch_size, *share)
+  load = Loader(source, tuple(data.canvas), data.max_boxes, training_filter(data))
+  batches = run(TrainRows(plan, steps, rows), load, len(rows), data.threads, data.workers)
+  return zip(batches, (plan.batch(step).portrait for step in steps), strict=True)
 
 
 def eval_batches(
-  source: Source,
-  *,
-  batch_size: int,
-  canvas: tuple[int, int],
-  part: int,
-  parts: int,
-  threads: int,
-  workers: int,
+  source: Source, data: ConfigDict, batch_size: int, share: tuple[int, int]
 ) -> Iterator[tuple[HostBatch, bool]]:
   """Every record once over all processes, landscape before portrait; like `train_batches`, without boxes.
 
   The last batch of an orientation is filled up with rows that have `example` False.
   """
-  rows = part_rows(batch_size, part, parts)
-  sizes = source.annotations()
+  rows = part_rows(batch_size, *share)
+  sizes = source.annotations
+  log_shrunk(sizes.height, sizes.width, data)
   examples, orientations = [], []
   for portrait in (False, True):
     records = np.flatnonzero((sizes.height > sizes.width) == portrait)
@@ -383,12 +374,12 @@ def eval_batches(
       here = records[start : start + batch_size]
       examples += [Example(int(here[r if r < len(here) else 0]), 0, portrait, r < len(here)) for r in rows]
       orientations.append(portrait)
-  batches = run(examples, Loader(source, canvas, 1, None), len(rows), threads, workers)
-  return zip(batches, orientations, strict=True)
+  load = Loader(source, tuple(data.canvas), 1, None)
+  return zip(run(examples, load, len(rows), data.threads, data.workers), orientations, strict=True)
 
 
 def part_rows(batch_size: int, part: int, parts: int) -> range:
-  """Rows of a global batch that a process loads, see `iou_det.training.mesh.input_share`."""
+  """Rows of a global batch that a process loads."""
   if batch_size % parts:
     raise UserError(f"batch_size={batch_size} is not divisible by the {parts} processes")
   size = batch_size // parts

@@ -3,9 +3,11 @@
 The columns are small (about 60 bytes a box): images are never held, so memory is that of the boxes alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
@@ -21,6 +23,12 @@ class Category:
   name: str
 
 
+def describe_categories(categories: Sequence[Category]) -> str:
+  """The first of them with their ids, and how many there are."""
+  shown = ", ".join(f"{c.id}: {c.name}" for c in categories[:5])
+  return f"{shown}{', ...' if len(categories) > 5 else ''}; {len(categories)} in all"
+
+
 class Problem(NamedTuple):
   """Something wrong with one record of a data set."""
 
@@ -32,7 +40,7 @@ class Problem(NamedTuple):
     return f"{self.where}: {self.what}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Annotations:
   """All records of a split without their images, as columns, in the order of the file.
 
@@ -87,13 +95,17 @@ def from_rows(images: list[tuple[int, str, int, int]], boxes: list[list[tuple]])
   flat = [row for rows in boxes for row in rows]
   column = lambda rows, i, dtype: np.array([row[i] for row in rows], dtype)
   return Annotations(
-    image_id=column(images, 0, np.int64), file_name=[row[1] for row in images],
-    height=column(images, 2, np.int32), width=column(images, 3, np.int32),
+    image_id=column(images, 0, np.int64),
+    file_name=[row[1] for row in images],
+    height=column(images, 2, np.int32),
+    width=column(images, 3, np.int32),
     first=np.cumsum([0, *map(len, boxes)], dtype=np.int64),
-    bbox=np.array([row[:4] for row in flat], np.float64).reshape(-1, 4), label=column(flat, 4, np.int32),
-    crowd=column(flat, 5, np.bool_), area=column(flat, 6, np.float64),
+    bbox=np.array([row[:4] for row in flat], np.float64).reshape(-1, 4),
+    label=column(flat, 4, np.int32),
+    crowd=column(flat, 5, np.bool_),
+    area=column(flat, 6, np.float64),
     annotation_id=column(flat, 7, np.int64),
-  )  # fmt: skip
+  )
 
 
 def list_problems(problems: Sequence[Problem]) -> str:
@@ -105,19 +117,12 @@ def list_problems(problems: Sequence[Problem]) -> str:
 
 @dataclass(frozen=True)
 class Record:
-  """One image with its boxes, all of them: crowds, empty and overhanging boxes too.
+  """One image with its boxes, all of them: crowds, empty and overhanging boxes too; see `Annotations`.
 
   Attributes:
-    image_id: id in the original data set.
-    file_name: name in the original data set.
     image: encoded bytes, JPEG or PNG; the boxes refer to the pixels as stored, before any EXIF rotation.
-    height, width: pixels.
     boxes: x1, y1, x2, y2 in pixels, x2 and y2 exclusive; float64 from files, so that scores against the
       records equal those against the original file.
-    labels: 0..K-1, places in the category table.
-    crowd: the box surrounds a group.
-    area: pixels^2 of the object (of its mask, where the data set has masks).
-    annotation_id: ids in the original data set.
   """
 
   image_id: int
@@ -132,27 +137,54 @@ class Record:
   annotation_id: Int[np.ndarray, " n"]
 
 
-@runtime_checkable
-class Source(Protocol):
-  """What every source offers."""
+@dataclass(frozen=True, eq=False)
+class Source:
+  """A split of a data set: what is known of all images, and how to read one.
 
-  @property
-  def name(self) -> str: ...
+  Attributes:
+    categories: sorted by id; a label is a place in them.
+    read: the encoded image of a record by its place, 0 to len - 1; can be pickled, for worker processes.
+  """
 
-  @property
-  def categories(self) -> tuple[Category, ...]: ...
+  name: str
+  categories: tuple[Category, ...]
+  annotations: Annotations
+  read: Callable[[int], bytes]
 
-  def __len__(self) -> int: ...
+  def __len__(self) -> int:
+    return len(self.annotations)
 
-  def __getitem__(self, i: int) -> Record: ...
+  def __getitem__(self, i: int) -> Record:
+    a = self.annotations
+    i = range(len(a))[i]
+    rows = a.rows(i)
+    return Record(
+      image_id=int(a.image_id[i]),
+      file_name=a.file_name[i],
+      image=self.read(i),
+      height=int(a.height[i]),
+      width=int(a.width[i]),
+      boxes=corners(a.bbox[rows]),
+      labels=a.label[rows],
+      crowd=a.crowd[rows],
+      area=a.area[rows],
+      annotation_id=a.annotation_id[rows],
+    )
 
-  def image_id(self, i: int) -> int:
-    """`self[i].image_id`, without reading the image."""
-    ...
+  def first(self, count: int) -> "Source":
+    """The first `count` images, or all if there are fewer."""
+    return replace(self, annotations=self.annotations.select(np.arange(min(count, len(self)))))
 
-  def annotations(self) -> Annotations:
-    """All records without their images."""
-    ...
+
+def from_files(
+  name: str, categories: tuple[Category, ...], annotations: Annotations, folder: str | Path
+) -> Source:
+  """A source whose images are the files of a folder, by the annotations' file names."""
+  return Source(name, categories, annotations, partial(_read_file, Path(folder), annotations.file_name))
+
+
+def _read_file(folder: Path, names: Sequence[str], i: int) -> bytes:
+  return (folder / names[i]).read_bytes()
 
 
 def corners(bbox: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:

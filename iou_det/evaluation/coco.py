@@ -3,7 +3,6 @@
 import contextlib
 import importlib.util
 import io
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from iou_det.data.coco import read_coco, to_coco
 from iou_det.data.source import Category
 from iou_det.errors import UserError
 
@@ -142,38 +142,24 @@ def _xywh(box: Float[np.ndarray, " 4"]) -> list[float]:
 
 
 def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
-  """COCO annotations, with annotation ids that pycocotools can tell apart, and their name in messages."""
+  """COCO annotations, with annotation ids that pycocotools can tell apart, and their name in messages.
+
+  A file is checked as a whole, see `read_coco`; content in memory is taken as it is, where areas, crowd flags
+  and ids may be missing.
+  """
   if isinstance(ground_truth, dict):
-    content, source = ground_truth, "the ground truth"
+    source, content = "the ground truth", ground_truth
+    with_defaults = {"id": 0, "iscrowd": 0}
+    annotations = [with_defaults | {"area": a["bbox"][2] * a["bbox"][3]} | a for a in content["annotations"]]
+    nameless = False
   else:
-    source = str(ground_truth)
-    try:
-      content = json.loads(Path(ground_truth).read_text())
-    except OSError as error:
-      raise UserError(f"cannot read the annotation file {source}: {error.strerror}") from error
-    except ValueError as error:
-      raise UserError(f"{source} is no JSON file ({error}); give a COCO annotation file") from error
-  needed = ("images", "annotations", "categories")
-  missing = [key for key in needed if not isinstance(content, dict) or key not in content]
-  if missing:
-    raise UserError(f"{source} is no COCO annotation file: it has no {', '.join(missing)}")
-  for image in content["images"]:
-    if "id" not in image:
-      raise UserError(f"{source}: an image has no id: {str(image)[:100]}")
-  for row in content["annotations"]:
-    lacking = [key for key in ("image_id", "category_id", "bbox") if key not in row]
-    if lacking:
-      raise UserError(f"{source}: an annotation has no {', '.join(lacking)}: {str(row)[:100]}")
-  images, categories = ({row["id"] for row in content[key]} for key in ("images", "categories"))
-  shown = {a["image_id"] for a in content["annotations"]}
-  _refuse_unknown(source, "annotations have image ids", shown - images)
-  used = {a["category_id"] for a in content["annotations"]}
-  _refuse_unknown(source, "annotations have category ids", used - categories)
-  annotations = [
-    {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a for a in content["annotations"]
-  ]  # fmt: skip
-  ids = {a.get("id", 0) for a in annotations}
-  if 0 in ids or len(ids) < len(annotations):
+    source, file = str(ground_truth), read_coco(ground_truth, distinct_names=False)
+    file.refuse_bad_records("mend them")
+    content = to_coco(file.categories, file.annotations)
+    annotations = content["annotations"]
+    nameless = file.defaults["id"] > 0
+  ids = {a["id"] for a in annotations}
+  if nameless or 0 in ids or len(ids) < len(annotations):
     # pycocotools takes annotation id 0 for "no match" and counts the box as missed.
     logging.warning("%s: annotation ids that are missing, 0 or repeated were renumbered for scoring", source)
     annotations = [a | {"id": i} for i, a in enumerate(annotations, 1)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from iou_det.data.coco import CocoFolder
+from iou_det.data import open_dataset
 from iou_det.errors import UserError
 from launch.deeppcb import CLASSES, convert
 from tests.data.coco_files import picture
@@ -45,7 +45,7 @@ def made(root):
 def test_converts_the_layout_of_the_repository(tmp_path):
   clone = made(tmp_path / "clone")
   assert convert(clone, tmp_path / "pcb") == {"train": (2, 2), "test": (1, 1)}
-  train, test = CocoFolder(tmp_path / "pcb", "train"), CocoFolder(tmp_path / "pcb", "test")
+  train, test = open_dataset(tmp_path / "pcb", "train"), open_dataset(tmp_path / "pcb", "test")
   assert [(c.id, c.name) for c in train.categories] == list(enumerate(CLASSES, 1))
   assert [(r.image_id, r.file_name, r.height, r.width) for r in (train[0], train[1], test[0])] == [
     (20085000, "20085000_test.jpg", 64, 80), (41000, "00041000_test.jpg", 64, 80),
@@ -105,7 +105,7 @@ def test_the_script_clones_converts_and_cleans_up(tmp_path):
   done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert done.stdout == "train: 2 images, 2 boxes\ntest: 1 images, 1 boxes\n"
-  assert len(CocoFolder(tmp_path / "data" / "pcb", "train")) == 2 and not list(scratch.iterdir())
+  assert len(open_dataset(tmp_path / "data" / "pcb", "train")) == 2 and not list(scratch.iterdir())
   again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
   assert again.returncode == 2 and "exists already" in again.stderr
 

@@ -9,9 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from iou_det.data import open_dataset
-from iou_det.data.coco import CocoFolder
 from iou_det.data.pipeline import TrainingFilter, scan
-from iou_det.data.tfds import COCO_CATEGORIES, Prepared, prepare_dataset
+from iou_det.data.tfds import COCO_CATEGORIES, find_version, prepare_dataset
 from iou_det.errors import UserError
 from tests.data.coco_files import assert_same_records, content, picture, write
 
@@ -83,14 +82,14 @@ def coco_folder(tmp_path):
 @pytest.fixture
 def prepared(tmp_path):
   write(tmp_path)
-  source = CocoFolder(tmp_path, "train")
+  source = open_dataset(tmp_path, "train")
   prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
   return source, tmp_path / "out" / "set"
 
 
 def test_tfds_coco_reads_like_the_original(coco_folder, tmp_path):
   path = tfds_coco(coco_folder, tmp_path / "tfds")
-  original = CocoFolder(coco_folder, "train")
+  original = open_dataset(coco_folder, "train")
   for folder in (path, path / "2017", path / "2017" / "1.1.0"):
     source = open_dataset(folder, "train")
     assert source.categories == COCO_CATEGORIES and len(source) == 4
@@ -98,7 +97,7 @@ def test_tfds_coco_reads_like_the_original(coco_folder, tmp_path):
   for i in range(4):  # TFDS shuffles
     r = source[i]
     o = by_name[r.file_name]
-    assert source.image_id(i) == r.image_id == o.image_id
+    assert source.annotations.image_id[i] == r.image_id == o.image_id
     assert (r.image, r.height, r.width) == (o.image, o.height, o.width)
     np.testing.assert_allclose(r.boxes, o.boxes, atol=1e-4)
     np.testing.assert_array_equal(r.labels, o.labels)
@@ -120,7 +119,7 @@ def test_the_table_of_coco_ids():
 
 @pytest.mark.real_data
 def test_the_table_of_coco_ids_is_that_of_the_original(real_data):
-  assert CocoFolder(real_data / "coco_mini", "val2017").categories == COCO_CATEGORIES
+  assert open_dataset(real_data / "coco_mini", "val2017").categories == COCO_CATEGORIES
 
 
 def test_labels_that_are_not_cocos_are_refused(coco_folder, tmp_path):
@@ -164,7 +163,7 @@ def test_a_dataset_is_found_by_any_of_its_folders(prepared):
   shutil.copytree(path / "1.0.0", path / "10.0.0")
   (path / "incomplete.1234_11.0.0").mkdir()
   shutil.copy(path / "1.0.0" / "dataset_info.json", path / "incomplete.1234_11.0.0")
-  assert open_dataset(path, "train")._directory == path / "10.0.0"
+  assert find_version(path) == path / "10.0.0"
   shutil.copytree(path, path.parent / "other")
   with pytest.raises(UserError, match=r"holds more than one dataset \(.*other, .*set\); name one"):
     open_dataset(path.parent, "train")
@@ -207,9 +206,7 @@ def test_broken_dataset_folders_are_refused(prepared):
 
 def test_an_index_of_another_split_is_refused(prepared, tmp_path):
   source, path = prepared
-  few = CocoFolder.from_columns(
-    tmp_path / "train", source.categories, source.annotations().select(np.array([0, 2])), "few")  # fmt: skip
-  prepare_dataset(few, name="few", split="train", data_dir=tmp_path / "out")
+  prepare_dataset(source.first(2), name="few", split="train", data_dir=tmp_path / "out")
   shutil.copy(tmp_path / "out" / "few" / "1.0.0" / "index-train.npz", path / "1.0.0")
   with pytest.raises(UserError, match="lists 2 images, the split has 4"):
     scan(open_dataset(path, "train"), TrainingFilter())
@@ -219,7 +216,7 @@ def test_pickling_and_reading_from_threads(prepared):
   from concurrent.futures import ThreadPoolExecutor
 
   source, path = prepared
-  back = pickle.loads(pickle.dumps(Prepared(path / "1.0.0", "train")))
+  back = pickle.loads(pickle.dumps(open_dataset(path / "1.0.0", "train")))
   assert_same_records(back, source)
   assert back[-1].image_id == 3
   with pytest.raises(IndexError):
