@@ -2,6 +2,7 @@
 
 import io
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -90,6 +91,18 @@ def test_a_gap_before_the_end_marker_is_found_by_what_the_decoder_says(capfd):
 def test_harmless_warnings_are_counted():
   at = JPEG.rindex(b"\xff\xd9")
   assert problem(JPEG[:at] + b"\0\0\0\0\0\0\0\0" + JPEG[at:]) == ("", ["images with decoder warnings"])
+
+
+@pytest.mark.parametrize("data", [JPEG, PNG], ids=["jpeg", "png"])
+def test_the_header_of_a_huge_image_is_read_without_a_word(data, recwarn):
+  side = 60_000  # 3.6 gigapixels; Pillow's `Image.open` refuses more than 0.18
+  if data == JPEG:
+    at = data.index(b"\xff\xc0") + 5
+    huge = data[:at] + struct.pack(">HH", side, side) + data[at + 4 :]
+  else:
+    header = data[12:16] + struct.pack(">II", side, side) + data[24:29]
+    huge = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+  assert read_header(huge) == (side, side, 3, 1) and not recwarn.list
 
 
 @pytest.mark.parametrize("cut", [0.01, 0.5, 0.99])

@@ -1,13 +1,18 @@
 """COCO folders are read to the last digit, and everything that is wrong with one is named."""
 
+import importlib
 import json
 import logging
 import pickle
+import pkgutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from iou_det.data import open_dataset
+from iou_det import data
+from iou_det.data import open_dataset, tfds
 from iou_det.data.coco import open_files, read_coco
 from iou_det.data.pipeline import TrainingFilter, scan
 from iou_det.data.source import Category, Source
@@ -197,3 +202,36 @@ def test_real_folders_open(real_data):
   ):  # fmt: skip
     source = open_dataset(real_data / name, split)
     assert (len(source), len(source.annotations.bbox)) == (images, boxes)
+
+
+def test_every_format_is_in_the_table():
+  names = [m.name for m in pkgutil.iter_modules(data.__path__)]
+  modules = [importlib.import_module(f"iou_det.data.{name}") for name in names]
+  assert set(data.FORMATS) == {m for m in modules if hasattr(m, "recognises")}
+  for known in data.FORMATS:
+    assert isinstance(known, data.Format) and known.WHAT in data.WHAT_A_PATH_MAY_BE
+
+
+def test_each_format_lists_its_splits(tmp_path):
+  write(tmp_path, "val")
+  write(tmp_path, "train")
+  for split in ("train", "val"):
+    tfds.prepare_dataset(open_dataset(tmp_path, split), name="set", split=split, data_dir=tmp_path / "out")
+  for path, there in (("shapes", ["train", "val", "test"]), (tmp_path, ["train", "val"])):
+    assert data.format_of(path).splits(path) == there
+  assert data.format_of(tmp_path / "out").splits(tmp_path / "out") == ["train", "val"]
+
+
+def test_only_what_needs_tfds_waits_for_its_import():
+  code = "import sys, iou_det.data; sys.exit('tensorflow_datasets' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_first_images_of_a_source(tmp_path):
+  write(tmp_path)
+  source = open_dataset(tmp_path, "train")
+  few = source.first(2)
+  assert len(few) == 2 and len(source) == 4 == len(source.first(9))
+  for i in range(2):
+    assert few[i].image == source[i].image and few[i].image_id == source[i].image_id
+    np.testing.assert_array_equal(few[i].boxes, source[i].boxes)
