@@ -65,10 +65,12 @@ def write_splits(data: Path, part: Path) -> dict[str, tuple[int, int]]:
       template = data / names[0]
       image = template.with_name(f"{template.stem}_test.jpg")
       images.append((int(template.stem), image.name, *copy_image(image, part / split)))
-      boxes.append([
-        (x1, y1, x2 - x1, y2 - y1, label - 1, 0, (x2 - x1) * (y2 - y1), next(annotation_ids))
-        for x1, y1, x2, y2, label in read_boxes(data / names[1])
-      ])
+      boxes.append(
+        [
+          (x1, y1, x2 - x1, y2 - y1, label - 1, 0, (x2 - x1) * (y2 - y1), next(annotation_ids))
+          for x1, y1, x2, y2, label in read_boxes(data / names[1])
+        ]
+      )
     annotations = from_rows(images, boxes)
     write_annotations(part, split, CATEGORIES, annotations)
     counts[split] = (len(annotations), len(annotations.bbox))

@@ -5,6 +5,7 @@ import io
 import os
 import struct
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -84,11 +85,13 @@ def open_header(data: bytes) -> JpegImageFile | PngImageFile | None:
 
 def read_header(data: bytes) -> Header | None:
   """The header of a JPEG or PNG; None if it is neither, or damaged."""
-  image = open_header(data)
-  if image is None:
-    return None
+  with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF
+    image = open_header(data)
+    if image is None:
+      return None
+    exif = image.info.get("exif", b"") if isinstance(image, JpegImageFile) else b""
+    orientation = exif_orientation(exif)
   channels = 3 if image.mode == "P" else len(image.getbands())
-  orientation = exif_orientation(image.info.get("exif", b"")) if isinstance(image, JpegImageFile) else 1
   return Header(image.height, image.width, channels, orientation)
 
 

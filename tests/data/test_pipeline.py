@@ -53,8 +53,7 @@ def memory(read=None, sizes=SIZES):
   """A source in memory: image i has i % 3 + 1 boxes, the last of them a crowd."""
   rows = [(100 + i, f"{i}.png", h, w) for i, (h, w) in enumerate(sizes)]
   boxes = [
-    [(1 + k, 2, 8.5, 9, k % 2, k == 2, 76.5, 10 * i + k) for k in range(i % 3 + 1)]
-    for i in range(len(sizes))
+    [(1 + k, 2, 8.5, 9, k % 2, k == 2, 76.5, 10 * i + k) for k in range(i % 3 + 1)] for i in range(len(sizes))
   ]
   categories = (Category(3, "a"), Category(7, "b"))
   return Source("memory", categories, from_rows(rows, boxes), read or partial(encoded, sizes))

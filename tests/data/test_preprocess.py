@@ -177,9 +177,7 @@ def test_legacy_boxes_of_an_image_that_the_host_shrunk_scale_from_the_original()
   batch["original_size"] = 2 * batch["image_size"]  # so the box was 20, 20, 60, 40
   out = run(batch, (96, 128), 90, 120, convention="legacy")
   np.testing.assert_allclose(out.scale[0], 0.75)
-  np.testing.assert_allclose(
-    out.boxes[0, 0], [20 * 0.75, 20 * 0.75, 59 * 0.75 + 1, 39 * 0.75 + 1], rtol=1e-6
-  )
+  np.testing.assert_allclose(out.boxes[0, 0], [20 * 0.75, 20 * 0.75, 59 * 0.75 + 1, 39 * 0.75 + 1], rtol=1e-6)
   back = unscale_boxes(jnp.asarray(out.boxes), jnp.asarray(out.scale), convention="legacy")
   np.testing.assert_allclose(back[0, 0], [20, 20, 60, 40], rtol=1e-6)
 
