@@ -1,5 +1,6 @@
 """Checks a COCO-format data set image by image, counts what is in it, and names what is wrong."""
 
+import tempfile
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -9,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from iou_det.data.coco import CocoFile, image_file_problem, missing_images, read_coco
-from iou_det.data.images import check, scratch_file
+from iou_det.data.images import check
 from iou_det.data.source import list_problems
 from iou_det.errors import UserError
 
@@ -51,69 +52,51 @@ def check_coco(images: Path, annotations: Path, *, skip_bad: bool) -> Checked:
 
 def check_images(folder: Path, checked: Checked) -> None:
   """Adds the problems and traits of the image files that exist."""
-  a, problems = checked.coco.annotations, checked.coco.problems
+  a, problems, remarks = checked.coco.annotations, checked.coco.problems, checked.remarks
   absent = {p.image_id for p in problems}
   contents: dict[bytes, str] = {}
-  with scratch_file() as messages:
-    for i in tqdm(range(len(a)), desc="check images", unit="img", delay=5):
+  remarks["images without boxes"] = []  # the first line of the report; filled when bad images are gone
+  with tempfile.TemporaryFile() as messages:
+    for i, name in enumerate(tqdm(a.file_name, desc="check images", unit="img", delay=5)):
       if int(a.image_id[i]) in absent:
         continue
-      data = (folder / a.file_name[i]).read_bytes()
+      data = (folder / name).read_bytes()
       problem, traits = check(data, int(a.height[i]), int(a.width[i]), messages)
       if problem:
         problems.append(image_file_problem(folder, a, i, problem))
         continue
-      for trait in traits:
-        checked.remarks[trait].append(a.file_name[i])
-      first = contents.setdefault(blake2b(data, digest_size=16).digest(), a.file_name[i])
-      if first != a.file_name[i]:
-        checked.remarks["images with the same content as another"].append(f"{a.file_name[i]} = {first}")
+      first = contents.setdefault(blake2b(data, digest_size=16).digest(), name)
+      for trait, holds in traits.items():
+        remarks[trait] += [name] if holds else []
+      remarks["images with the same content as another"] += [f"{name} = {first}"] if first != name else []
 
 
 def remark_boxes(checked: Checked) -> None:
   """Adds what is remarkable about the boxes and ids."""
-  a = checked.coco.annotations
+  a, remarks = checked.coco.annotations, checked.remarks
   image = a.image_of_box()
   x, y, w, h = a.bbox.T
   outside = (x < -TOLERANCE) | (y < -TOLERANCE)
   outside |= (x + w > a.width[image] + TOLERANCE) | (y + h > a.height[image] + TOLERANCE)
-  boxes = {
+  boxes = zip(a.file_name, np.diff(a.first), strict=True)
+  remarks["images without boxes"] = [name for name, number in boxes if number == 0]
+  remarks["file names given twice"] = [name for name, n in Counter(a.file_name).items() if n > 1]
+  for trait, holds in {
     "crowd boxes": a.crowd,
     "zero-area boxes": (w == 0) | (h == 0),
     "boxes that reach out of their image": outside,
     "boxes given twice": repeated(np.column_stack([image, a.label, a.crowd, a.bbox])),
     "annotation ids given twice": repeated(a.annotation_id[:, None]),
-  }
-  for what, which in boxes.items():
-    checked.remarks[what] = [
-      f"annotation {a.annotation_id[i]} (image {a.image_id[image[i]]})" for i in np.flatnonzero(which)
+  }.items():
+    remarks[trait] = [
+      f"annotation {a.annotation_id[i]} (image {a.image_id[image[i]]})" for i in np.flatnonzero(holds)
     ]
-  checked.remarks["file names given twice"] = [name for name, n in Counter(a.file_name).items() if n > 1]
-  numbers = zip(a.file_name, np.diff(a.first), strict=True)
-  checked.remarks["images without boxes"] = [name for name, n in numbers if n == 0]
 
 
 def repeated(rows: np.ndarray) -> np.ndarray:
   """Which rows equal an earlier row."""
   _, first = np.unique(rows, axis=0, return_index=True)
   return ~np.isin(np.arange(len(rows)), first)
-
-
-TRAITS = (
-  "images without boxes",
-  "grey images",
-  "CMYK images",
-  "images with an alpha channel (ignored)",
-  "EXIF-rotated images (boxes refer to the pixels as stored)",
-  "images with decoder warnings",
-  "images with the same content as another",
-  "file names given twice",
-  "crowd boxes",
-  "zero-area boxes",
-  "boxes that reach out of their image",
-  "boxes given twice",
-  "annotation ids given twice",
-)
 
 
 def report(checked: Checked, title: str) -> str:
@@ -125,8 +108,7 @@ def report(checked: Checked, title: str) -> str:
     f"{title}: {len(coco.annotations)} images, {len(coco.annotations.bbox)} boxes",
     f"  boxes per class: {per_class}",
   ]
-  for trait in TRAITS:
-    where = checked.remarks.get(trait, [])
+  for trait, where in checked.remarks.items():
     examples = f"  ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})" if where else ""
     lines.append(f"  {trait}: {len(where)}{examples}")
   for key, count in coco.defaults.items():

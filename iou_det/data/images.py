@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import struct
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,33 +119,30 @@ def decode(data: bytes) -> np.ndarray | None:
   return cv2.imdecode(np.frombuffer(data, np.uint8), DECODE_FLAGS) if data else None
 
 
-def check(data: bytes, height: int, width: int, messages: BinaryIO) -> tuple[str, list[str]]:
-  """What is wrong with an image file, and what is remarkable about it.
+def check(data: bytes, height: int, width: int, messages: BinaryIO) -> tuple[str, dict[str, bool]]:
+  """What is wrong with an image file ("" if nothing), and which remarkable traits it has.
 
   A truncated JPEG is found by its missing end marker (older OpenCV decodes it, grey where data are missing);
   if an end marker stands behind the gap, by what the decoder says on standard error.
 
   Args:
     height, width: pixels, as the annotations have them.
-    messages: scratch file, see `scratch_file`.
-
-  Returns:
-    ("" or what is wrong, traits).
+    messages: scratch file for what the decoder says.
   """
   if not data:
-    return "the file is empty", []
+    return "the file is empty", {}
   if not data.startswith((JPEG, PNG)):
-    return f"not a JPEG or PNG file (it begins with {data[:4].hex(' ')})", []
+    return f"not a JPEG or PNG file (it begins with {data[:4].hex(' ')})", {}
   if is_truncated_jpeg(data):
-    return f"truncated JPEG: no end marker in {len(data)} bytes", []
+    return f"truncated JPEG: no end marker in {len(data)} bytes", {}
   with standard_error_to(messages):
     pixels = decode(data)
   messages.seek(0)
   said = " ".join(messages.read().decode(errors="replace").split())
   if "remature end" in said:
-    return f"truncated or damaged JPEG: the decoder says {said!r}", []
+    return f"truncated or damaged JPEG: the decoder says {said!r}", {}
   if pixels is None:
-    return "cannot be decoded" + (f": the decoder says {said!r}" if said else ""), []
+    return "cannot be decoded" + (f": the decoder says {said!r}" if said else ""), {}
   header = read_header(data) or Header(*pixels.shape)  # OpenCV forgives some that Pillow does not
   if pixels.shape[:2] != (height, width):
     what = f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, its annotation says {width}x{height}"
@@ -155,20 +151,15 @@ def check(data: bytes, height: int, width: int, messages: BinaryIO) -> tuple[str
         f" (EXIF orientation {header.orientation} turns it by 90 degrees for viewing, but boxes must refer "
         "to the pixels as stored: store it upright)"
       )
-    return what, []
-  traits = {
+    return what, {}
+  jpeg = data.startswith(JPEG)
+  return "", {
     "grey images": header.channels in (1, 2),
-    "CMYK images": header.channels == 4 and data.startswith(JPEG),
-    "images with an alpha channel (ignored)": header.channels in (2, 4) and data.startswith(PNG),
+    "CMYK images": header.channels == 4 and jpeg,
+    "images with an alpha channel (ignored)": header.channels in (2, 4) and not jpeg,
     "EXIF-rotated images (boxes refer to the pixels as stored)": header.orientation != 1,
     "images with decoder warnings": bool(said),
   }
-  return "", [trait for trait, holds in traits.items() if holds]
-
-
-def scratch_file() -> BinaryIO:
-  """Where `check` collects what the decoder says."""
-  return tempfile.TemporaryFile()
 
 
 @contextlib.contextmanager

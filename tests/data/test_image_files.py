@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tempfile
 import zlib
 
 import cv2
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from iou_det.data import images as image_files
-from iou_det.data.images import check, exif_orientation, read_header, scratch_file
+from iou_det.data.images import check, exif_orientation, read_header
 from tests.data.coco_files import picture
 
 JPEG = picture(48, 64)
@@ -35,8 +36,10 @@ def with_orientation(value, order="<"):
 
 
 def problem(data, height=48, width=64):
-  with scratch_file() as messages:
-    return check(data, height, width, messages)
+  """What is wrong, and the traits that the file has."""
+  with tempfile.TemporaryFile() as messages:
+    what, traits = check(data, height, width, messages)
+  return what, [trait for trait, holds in traits.items() if holds]
 
 
 WHOLE = {
