@@ -43,16 +43,11 @@ class TrainingFilter:
   """Which images and boxes to train on; the defaults are those of the paper's codebase (mmdetection 0.6).
 
   Crowd boxes and boxes of area 0 are never trained on.
-
-  Attributes:
-    min_image_side: images with a shorter side are dropped, pixels.
-    min_box_side: boxes with a shorter side are dropped, pixels.
-    keep_empty: train on images that have no box left.
   """
 
-  min_image_side: int = 32
+  min_image_side: int = 32  # pixels; of the shorter side
   min_box_side: float = 1.0
-  keep_empty: bool = False
+  keep_empty: bool = False  # train on images that have no box left
 
   def boxes(
     self, boxes: Float[np.ndarray, "n 4"], crowd: Bool[np.ndarray, " n"], area: Float[np.ndarray, " n"]
@@ -118,11 +113,6 @@ class Plan:
   Every epoch has each usable image once, in batches of one orientation, shuffled. What is left of an
   orientation is filled up to a whole batch by going round again, so that epoch has some of its images twice
   (as mmdetection does), or more often if an orientation has fewer images than a batch.
-
-  Args:
-    index: of the source, from `scan`.
-    batch_size: images in a global batch.
-    seed: of the order.
   """
 
   def __init__(self, index: Index, *, batch_size: int, seed: int):
@@ -135,12 +125,8 @@ class Plan:
     self._epochs: dict[int, list[PlannedBatch]] = {}
     again = self.steps_per_epoch * batch_size - len(usable)
     logging.info(
-      "%d landscape and %d portrait images in %d batches of %d an epoch; %d images again to fill them",
-      (~portrait).sum(),
-      portrait.sum(),
-      self.steps_per_epoch,
-      batch_size,
-      again,
+      f"{(~portrait).sum()} landscape and {portrait.sum()} portrait images in {self.steps_per_epoch} batches "
+      f"of {batch_size} an epoch; {again} images again to fill them"
     )
 
   def batch(self, step: int) -> PlannedBatch:
@@ -165,11 +151,7 @@ class Plan:
 
 
 def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = None) -> Plan:
-  """The batches to train on with a config; refuses data that do not fit it.
-
-  Args:
-    batch_size: in place of `train.batch_size`.
-  """
+  """The batches to train on; refuses data that do not fit the config. `batch_size` replaces the config's."""
   index = scan(source, training_filter(config.data))
   check_max_boxes(index, config.data.max_boxes)
   log_shrunk(index.heights, index.widths, config.data)
@@ -188,25 +170,17 @@ def check_max_boxes(index: Index, max_boxes: int) -> None:
 
 
 def log_shrunk(heights: Int[np.ndarray, " n"], widths: Int[np.ndarray, " n"], data: ConfigDict) -> None:
-  """Logs how many images exceed their canvas, so that the host shrinks them before anything else.
-
-  That is a warning if the canvas is smaller than what the network sees.
-  """
+  """Logs how many images exceed their canvas and are shrunk by the host, with a warning if detail is lost."""
   canvas, limits = tuple(data.canvas), (data.short, data.long)
   short, long = np.minimum(heights, widths), np.maximum(heights, widths)
   number = int(((short > canvas[0]) | (long > canvas[1])).sum())
-  shrunk = f"{number} of {len(short)} images"
   if number and (canvas[0] < limits[0] or canvas[1] < limits[1]):
     logging.warning(
-      "%s are shrunk to data.canvas=%s and then enlarged to the network's %s: detail is lost; set "
-      "--config.data.canvas=%s",
-      shrunk,
-      canvas,
-      limits,
-      str(limits).replace(" ", ""),
+      f"{number} of {len(short)} images are shrunk to data.canvas={canvas} and then enlarged to the network's "
+      f"{limits}: detail is lost; set --config.data.canvas=({limits[0]},{limits[1]})"
     )
   elif number:
-    logging.info("%s exceed data.canvas=%s and are shrunk to it first", shrunk, canvas)
+    logging.info(f"{number} of {len(short)} images exceed data.canvas={canvas} and are shrunk to it first")
 
 
 class Example(NamedTuple):
@@ -275,11 +249,7 @@ class Loader:
 
 
 class Stack:
-  """Makes a batch of loaded examples: images top left in canvases, zeros beside them.
-
-  Args:
-    canvas: short and long side, pixels.
-  """
+  """Makes a batch of loaded examples: images top left in canvases (short, long), zeros beside them."""
 
   def __init__(self, canvas: tuple[int, int]):
     self.canvas = canvas
@@ -331,9 +301,8 @@ def fit(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.nd
   factor = min(size[0] / image.shape[0], size[1] / image.shape[1])
   if factor >= 1:
     return image
-  height, width = (
-    max(1, min(round(side * factor), room)) for side, room in zip(image.shape[:2], size, strict=True)
-  )
+  sides = zip(image.shape[:2], size, strict=True)
+  height, width = (max(1, min(round(side * factor), room)) for side, room in sides)
   return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
@@ -346,9 +315,8 @@ def train_batches(
   of the annotated size is one from the iterator.
 
   Args:
-    data: the config's section: `canvas` (short and long side in pixels, larger images are shrunk to it),
-      `max_boxes` (see `check_max_boxes`), the training filter, `threads` of this process (see
-      `number_of_threads`) or, in place of threads, `workers`: processes, each of them at a batch of its own.
+    data: the config's section; images larger than its `canvas` (short and long side in pixels) are shrunk;
+      `workers` are processes in place of `threads`, each of them at a batch of its own.
     share: (part, parts), see `iou_det.parallel.input_share`.
   """
   rows = part_rows(plan.batch_size, *share)
@@ -394,9 +362,8 @@ def run(
   stack = Stack(load.canvas)
   if workers:
     # Batched before the split over the workers, which hand out elements in turn: so they are whole batches.
-    whole = dataset.batch(batch_size, batch_fn=stack).to_iter_dataset(
-      grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    )
+    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    whole = dataset.batch(batch_size, batch_fn=stack).to_iter_dataset(no_threads)
     return iter(whole.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init_worker))
   init_worker(0, 1)
   threads = number_of_threads(threads)
@@ -407,11 +374,9 @@ def run(
 
 
 def number_of_threads(threads: int) -> int:
-  """What `config.data.threads` stands for.
-
-  With many more threads than cores the images go cold in the cache while the threads wait for each other: 16
-  on 2 cores took 6% more processor time than 4.
-  """
+  """What `config.data.threads` stands for."""
+  # With many more threads than cores the images go cold in the cache while the threads wait for each other:
+  # 16 on 2 cores took 6% more processor time than 4.
   return threads or len(os.sched_getaffinity(0)) + 2  # two may wait for the disk
 
 
