@@ -218,7 +218,7 @@ class Detector:
         valid = detections.valid[row]
         results.extend(
           coco.to_results(
-            source.annotations.image_id[index[row]],
+            int(source.annotations.image_id[index[row]]),
             detections.boxes[row][valid],
             detections.scores[row][valid],
             detections.labels[row][valid],

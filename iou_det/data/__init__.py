@@ -10,18 +10,14 @@ from iou_det.errors import UserError
 
 @runtime_checkable
 class Format(Protocol):
-  """What the module of a format has."""
+  """What the module of a format has; the UserErrors of `open_split` say which splits there are."""
 
   WHAT: str  # a data path of this format in words
   SIGN: str  # what is looked for in such a path
 
   def recognises(self, path: str | Path) -> bool: ...
-
   def splits(self, path: str | Path) -> list[str]: ...
-
-  def open_split(self, path: str | Path, split: str) -> Source:
-    """Raises a UserError for a split that is empty or not there; the message lists those that are."""
-    ...
+  def open_split(self, path: str | Path, split: str) -> Source: ...
 
 
 FORMATS: tuple[Format, ...] = (shapes, tfds, coco)  # asked in this order; the first is embedded, no folder

@@ -38,11 +38,7 @@ def open_split(path: str | Path, split: str) -> Source:
 
 
 def open_files(images: str | Path, annotations: str | Path, name: str = "") -> Source:
-  """A folder of images with an annotation file anywhere; checks each annotation, and that all images exist.
-
-  Args:
-    name: of the source; default: that of the annotation file.
-  """
+  """A folder of images with an annotation file anywhere; checks each annotation, and that all images exist."""
   coco = read_coco(annotations)
   coco.problems += missing_images(Path(images), coco.annotations)
   coco.refuse_bad_records("mend them, or drop them with `iou-det prepare --skip_bad`")
@@ -72,13 +68,9 @@ def read_coco(path: str | Path, *, distinct_names: bool = True) -> CocoFile:
   """Reads a COCO-format `instances_*.json`.
 
   An annotation without `iscrowd`, `area` or `id` gets 0, w * h or its place in the file (from 1); counted in
-  `defaults`. Boxes of no area or outside their image are kept as they are.
-
-  A record that is bad is a `Problem`; a file that cannot be used as a whole (missing, no JSON, a list missing
-  or empty, an ambiguous category table) is a UserError.
-
-  Args:
-    distinct_names: whether two categories of one name are such an error.
+  `defaults`. Boxes of no area or outside their image are kept as they are. A record that is bad is a
+  `Problem`; a file that cannot be used as a whole (missing, no JSON, a list missing or empty, an ambiguous
+  category table, as far as `distinct_names` asks for) is a UserError.
   """
   path = Path(path)
   content = load_json(path)

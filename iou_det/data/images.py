@@ -33,8 +33,12 @@ def image_files(arguments: Sequence[str], categories: tuple[Category, ...]) -> S
   Args:
     arguments: files, and folders that stand for their JPEG and PNG files sorted by name.
   """
-  files = find_images(arguments)
-  rows = [(i, str(path), *image_size(path)) for i, path in enumerate(files, 1)]
+  rows = []
+  for i, path in enumerate(find_images(arguments), 1):
+    pixels = decode(path.read_bytes())  # all of it, so that a damaged file is refused at once
+    if pixels is None:
+      raise UserError(f"{path}: not a readable JPEG or PNG image")
+    rows.append((i, str(path), *pixels.shape[:2]))
   return from_files("images", categories, from_rows(rows, [[] for _ in rows]), Path())
 
 
@@ -53,14 +57,6 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
     else:
       files.append(path)
   return files
-
-
-def image_size(path: Path) -> tuple[int, int]:
-  """Height and width in pixels as stored; the whole file is decoded, so that a damaged one is refused."""
-  pixels = decode(path.read_bytes())
-  if pixels is None:
-    raise UserError(f"{path}: not a readable JPEG or PNG image")
-  return pixels.shape[0], pixels.shape[1]
 
 
 class Header(NamedTuple):

@@ -176,8 +176,8 @@ def log_shrunk(heights: Int[np.ndarray, " n"], widths: Int[np.ndarray, " n"], da
   number = int(((short > canvas[0]) | (long > canvas[1])).sum())
   if number and (canvas[0] < limits[0] or canvas[1] < limits[1]):
     logging.warning(
-      f"{number} of {len(short)} images are shrunk to data.canvas={canvas} and then enlarged to the network's "
-      f"{limits}: detail is lost; set --config.data.canvas=({limits[0]},{limits[1]})"
+      f"{number} of {len(short)} images are shrunk to data.canvas={canvas} and then enlarged to the "
+      f"network's {limits}: detail is lost; set --config.data.canvas=({limits[0]},{limits[1]})"
     )
   elif number:
     logging.info(f"{number} of {len(short)} images exceed data.canvas={canvas} and are shrunk to it first")

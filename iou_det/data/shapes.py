@@ -71,23 +71,16 @@ class Shapes:
   image. `area` is that of the full polygon. A shape is only placed if at least 60 % of the pixels of every
   earlier shape stay visible.
 
-  Attributes:
-    split: "train" (4000 images), "val" (500) or "test" (1000).
-    images: another number of images; the first ones of a split do not depend on it.
-    height, width: pixels, at least 40. Shapes have a longer side of 20 to 80 pixels, at most 60 % of the
-      image's shorter side.
-    seed: another data set.
-    encoding: of the images; JPEG has quality 95.
-    portrait_share: share of the images that have height and width swapped.
+  The longer side of a box has 20 to 80 pixels, but at most 60 % of the image's shorter side.
   """
 
-  split: str
-  images: int | None = None
-  height: int = 128
+  split: str  # see SPLITS
+  images: int | None = None  # another number; the first images of a split do not depend on it
+  height: int = 128  # pixels, at least 40
   width: int = 160
-  seed: int = 0
-  encoding: Literal["png", "jpeg"] = "jpeg"
-  portrait_share: float = 0.0
+  seed: int = 0  # another data set
+  encoding: Literal["png", "jpeg"] = "jpeg"  # JPEG has quality 95
+  portrait_share: float = 0.0  # of the images that have height and width swapped
 
   def source(self) -> Source:
     """Everything but the pixels is made here."""

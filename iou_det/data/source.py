@@ -4,15 +4,13 @@ The columns are small (about 60 bytes a box): images are never held, so memory i
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
-
-SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -76,22 +74,17 @@ class Annotations:
 
   def select(self, images: Int64[np.ndarray, " kept"]) -> "Annotations":
     """The given images, in the given order, with their boxes."""
-    rows = [np.arange(self.first[i], self.first[i + 1]) for i in images]
-    boxes = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    columns = {f.name: getattr(self, f.name) for f in fields(self)}
-    of_images = {k: columns[k][images] for k in ("image_id", "height", "width")}
-    of_boxes = {k: columns[k][boxes] for k in ("bbox", "label", "crowd", "area", "annotation_id")}
-    first = np.cumsum([0, *(len(r) for r in rows)], dtype=np.int64)
+    first = np.concatenate([[0], np.cumsum(np.diff(self.first)[images])])
+    rows = [np.arange(*self.first[i : i + 2]) for i in images]
+    boxes = np.concatenate([np.zeros(0, np.int64), *rows])
+    of_images = {k: getattr(self, k)[images] for k in ("image_id", "height", "width")}
+    of_boxes = {k: getattr(self, k)[boxes] for k in ("bbox", "label", "crowd", "area", "annotation_id")}
     return Annotations(file_name=[self.file_name[i] for i in images], first=first, **of_images, **of_boxes)
 
 
 def from_rows(images: list[tuple[int, str, int, int]], boxes: list[list[tuple]]) -> Annotations:
-  """Columns from rows.
-
-  Args:
-    images: (id, file name, height, width) of each image.
-    boxes: for each image a list of (x, y, w, h, label, crowd, area, annotation id).
-  """
+  """Columns from (id, file name, height, width) of each image and, for each image, a list of its boxes:
+  (x, y, w, h, label, crowd, area, annotation id)."""
   flat = [row for rows in boxes for row in rows]
   column = lambda rows, i, dtype: np.array([row[i] for row in rows], dtype)
   return Annotations(
@@ -108,29 +101,22 @@ def from_rows(images: list[tuple[int, str, int, int]], boxes: list[list[tuple]])
   )
 
 
-def list_problems(problems: Sequence[Problem]) -> str:
+def list_problems(problems: Sequence[Problem], shown: int = 20) -> str:
   """The first problems and how many there are in all."""
-  shown = "; ".join(str(p) for p in problems[:SHOWN_PROBLEMS])
-  more = len(problems) - SHOWN_PROBLEMS
-  return shown + (f"; and {more} more" if more > 0 else "")
+  more = len(problems) - shown
+  return "; ".join(map(str, problems[:shown])) + (f"; and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
 class Record:
-  """One image with its boxes, all of them: crowds, empty and overhanging boxes too; see `Annotations`.
-
-  Attributes:
-    image: encoded bytes, JPEG or PNG; the boxes refer to the pixels as stored, before any EXIF rotation.
-    boxes: x1, y1, x2, y2 in pixels, x2 and y2 exclusive; float64 from files, so that scores against the
-      records equal those against the original file.
-  """
+  """One image with all of its boxes, crowds, empty and overhanging ones too; see `Annotations`."""
 
   image_id: int
   file_name: str
-  image: bytes
+  image: bytes  # JPEG or PNG; boxes refer to the pixels as stored, before any EXIF rotation
   height: int
   width: int
-  boxes: Float[np.ndarray, "n 4"]
+  boxes: Float[np.ndarray, "n 4"]  # x1, y1, x2, y2 in pixels, x2 and y2 exclusive
   labels: Int[np.ndarray, " n"]
   crowd: Bool[np.ndarray, " n"]
   area: Float[np.ndarray, " n"]

@@ -2,9 +2,8 @@
 
 A dataset is the folder DATA_DIR/NAME/1.0.0, which holds any number of splits. A split is written in a folder
 of its own, and counts as there only once the dataset's `dataset_info.json` lists it: that is replaced last.
-Beside its records a split has its annotations as columns, so that a scan need not read the images.
-
-TFDS takes seconds to import: it is imported where it is used.
+Beside its records a split has its annotations as columns, so that a scan need not read the images. TFDS takes
+seconds to import: it is imported where it is used.
 """
 
 import io
@@ -59,10 +58,8 @@ def open_split(path: str | Path, split: str) -> Source:
   builder = tfds.builder_from_directory(version)
   file_format, there = builder.info.file_format, builder.info.splits
   if file_format != tfds.core.FileFormat.ARRAY_RECORD:
-    raise UserError(
-      f"{version} is stored as {file_format.value}, which has no random access; prepare it with "
-      "file_format=array_record"
-    )
+    why = f"stored as {file_format.value}, which has no random access"
+    raise UserError(f"{version} is {why}; prepare it with file_format=array_record")
   if split not in there or not there[split].num_examples:
     known = ", ".join(f"{name} ({there[name].num_examples})" for name in there) or "none"
     what = "is empty" if split in there else "does not exist"
@@ -156,10 +153,7 @@ def check_target(
   """The folder of the dataset that a split is to be written to, after all checks that need no data.
 
   Refused are a name that TFDS cannot take, a split that is there already (unless overwrite), a dataset with
-  other categories, a folder that is a file.
-
-  Args:
-    categories: None if they are not known yet.
+  other categories (None: not known yet), a folder that is a file.
   """
   if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
     raise UserError(f"name {name!r} must be lower-case letters, digits and _, beginning with a letter")
