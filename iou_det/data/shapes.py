@@ -69,9 +69,8 @@ class Shapes:
 
   Boxes are those of the full shape, tight around its corners (ellipses have 64); all shapes lie inside the
   image. `area` is that of the full polygon. A shape is only placed if at least 60 % of the pixels of every
-  earlier shape stay visible.
-
-  The longer side of a box has 20 to 80 pixels, but at most 60 % of the image's shorter side.
+  earlier shape stay visible. The longer side of a box has 20 to 80 pixels, but at most 60 % of the image's
+  shorter side.
   """
 
   split: str  # see SPLITS
@@ -84,10 +83,10 @@ class Shapes:
 
   def source(self) -> Source:
     """Everything but the pixels is made here."""
+    size = f"{self.width}x{self.height}"
     if self.split not in SPLITS:
       raise UserError(f"shapes has no split {self.split!r}; there are: {', '.join(SPLITS)}")
     if min(self.height, self.width) < MIN_IMAGE_SIDE:
-      size = f"{self.width}x{self.height}"
       raise UserError(f"shapes cannot be {size} pixels; both sides must be >= {MIN_IMAGE_SIDE}")
     suffix = "jpg" if self.encoding == "jpeg" else "png"
     images: list[tuple[int, str, int, int]] = []

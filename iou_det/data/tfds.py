@@ -176,10 +176,10 @@ def check_target(
   if categories is not None and there != [split]:
     table = read_categories(version)
     if table != tuple(categories):
+      ours, theirs = describe_categories(categories), describe_categories(table)
       raise UserError(
-        f"the categories {describe_categories(categories)} differ from those of the splits already in "
-        f"{version} ({describe_categories(table)}); all splits of a dataset share one table: give another "
-        "--name"
+        f"the categories {ours} differ from those of the splits already in {version} ({theirs}); all splits "
+        "of a dataset share one table: give another --name"
       )
   return version
 
@@ -275,11 +275,8 @@ def read_rows(name: str, rows: Any) -> Annotations:
   images, boxes = [], []
   for i in tqdm(range(len(rows)), desc=f"read {name}", unit="img", delay=5):
     row = rows[i]
-    image_id, file_name, header = (
-      int(row["image/id"]),
-      row["image/filename"].decode(),
-      read_header(row["image"]),
-    )
+    image_id, file_name = int(row["image/id"]), row["image/filename"].decode()
+    header = read_header(row["image"])
     if header is None:
       where = f"image id {image_id} ({file_name})"
       raise UserError(f"{where} is not a readable JPEG or PNG; prepare the dataset again")
@@ -308,11 +305,9 @@ COCO_CATEGORIES = tuple(Category(i, name.strip()) for i, name in zip(COCO_IDS, C
 
 def box_features(builder: Any) -> dict[str, Any]:
   """The features of a dataset's boxes by name; empty if it has none."""
-  import tensorflow_datasets as tfds
-
   features = builder.info.features
   objects = features["objects"] if "objects" in features else {}
-  return dict((objects.feature if isinstance(objects, tfds.features.Sequence) else objects).items())
+  return dict(getattr(objects, "feature", objects).items())  # TFDS's own are a Sequence of features
 
 
 def tfds_coco_categories(builder: Any) -> tuple[Category, ...]:
