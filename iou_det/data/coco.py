@@ -38,7 +38,7 @@ def open_split(path: str | Path, split: str) -> Source:
 
 
 def open_files(images: str | Path, annotations: str | Path, name: str = "") -> Source:
-  """A folder of images with an annotation file anywhere; each annotation, and that images exist, is checked."""
+  """A folder of images with an annotation file anywhere; every record is checked, no image is opened."""
   coco = read_coco(annotations)
   coco.problems += missing_images(Path(images), coco.annotations)
   coco.refuse_bad_records("mend them, or drop them with `iou-det prepare --skip_bad`")

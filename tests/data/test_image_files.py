@@ -53,10 +53,11 @@ WHOLE = {
   "exif": (smooth(exif=with_orientation(3)), ["EXIF-rotated images (boxes refer to the pixels as stored)"]),
   "exif_upright": (smooth(exif=with_orientation(1)), []),
   "exif_motorola": (
-    smooth(exif=with_orientation(6, ">")), ["EXIF-rotated images (boxes refer to the pixels as stored)"]
+    smooth(exif=with_orientation(6, ">")),
+    ["EXIF-rotated images (boxes refer to the pixels as stored)"],
   ),
   "alpha": (TRANSPARENT, ["images with an alpha channel (ignored)"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WHOLE)

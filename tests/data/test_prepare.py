@@ -28,9 +28,13 @@ def files(folder):
 def cli(images, annotations, data_dir, *more, name="set", split="train"):
   code = "import sys; from iou_det.cli import main; main(['prepare', *sys.argv[1:]])"
   arguments = [
-    f"--images={images}", f"--annotations={annotations}", f"--name={name}", f"--split={split}",
-    f"--data_dir={data_dir}", *more,
-  ]  # fmt: skip
+    f"--images={images}",
+    f"--annotations={annotations}",
+    f"--name={name}",
+    f"--split={split}",
+    f"--data_dir={data_dir}",
+    *more,
+  ]
   return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
@@ -207,11 +211,13 @@ def damaged(tmp_path):
   """A folder with a bad file or record of each kind among good ones; returns what must be named."""
   coco = content()
   add = lambda i, name, height=40, width=50: coco["images"].append(
-    {"id": i, "file_name": name, "height": height, "width": width})  # fmt: skip
+    {"id": i, "file_name": name, "height": height, "width": width}
+  )
   for i, name in enumerate(("truncated.jpg", "text.jpg", "missing.jpg", "turned.jpg", "twin.jpg"), 100):
     add(i, name)
     coco["annotations"].append(
-      {"id": i, "image_id": i, "category_id": 5, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0})  # fmt: skip
+      {"id": i, "image_id": i, "category_id": 5, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+    )
   coco["annotations"] += [
     {"id": 500, "image_id": 7, "category_id": 77, "bbox": [1, 2, 3, 4]},
     {"id": 501, "image_id": 7, "category_id": 2, "bbox": [1, 2, 3, float("nan")]},
@@ -228,11 +234,15 @@ def damaged(tmp_path):
   coco["images"][-1].update(height=48, width=64)
   file.write_text(json.dumps(coco))
   named = [
-    "truncated.jpg (image id 100): truncated JPEG", "text.jpg (image id 101): not a JPEG or PNG",
-    "missing.jpg (image id 102): the file does not exist", "turned.jpg (image id 103): has 40x50 pixels",
-    "annotation id 500 (image id 7): unknown category_id 77", "annotation id 501 (image id 7): 'bbox'",
-    "annotation id 502 (image id 7): has no 'bbox'", "annotation id 503 (image id 12345): there is no image",
-  ]  # fmt: skip
+    "truncated.jpg (image id 100): truncated JPEG",
+    "text.jpg (image id 101): not a JPEG or PNG",
+    "missing.jpg (image id 102): the file does not exist",
+    "turned.jpg (image id 103): has 40x50 pixels",
+    "annotation id 500 (image id 7): unknown category_id 77",
+    "annotation id 501 (image id 7): 'bbox'",
+    "annotation id 502 (image id 7): has no 'bbox'",
+    "annotation id 503 (image id 12345): there is no image",
+  ]
   return images, file, named
 
 
@@ -271,15 +281,17 @@ def test_report_counts_what_is_out_of_the_ordinary(tmp_path):
   assert text[0] == "set/train: 5 images, 9 boxes"
   assert text[1] == "  boxes per class: dog 4, a very big bird 1, cat 4"
   for line in (
-    "images without boxes: 2  (sub/c.png, small.jpg)", "grey images: 0",
+    "images without boxes: 2  (sub/c.png, small.jpg)",
+    "grey images: 0",
     "crowd boxes: 1  (annotation 14 (image 7))",
     "zero-area boxes: 1  (annotation 13 (image 7))",
     "boxes that reach out of their image: 1  (annotation 15 (image 40))",
     f"boxes given twice: 1  (annotation {2**40} (image 40))",
     "annotation ids given twice: 1  (annotation 17 (image 3))",
     "file names given twice: 1  (small.jpg)",
-    "annotations without 'area' (default taken): 1", "annotations without 'iscrowd' (default taken): 1",
-  ):  # fmt: skip
+    "annotations without 'area' (default taken): 1",
+    "annotations without 'iscrowd' (default taken): 1",
+  ):
     assert f"  {line}" in text, line
 
 
@@ -338,13 +350,18 @@ def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
   for i, image in enumerate(original["images"]):
     r = back[i]
     assert (r.image_id, r.file_name, r.height, r.width) == tuple(
-      image[k] for k in ("id", "file_name", "height", "width"))  # fmt: skip
+      image[k] for k in ("id", "file_name", "height", "width")
+    )
     assert r.image == (root / split / r.file_name).read_bytes()
     for box, label, crowd, area, n in zip(r.boxes, r.labels, r.crowd, r.area, r.annotation_id, strict=True):
       a = rows[n]
       x, y, w, h = a["bbox"]
       assert (a["image_id"], a["category_id"], a["iscrowd"], a["area"]) == (
-        r.image_id, back.categories[label].id, crowd, area)  # fmt: skip
+        r.image_id,
+        back.categories[label].id,
+        crowd,
+        area,
+      )
       assert box.tolist() == [x, y, x + w, y + h]
       seen += 1
   assert seen == len(rows)

@@ -29,12 +29,23 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self):
     f = tfds.features
     objects = {
-      "id": np.int64, "area": np.int64, "bbox": f.BBoxFeature(), "label": f.ClassLabel(names=self.names),
+      "id": np.int64,
+      "area": np.int64,
+      "bbox": f.BBoxFeature(),
+      "label": f.ClassLabel(names=self.names),
       "is_crowd": np.bool_,
-    }  # fmt: skip
-    return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict({
-      "image": f.Image(encoding_format="jpeg"), "image/filename": f.Text(), "image/id": np.int64,
-      "objects": f.Sequence(objects)}))  # fmt: skip
+    }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=f.FeaturesDict(
+        {
+          "image": f.Image(encoding_format="jpeg"),
+          "image/filename": f.Text(),
+          "image/id": np.int64,
+          "objects": f.Sequence(objects),
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples("train"), "test": self._generate_examples("test")}
@@ -46,18 +57,32 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       rows = [a for a in coco["annotations"] if a["image_id"] == image["id"] and split == "train"]
       boxes = [
         tfds.features.BBox(
-          ymin=y / image["height"], xmin=x / image["width"], ymax=(y + h) / image["height"],
-          xmax=(x + w) / image["width"])
+          ymin=y / image["height"],
+          xmin=x / image["width"],
+          ymax=(y + h) / image["height"],
+          xmax=(x + w) / image["width"],
+        )
         for x, y, w, h in (a["bbox"] for a in rows)
-      ]  # fmt: skip
+      ]
       objects = [
-        {"id": a["id"], "area": int(a["area"]), "bbox": box, "label": names[a["category_id"]],
-         "is_crowd": a["iscrowd"] == 1}
+        {
+          "id": a["id"],
+          "area": int(a["area"]),
+          "bbox": box,
+          "label": names[a["category_id"]],
+          "is_crowd": a["iscrowd"] == 1,
+        }
         for a, box in zip(rows, boxes, strict=True)
-      ]  # fmt: skip
-      yield image["file_name"], {
-        "image": self.root / "train" / image["file_name"], "image/filename": image["file_name"],
-        "image/id": image["id"], "objects": objects}  # fmt: skip
+      ]
+      yield (
+        image["file_name"],
+        {
+          "image": self.root / "train" / image["file_name"],
+          "image/filename": image["file_name"],
+          "image/id": image["id"],
+          "objects": objects,
+        },
+      )
 
 
 def tfds_coco(root, data_dir, names=None, file_format="array_record"):
@@ -106,7 +131,11 @@ def test_tfds_coco_reads_like_the_original(coco_folder, tmp_path):
     np.testing.assert_array_equal(r.area, np.trunc(o.area))
   index = scan(source, TrainingFilter())
   assert sorted(zip(index.heights, index.widths, index.num_boxes, index.usable, strict=True)) == [
-    (31, 90, 1, False), (33, 35, 0, False), (48, 64, 3, True), (60, 40, 1, True)]  # fmt: skip
+    (31, 90, 1, False),
+    (33, 35, 0, False),
+    (48, 64, 3, True),
+    (60, 40, 1, True),
+  ]
   assert len(open_dataset(path, "test")) == 4 and not len(open_dataset(path, "test")[0].boxes)
 
 

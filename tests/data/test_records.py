@@ -198,8 +198,10 @@ def test_paths_that_hold_no_data_say_what_is_allowed(tmp_path):
 @pytest.mark.real_data
 def test_real_folders_open(real_data):
   for name, split, images, boxes in (
-    ("coco_mini", "train2017", 78, 744), ("bccd", "train", 205, 2805), ("deeppcb", "test", 500, 3140),
-  ):  # fmt: skip
+    ("coco_mini", "train2017", 78, 744),
+    ("bccd", "train", 205, 2805),
+    ("deeppcb", "test", 500, 3140),
+  ):
     source = open_dataset(real_data / name, split)
     assert (len(source), len(source.annotations.bbox)) == (images, boxes)
 

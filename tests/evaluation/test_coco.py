@@ -35,16 +35,26 @@ def draw(seed, images=12, max_side=200.0):
       x, y = rng.uniform(0, 300, 2).tolist()
       w, h = rng.uniform(4, max_side, 2).tolist()
       category = int(rng.choice([3, 7, 8]))
-      truth["annotations"].append({
-        "id": 1000 + 3 * len(truth["annotations"]), "image_id": image["id"], "category_id": category,
-        "bbox": [x, y, w, h], "area": w * h * rng.uniform(0.5, 1), "iscrowd": int(rng.uniform() < 0.15),
-      })  # fmt: skip
+      truth["annotations"].append(
+        {
+          "id": 1000 + 3 * len(truth["annotations"]),
+          "image_id": image["id"],
+          "category_id": category,
+          "bbox": [x, y, w, h],
+          "area": w * h * rng.uniform(0.5, 1),
+          "iscrowd": int(rng.uniform() < 0.15),
+        }
+      )
       for _ in range(rng.integers(0, 4)):
         shift = rng.normal(0, 0.06, 4) * [w, h, w, h]
-        results.append({
-          "image_id": image["id"], "category_id": int(rng.choice([category, 7])),
-          "bbox": (np.array([x, y, w, h]) + shift).tolist(), "score": float(rng.uniform()),
-        })  # fmt: skip
+        results.append(
+          {
+            "image_id": image["id"],
+            "category_id": int(rng.choice([category, 7])),
+            "bbox": (np.array([x, y, w, h]) + shift).tolist(),
+            "score": float(rng.uniform()),
+          }
+        )
     results += [
       {"image_id": image["id"], "category_id": 40, "bbox": [1.0, 2.0, 30.0, 40.0], "score": float(s)}
       for s in rng.uniform(size=2)

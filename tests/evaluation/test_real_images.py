@@ -75,9 +75,14 @@ def test_real_images_give_the_detections_of_the_slow_version(real_data):
   seen = 0
   for i in range(4):
     slow = slow_detections(
-      logits[i], deltas[i], np.asarray(anchors), level_sizes, np.asarray(inputs.image_size[i]),
-      np.asarray(inputs.scale[i]), config.eval,
-    )  # fmt: skip
+      logits[i],
+      deltas[i],
+      np.asarray(anchors),
+      level_sizes,
+      np.asarray(inputs.image_size[i]),
+      np.asarray(inputs.scale[i]),
+      config.eval,
+    )
     valid = detections.valid[i]
     ours = np.column_stack([detections.labels[i], detections.scores[i], detections.boxes[i]])[valid]
     assert len(ours) == len(slow)
