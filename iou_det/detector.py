@@ -21,10 +21,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from tqdm import tqdm
 
 from iou_det.config import input_size, strides
-from iou_det.data.coco import coco_ground_truth
-from iou_det.data.pipeline import eval_batches, log_shrunk
-from iou_det.data.preprocess import Augment, Inputs, preprocess
-from iou_det.data.source import Category, Source
+from iou_det.data.coco import to_coco
+from iou_det.data.pipeline import eval_batches
+from iou_det.data.preprocess import Inputs, preprocess
+from iou_det.data.source import Category, Source, describe_categories
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
 from iou_det.models.retinanet import RetinaNet
@@ -110,25 +110,9 @@ def network_inputs(
   Args:
     train: with the config's augmentation.
   """
-  d = config.data
   size = input_size(config, portrait)
-  augment = Augment(
-    flip_horizontal=d.flip_horizontal,
-    flip_vertical=d.flip_vertical,
-    transpose=d.transpose,
-    scale_jitter=tuple(d.scale_jitter),
-  )
-  inputs = preprocess(
-    batch,
-    size=size,
-    short=d.short,
-    long=d.long,
-    mean=tuple(d.mean),
-    std=tuple(d.std),
-    convention=config.anchors.convention,
-    augment=augment if train else None,
-    key=jax.random.key(config.seed) if train else None,
-  )
+  key = jax.random.key(config.seed) if train else None
+  inputs = preprocess(batch, config.data, size, config.anchors.convention, key)
   return inputs, *make_anchors(config, size)
 
 
@@ -212,7 +196,7 @@ class Detector:
         valid = detections.valid[row]
         results.extend(
           coco.to_results(
-            source.image_id(int(index[row])),
+            int(source.annotations.image_id[index[row]]),
             detections.boxes[row][valid],
             detections.scores[row][valid],
             detections.labels[row][valid],
@@ -220,19 +204,8 @@ class Detector:
           )
         )
 
-    d = self.config.data
-    sizes = source.annotations()
-    log_shrunk(sizes.height, sizes.width, tuple(d.canvas), (d.short, d.long))
-    part, parts = input_share(self.mesh)
-    batches = eval_batches(
-      source,
-      batch_size=self.config.eval.batch_size,
-      canvas=tuple(d.canvas),
-      part=part,
-      parts=parts,
-      threads=d.threads,
-      workers=d.workers,
-    )
+    share = input_share(self.mesh)
+    batches = eval_batches(source, self.config.data, self.config.eval.batch_size, share)
     waiting = None  # one batch stays in flight, so that the device works while the host collects
     bar = tqdm(
       total=len(source),
@@ -248,7 +221,7 @@ class Detector:
         if waiting:
           collect(*waiting)
         waiting = (detections, arrays["index"], arrays["example"])
-        bar.update(int(batch["example"].sum()) * parts)
+        bar.update(int(batch["example"].sum()) * share[1])
         if interrupted():
           raise Preempted
       if waiting:
@@ -274,8 +247,8 @@ class Detector:
     """
     if source.categories != self.categories:
       raise UserError(
-        f"the detector knows the categories {describe(self.categories)}, the data {source.name} have "
-        f"{describe(source.categories)}; evaluate on data with the same ids and names"
+        f"the detector knows the categories ({describe_categories(self.categories)}), the data {source.name} "
+        f"have ({describe_categories(source.categories)}); evaluate on data with the same ids and names"
       )
     truth = ground_truth(source, annotations)  # before the work, so that a wrong file costs nothing
     results = self.detect(variables, source, interrupted)
@@ -286,10 +259,10 @@ def ground_truth(source: Source, annotations: str) -> dict[str, Any]:
   """What to score against: the content of an annotation file that has all images of the source, or ("") the
   source's own records."""
   if not annotations:
-    return coco_ground_truth(source)
+    return to_coco(source.categories, source.annotations)
   truth, _ = coco.load_ground_truth(annotations)
   known = {image["id"] for image in truth["images"]}
-  ours = set(source.annotations().image_id.tolist())
+  ours = set(source.annotations.image_id.tolist())
   if ours - known:
     raise UserError(
       f"{annotations} does not know {len(ours - known)} of the {len(ours)} images of {source.name} "
@@ -303,11 +276,6 @@ def ground_truth(source: Source, annotations: str) -> dict[str, Any]:
       source.name,
     )
   return truth
-
-
-def describe(categories: tuple[Category, ...]) -> str:
-  shown = ", ".join(f"{c.id}: {c.name}" for c in categories[:5])
-  return f"({shown}{', ...' if len(categories) > 5 else ''}; {len(categories)} in all)"
 
 
 class Run(NamedTuple):

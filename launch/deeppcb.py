@@ -6,16 +6,18 @@ PCBData/trainval.txt and test.txt list `groupG/G/ID.jpg groupG/G_not/ID.txt`; th
 groupG/G/ID_test.jpg, and each line of the text file is `x1 y1 x2 y2 class` in pixels.
 """
 
-import json
+import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
+from iou_det.data.coco import write_annotations
 from iou_det.data.images import read_header
+from iou_det.data.source import Category, from_rows
 from iou_det.errors import UserError
 
 CLASSES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")  # classes 1 to 6
+CATEGORIES = tuple(Category(i, name) for i, name in enumerate(CLASSES, 1))
 SPLITS = {"train": "trainval.txt", "test": "test.txt"}
 
 
@@ -49,13 +51,10 @@ def convert(clone: str | Path, destination: str | Path) -> dict[str, tuple[int, 
 def write_splits(data: Path, part: Path) -> dict[str, tuple[int, int]]:
   """Writes both splits into the folder `part`; returns their numbers of images and boxes."""
   counts = {}
-  annotation_id = 0
+  annotation_ids = itertools.count(1)
   for split, listing in SPLITS.items():
     (part / split).mkdir(parents=True)
-    coco: dict[str, list[dict[str, Any]]] = {
-      "images": [], "annotations": [],
-      "categories": [{"id": i, "name": name} for i, name in enumerate(CLASSES, 1)],
-    }  # fmt: skip
+    images, boxes = [], []
     for number, line in enumerate(read(data / listing).splitlines(), 1):
       names = line.split()
       if not names:
@@ -65,17 +64,16 @@ def write_splits(data: Path, part: Path) -> dict[str, tuple[int, int]]:
         raise UserError(f"{where}: {line!r} is not 'groupG/G/ID.jpg groupG/G_not/ID.txt'")
       template = data / names[0]
       image = template.with_name(f"{template.stem}_test.jpg")
-      image_id = int(template.stem)
-      coco["images"].append(copy_image(image, part / split, image_id))
-      for x1, y1, x2, y2, label in read_boxes(data / names[1]):
-        annotation_id += 1
-        coco["annotations"].append({
-          "id": annotation_id, "image_id": image_id, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1],
-          "area": (x2 - x1) * (y2 - y1), "iscrowd": 0,
-        })  # fmt: skip
-    (part / "annotations").mkdir(exist_ok=True)
-    (part / "annotations" / f"instances_{split}.json").write_text(json.dumps(coco))
-    counts[split] = (len(coco["images"]), len(coco["annotations"]))
+      images.append((int(template.stem), image.name, *copy_image(image, part / split)))
+      boxes.append(
+        [
+          (x1, y1, x2 - x1, y2 - y1, label - 1, 0, (x2 - x1) * (y2 - y1), next(annotation_ids))
+          for x1, y1, x2, y2, label in read_boxes(data / names[1])
+        ]
+      )
+    annotations = from_rows(images, boxes)
+    write_annotations(part, split, CATEGORIES, annotations)
+    counts[split] = (len(annotations), len(annotations.bbox))
   return counts
 
 
@@ -85,13 +83,13 @@ def read(path: Path) -> str:
   return path.read_text()
 
 
-def copy_image(path: Path, folder: Path, image_id: int) -> dict[str, Any]:
-  """Copies an image; returns its entry in `images`."""
+def copy_image(path: Path, folder: Path) -> tuple[int, int]:
+  """Copies an image; returns its height and width in pixels."""
   header = read_header(path.read_bytes()) if path.is_file() else None
   if header is None:
     raise UserError(f"{path} does not exist or is not a JPEG; clone the repository again")
   shutil.copyfile(path, folder / path.name)
-  return {"id": image_id, "file_name": path.name, "width": header.width, "height": header.height}
+  return header.height, header.width
 
 
 def read_boxes(path: Path) -> list[tuple[int, int, int, int, int]]:

@@ -6,15 +6,13 @@ with --config.loss.w_loc=auto does the same for its own lambd at its start and k
 """
 
 import math
-from pathlib import Path
 
 from absl import flags
 
 from iou_det.commands import flags as common
 from iou_det.config import W_LOC
 from iou_det.config_args import config_from_flag
-from iou_det.data import open_dataset
-from iou_det.data.coco import coco_splits
+from iou_det.data import WHAT_A_PATH_MAY_BE, format_of, open_dataset
 from iou_det.errors import UserError
 from iou_det.training.wloc import IMAGES, STARTS, fit_w_loc
 
@@ -22,7 +20,7 @@ CONFIG = common.config()
 COCO_ROOT = flags.DEFINE_string(
   "coco_root",
   None,
-  "COCO folder (annotations/instances_SPLIT.json beside SPLIT/); all its splits count together. "
+  f"Data path ({WHAT_A_PATH_MAY_BE}) of which all splits count together. "
   "Default: the config's data.path and train_split.",
 )
 LAMBDAS = flags.DEFINE_list("lambdas", [str(x) for x in W_LOC if x], "Exponents of the localization weights.")
@@ -41,10 +39,10 @@ def main() -> None:
     CONFIG.value.data.path = COCO_ROOT.value
   config = config_from_flag(CONFIG)
   if COCO_ROOT.value:
-    root = Path(COCO_ROOT.value)
-    splits = coco_splits(root)
+    root = COCO_ROOT.value
+    splits = format_of(root).splits(root)
     if not splits:
-      raise UserError(f"--coco_root={root}: no annotations/instances_SPLIT.json there; give a COCO folder")
+      raise UserError(f"--coco_root={root} has no splits; give {WHAT_A_PATH_MAY_BE}")
     sources = [open_dataset(root, split) for split in splits]
   else:
     sources = [open_dataset(config.data.path, config.data.train_split)]

@@ -18,8 +18,8 @@ from absl import flags
 from iou_det.commands import flags as common
 from iou_det.commands.drawing import contact_sheet, draw_detections
 from iou_det.data import open_dataset
+from iou_det.data.images import image_files
 from iou_det.data.pipeline import decode_image
-from iou_det.data.source import Annotations, Category, Record, Source, from_rows
 from iou_det.detector import load_run
 from iou_det.errors import UserError
 from iou_det.workdir import write_json
@@ -39,100 +39,7 @@ SCORE = flags.DEFINE_float(
   "score", 0.3, "Boxes below this score are not drawn.", lower_bound=0, upper_bound=1
 )
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
 SHEET = 12  # pictures on the contact sheet
-
-
-class ImageFiles:
-  """Image files as a data source without annotations; image ids count from 1."""
-
-  name = "images"
-
-  def __init__(self, files: tuple[Path, ...], categories: tuple[Category, ...]):
-    self.files, self.categories = files, categories
-    self.sizes = [image_size(path) for path in files]
-
-  def __len__(self) -> int:
-    return len(self.files)
-
-  def __getitem__(self, i: int) -> Record:
-    height, width = self.sizes[i]
-    none = np.zeros(0, np.int64)
-    return Record(
-      image_id=i + 1,
-      file_name=str(self.files[i]),
-      image=self.files[i].read_bytes(),
-      height=height,
-      width=width,
-      boxes=np.zeros((0, 4)),
-      labels=none,
-      crowd=none.astype(bool),
-      area=np.zeros(0),
-      annotation_id=none,
-    )
-
-  def image_id(self, i: int) -> int:
-    return i + 1
-
-  def annotations(self) -> Annotations:
-    return from_rows(
-      [(i + 1, str(f), h, w) for i, (f, (h, w)) in enumerate(zip(self.files, self.sizes, strict=True))],
-      [[] for _ in self.files],
-    )
-
-
-class First:
-  """The first images of a source."""
-
-  def __init__(self, source: Source, count: int):
-    self.source, self.count = source, min(count, len(source))
-    self.name, self.categories = source.name, source.categories
-
-  def __len__(self) -> int:
-    return self.count
-
-  def __getitem__(self, i: int) -> Record:
-    return self.source[i]
-
-  def image_id(self, i: int) -> int:
-    return self.source.image_id(i)
-
-  def annotations(self) -> Annotations:
-    return self.source.annotations().select(np.arange(self.count))
-
-
-def image_size(path: Path) -> tuple[int, int]:
-  """Height and width in pixels as stored (EXIF rotation is not applied).
-
-  Raises:
-    UserError: if the file cannot be decoded.
-  """
-  image = cv2.imread(str(path), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-  if image is None:
-    raise UserError(f"{path}: not a readable JPEG or PNG image")
-  return image.shape[0], image.shape[1]
-
-
-def find_images(arguments: list[str]) -> tuple[Path, ...]:
-  """Files, and the JPEG and PNG files of folders, in the order given (folders sorted by name).
-
-  Raises:
-    UserError: for a path that is missing, no JPEG or PNG, or a folder without any.
-  """
-  files: list[Path] = []
-  for path in map(Path, arguments):
-    if path.is_dir():
-      inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
-      if not inside:
-        raise UserError(f"{path}: the folder has no {', '.join(SUFFIXES)} files")
-      files += inside
-    elif not path.is_file():
-      raise UserError(f"{path}: there is no such file or folder")
-    elif path.suffix.lower() not in SUFFIXES:
-      raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
-    else:
-      files.append(path)
-  return tuple(files)
 
 
 def write_image(path: Path, picture: np.ndarray) -> None:
@@ -148,10 +55,10 @@ def main(arguments: list[str]) -> None:
   if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")
   if SPLIT.value is None:
-    source: Source = ImageFiles(find_images(given), detector.categories)
+    source = image_files(given, detector.categories)
   else:
     source = open_dataset(detector.config.data.path, SPLIT.value)
-    source = First(source, LIMIT.value) if LIMIT.value else source
+    source = source.first(LIMIT.value) if LIMIT.value else source
   if LIMIT.value and SPLIT.value is None:
     raise UserError("--limit goes with --split; to draw fewer files, name fewer")
   if BATCH_SIZE.value is None:  # a single photo does not fill a batch of 16

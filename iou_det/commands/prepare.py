@@ -11,7 +11,7 @@ from pathlib import Path
 from absl import flags
 
 from iou_det.data.checks import check_coco, report
-from iou_det.data.coco import CocoFolder
+from iou_det.data.source import from_files
 from iou_det.data.tfds import check_target, prepare_dataset
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
@@ -24,13 +24,12 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the split if it is th
 
 
 def main() -> None:
-  images, annotations = Path(IMAGES.value), Path(ANNOTATIONS.value)
-  name, split, data_dir = NAME.value, SPLIT.value, Path(DATA_DIR.value)
+  images, name, split, data_dir = Path(IMAGES.value), NAME.value, SPLIT.value, Path(DATA_DIR.value)
+  title, overwrite = f"{name}/{split}", OVERWRITE.value
   # First what needs no look at the data: a mistake shows at once.
-  check_target(name, split, data_dir, None, overwrite=OVERWRITE.value)
-  checked = check_coco(images, annotations, skip_bad=SKIP_BAD.value)
-  coco = checked.coco
-  source = CocoFolder.from_columns(images, coco.categories, coco.annotations, f"{name}/{split}")
-  print(report(checked, f"{name}/{split}"))
-  version = prepare_dataset(source, name=name, split=split, data_dir=data_dir, overwrite=OVERWRITE.value)
+  check_target(name, split, data_dir, None, overwrite=overwrite)
+  checked = check_coco(images, Path(ANNOTATIONS.value), skip_bad=SKIP_BAD.value)
+  print(report(checked, title))
+  source = from_files(title, checked.coco.categories, checked.coco.annotations, images)
+  version = prepare_dataset(source, name=name, split=split, data_dir=data_dir, overwrite=overwrite)
   print(f"wrote {version}; use it with --config.data.path={version.parent}")

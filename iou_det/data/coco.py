@@ -1,4 +1,7 @@
-"""COCO-format annotation files: read whole, checked record by record; and folders of them, read in place."""
+"""The COCO format: annotation files, read whole and checked record by record, and written; folders of them.
+
+A COCO folder has `annotations/instances_SPLIT.json` and the images in `SPLIT/`; it is read in place.
+"""
 
 import json
 import math
@@ -10,17 +13,38 @@ from typing import Any
 
 from absl import logging
 
-from iou_det.data.source import (
-  Annotations,
-  Category,
-  Problem,
-  Record,
-  Source,
-  corners,
-  from_rows,
-  list_problems,
-)
+from iou_det.data.source import Annotations, Category, Problem, Source, from_files, from_rows, list_problems
 from iou_det.errors import UserError
+
+WHAT = "a COCO folder"
+SIGN = "annotations/instances_SPLIT.json"
+
+
+def recognises(path: str | Path) -> bool:
+  return (Path(path) / "annotations").is_dir()
+
+
+def splits(path: str | Path) -> list[str]:
+  files = (Path(path) / "annotations").glob("instances_*.json")
+  return sorted(p.stem.removeprefix("instances_") for p in files if p.is_file())
+
+
+def open_split(path: str | Path, split: str) -> Source:
+  root, known = Path(path), splits(path)
+  if split not in known:
+    there = f"there are: {', '.join(known)}" if known else "it has no annotations/instances_*.json"
+    raise UserError(f"{root} has no split {split!r}; {there}")
+  return open_files(root / split, root / "annotations" / f"instances_{split}.json", f"{root.name}/{split}")
+
+
+def open_files(images: str | Path, annotations: str | Path, name: str = "") -> Source:
+  """A folder of images with an annotation file anywhere; every record is checked, no image is opened."""
+  coco = read_coco(annotations)
+  coco.problems += missing_images(Path(images), coco.annotations)
+  coco.refuse_bad_records("mend them, or drop them with `iou-det prepare --skip_bad`")
+  if coco.defaults:
+    logging.info("%s: defaults for missing fields: %s", annotations, dict(coco.defaults))
+  return from_files(name or Path(annotations).stem, coco.categories, coco.annotations, images)
 
 
 @dataclass
@@ -34,20 +58,23 @@ class CocoFile:
   records: int = 0  # images and annotations in the file, good or bad
   dropped_boxes: int = 0  # boxes that went with their image
 
+  def refuse_bad_records(self, remedy: str) -> None:
+    """Raises a UserError that names the bad records, if there are any."""
+    if self.problems:
+      raise UserError(f"{len(self.problems)} bad records: {list_problems(self.problems)}; {remedy}")
 
-def read_coco(path: str | Path) -> CocoFile:
+
+def read_coco(path: str | Path, *, distinct_names: bool = True) -> CocoFile:
   """Reads a COCO-format `instances_*.json`.
 
   An annotation without `iscrowd`, `area` or `id` gets 0, w * h or its place in the file (from 1); counted in
-  `defaults`. Boxes of no area or outside their image are kept as they are.
-
-  Raises:
-    UserError: if the file as a whole cannot be used (missing, no JSON, a list missing or empty, an ambiguous
-      category table); a record that is bad is not an error here but a `Problem`.
+  `defaults`. Boxes of no area or outside their image are kept as they are. A record that is bad is a
+  `Problem`; a file that cannot be used as a whole (missing, no JSON, a list missing or empty, an ambiguous
+  category table, as far as `distinct_names` asks for) is a UserError.
   """
   path = Path(path)
   content = load_json(path)
-  categories = read_categories(path, content["categories"])
+  categories = read_categories(path, content["categories"], ("id", "name") if distinct_names else ("id",))
   coco = CocoFile(categories, from_rows([], []), records=len(content["images"]) + len(content["annotations"]))
   images: list[tuple[int, str, int, int]] = []
   place: dict[int, int] = {}
@@ -76,9 +103,9 @@ def read_coco(path: str | Path) -> CocoFile:
       continue
     coco.defaults.update(key for key in ("area", "iscrowd", "id") if key not in ann)
     x, y, w, h = ann["bbox"]
-    boxes[place[ann["image_id"]]].append(
-      (x, y, w, h, label[ann["category_id"]], ann.get("iscrowd", 0), ann.get("area", w * h),
-       ann.get("id", number + 1)))  # fmt: skip
+    crowd, area = ann.get("iscrowd", 0), ann.get("area", w * h)
+    row = (x, y, w, h, label[ann["category_id"]], crowd, area, ann.get("id", number + 1))
+    boxes[place[ann["image_id"]]].append(row)
   coco.annotations = from_rows(images, boxes)
   return coco
 
@@ -110,13 +137,13 @@ def load_json(path: Path) -> dict[str, list]:
   return content
 
 
-def read_categories(path: Path, rows: list) -> tuple[Category, ...]:
-  """The category table sorted by id."""
+def read_categories(path: Path, rows: list, distinct: tuple[str, ...]) -> tuple[Category, ...]:
+  """The category table sorted by id; the fields named in `distinct` must differ."""
   for number, row in enumerate(rows):
     if not isinstance(row, dict) or not is_integer(row.get("id")) or not is_name(row.get("name")):
       where = describe("category", row, number)
       raise UserError(f"{path}, {where}: needs a whole number 'id' and a 'name' of one line")
-  for key in ("id", "name"):
+  for key in distinct:
     often = [value for value, count in Counter(str(row[key]).strip() for row in rows).items() if count > 1]
     if often:
       raise UserError(f"{path}: more than one category has the {key} {often[0]}; ids and names must differ")
@@ -187,91 +214,6 @@ def describe(kind: str, row: Any, number: int) -> str:
   return f"{kind} id {row['id']!r}{image}{name}"
 
 
-class CocoFolder:
-  """A COCO-format folder, read in place: `annotations/instances_SPLIT.json` and the images in `SPLIT/`.
-
-  Opening it checks every annotation and that every image file is there; images are read when asked for.
-  """
-
-  name: str
-  categories: tuple[Category, ...]
-
-  def __init__(self, root: str | Path, split: str):
-    root = Path(root)
-    known = coco_splits(root)
-    if split not in known:
-      raise UserError(
-        f"{root} has no split {split!r}; " +
-        (f"there are: {', '.join(known)}" if known else "it has no annotations/instances_*.json")
-      )  # fmt: skip
-    coco = open_coco(root / split, root / "annotations" / f"instances_{split}.json")
-    self._set(root / split, coco.categories, coco.annotations, f"{root.name}/{split}")
-
-  @classmethod
-  def from_files(cls, images: str | Path, annotations: str | Path) -> "CocoFolder":
-    """From a folder of images and an annotation file anywhere."""
-    coco = open_coco(Path(images), Path(annotations))
-    return cls.from_columns(images, coco.categories, coco.annotations, Path(annotations).stem)
-
-  @classmethod
-  def from_columns(
-    cls, images: str | Path, categories: tuple[Category, ...], annotations: Annotations, name: str
-  ) -> "CocoFolder":
-    """From annotations that were read and checked already."""
-    self = cls.__new__(cls)
-    self._set(Path(images), categories, annotations, name)
-    return self
-
-  def _set(
-    self, images: Path, categories: tuple[Category, ...], annotations: Annotations, name: str
-  ) -> None:
-    self._images, self._annotations = images, annotations
-    self.categories, self.name = categories, name
-
-  def __len__(self) -> int:
-    return len(self._annotations)
-
-  def __getitem__(self, i: int) -> Record:
-    a = self._annotations
-    i = range(len(a))[i]
-    rows = a.rows(i)
-    return Record(
-      image_id=int(a.image_id[i]), file_name=a.file_name[i],
-      image=(self._images / a.file_name[i]).read_bytes(), height=int(a.height[i]), width=int(a.width[i]),
-      boxes=corners(a.bbox[rows]), labels=a.label[rows], crowd=a.crowd[rows], area=a.area[rows],
-      annotation_id=a.annotation_id[rows],
-    )  # fmt: skip
-
-  def image_id(self, i: int) -> int:
-    return int(self._annotations.image_id[i])
-
-  def annotations(self) -> Annotations:
-    return self._annotations
-
-
-def open_coco(images: Path, annotations: Path) -> CocoFile:
-  """Reads an annotation file and checks that its images are there; a bad record is a UserError."""
-  coco = read_coco(annotations)
-  problems = coco.problems + missing_images(images, coco.annotations)
-  if problems:
-    raise UserError(
-      f"{len(problems)} bad records: {list_problems(problems)}; mend them, or drop them with "
-      "`iou-det prepare --skip_bad`"
-    )
-  if coco.defaults:
-    logging.info("%s: defaults for missing fields: %s", annotations, dict(coco.defaults))
-  if not len(coco.annotations):
-    raise UserError(f"{annotations} has no images; nothing to train or score on")
-  return coco
-
-
-def coco_splits(root: Path) -> list[str]:
-  """Splits of a COCO folder, by its annotation files."""
-  return sorted(
-    p.stem.removeprefix("instances_") for p in (root / "annotations").glob("instances_*.json") if p.is_file()
-  )
-
-
 def missing_images(folder: Path, annotations: Annotations) -> list[Problem]:
   """Images that are not in their folder; lists each folder once, not file by file."""
   if not folder.is_dir():
@@ -294,19 +236,29 @@ def image_file_problem(folder: Path, annotations: Annotations, i: int, what: str
   return Problem(where, what, image_id=int(annotations.image_id[i]))
 
 
-def coco_ground_truth(source: Source) -> dict[str, Any]:
-  """A data source as the content of a COCO annotation file: original ids, boxes, areas and crowd flags."""
-  a = source.annotations()
-  columns = zip(
-    a.image_id.tolist(), a.file_name, a.height.tolist(), a.width.tolist(), strict=True)  # fmt: skip
-  images = [{"id": i, "file_name": name, "height": h, "width": w} for i, name, h, w in columns]
-  rows = zip(
-    a.annotation_id.tolist(), a.image_id[a.image_of_box()].tolist(), a.label.tolist(), a.bbox.tolist(),
-    a.area.tolist(), a.crowd.tolist(), strict=True)  # fmt: skip
-  annotations = [
-    {"id": i, "image_id": image, "category_id": source.categories[label].id, "bbox": bbox, "area": area,
-     "iscrowd": int(crowd)}
-    for i, image, label, bbox, area, crowd in rows
-  ]  # fmt: skip
-  categories = [{"id": c.id, "name": c.name} for c in source.categories]
-  return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+def to_coco(categories: tuple[Category, ...], annotations: Annotations) -> dict[str, Any]:
+  """The content of a COCO annotation file: original ids, boxes, areas and crowd flags."""
+  a = annotations
+  images = zip(a.image_id.tolist(), a.file_name, a.height.tolist(), a.width.tolist(), strict=True)
+  image_ids, labels = a.image_id[a.image_of_box()].tolist(), a.label.tolist()
+  numbers, areas, crowds = a.annotation_id.tolist(), a.area.tolist(), a.crowd.astype(int).tolist()
+  boxes = zip(numbers, image_ids, labels, a.bbox.tolist(), areas, crowds, strict=True)
+  ids = [c.id for c in categories]
+  return {
+    "info": {},
+    "images": [{"id": i, "file_name": n, "height": h, "width": w} for i, n, h, w in images],
+    "annotations": [
+      {"id": i, "image_id": n, "category_id": ids[k], "bbox": box, "area": area, "iscrowd": crowd}
+      for i, n, k, box, area, crowd in boxes
+    ],
+    "categories": [{"id": c.id, "name": c.name} for c in categories],
+  }
+
+
+def write_annotations(
+  root: Path, split: str, categories: tuple[Category, ...], annotations: Annotations
+) -> None:
+  """Writes the annotation file of a split of a COCO folder."""
+  (root / "annotations").mkdir(parents=True, exist_ok=True)
+  text = json.dumps(to_coco(categories, annotations))
+  (root / "annotations" / f"instances_{split}.json").write_text(text)

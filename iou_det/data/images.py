@@ -1,25 +1,62 @@
-"""What an encoded JPEG or PNG says about itself, and whether all of it is there."""
+"""Image files: as a source; what a JPEG or PNG says about itself, and whether all of it is there."""
 
 import contextlib
+import io
 import os
-import re
 import struct
-import tempfile
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from iou_det.data.source import Category, Source, from_files, from_rows
+from iou_det.errors import UserError
 
 # Boxes refer to the pixels as stored: no rotation by EXIF.
 DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 
 JPEG = b"\xff\xd8"
 PNG = b"\x89PNG\r\n\x1a\n"
-SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # start of frame: size and channels
-SOS, EOI, APP1 = 0xDA, 0xD9, 0xE1
-# In a scan's data ff is followed by 00 (a stuffed byte), d0-d7 (restart) or ff (fill), or it begins a marker.
-SCAN_END = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
+SUFFIXES = (".jpg", ".jpeg", ".png")
+ORIENTATION = 0x0112  # EXIF tag
+
+
+def image_files(arguments: Sequence[str], categories: tuple[Category, ...]) -> Source:
+  """Image files as a source without annotations; ids count from 1, names are the paths.
+
+  Args:
+    arguments: files, and folders that stand for their JPEG and PNG files sorted by name.
+  """
+  rows = []
+  for i, path in enumerate(find_images(arguments), 1):
+    pixels = decode(path.read_bytes())  # all of it, so that a damaged file is refused at once
+    if pixels is None:
+      raise UserError(f"{path}: not a readable JPEG or PNG image")
+    rows.append((i, str(path), *pixels.shape[:2]))
+  return from_files("images", categories, from_rows(rows, [[] for _ in rows]), Path())
+
+
+def find_images(arguments: Sequence[str]) -> list[Path]:
+  files: list[Path] = []
+  for path in map(Path, arguments):
+    if path.is_dir():
+      inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+      if not inside:
+        raise UserError(f"{path}: the folder has no {', '.join(SUFFIXES)} files")
+      files += inside
+    elif not path.is_file():
+      raise UserError(f"{path}: there is no such file or folder")
+    elif path.suffix.lower() not in SUFFIXES:
+      raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
+    else:
+      files.append(path)
+  return files
 
 
 class Header(NamedTuple):
@@ -28,71 +65,49 @@ class Header(NamedTuple):
   height: int  # pixels as stored
   width: int
   channels: int  # 1 grey, 3 colour, 4 CMYK (JPEG) or with alpha (PNG: 2 or 4)
-  orientation: int  # EXIF: 1 upright, 5-8 height and width are exchanged for viewing
+  orientation: int = 1  # EXIF: 1 upright, 5-8 height and width are exchanged for viewing
+
+
+def open_header(data: bytes) -> JpegImageFile | PngImageFile | None:
+  """Pillow's view of the header of a JPEG or PNG, nothing decoded; None if it cannot be read."""
+  # Not by `Image.open`: that refuses images of many pixels.
+  kind = PngImageFile if data.startswith(PNG) else JpegImageFile
+  try:
+    return kind(io.BytesIO(data))
+  except (SyntaxError, OSError, ValueError, struct.error):
+    return None
 
 
 def read_header(data: bytes) -> Header | None:
-  """The header of a JPEG or PNG; None if it is neither, or ends before its size."""
-  if data.startswith(PNG) and len(data) >= 26:
-    width, height, _, color = struct.unpack(">IIBB", data[16:26])
-    return Header(height, width, {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}.get(color, 3), 1)
-  orientation = 1
-  for marker, payload in jpeg_segments(data):
-    if marker == APP1 and payload[:6] == b"Exif\0\0":
-      orientation = exif_orientation(payload[6:])
-    if marker in SOF and len(payload) >= 6:
-      height, width, channels = struct.unpack(">HHB", payload[1:6])
-      return Header(height, width, channels, orientation)
-  return None
+  """The header of a JPEG or PNG; None if it is neither, or damaged."""
+  with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF
+    image = open_header(data)
+    if image is None:
+      return None
+    exif = image.info.get("exif", b"") if isinstance(image, JpegImageFile) else b""
+    orientation = exif_orientation(exif)
+  channels = 3 if image.mode == "P" else len(image.getbands())
+  return Header(image.height, image.width, channels, orientation)
 
 
-def jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-  """(marker, content) of each segment of a JPEG up to its end marker, or to where the data stop."""
-  at = 2 if data.startswith(JPEG) else len(data)
-  while True:
-    at = data.find(b"\xff", at)  # like libjpeg, over stray bytes between segments
-    if at < 0 or at + 2 > len(data):
-      return
-    marker = data[at + 1]
-    at += 1 if marker == 0xFF else 2
-    if marker == EOI:
-      yield marker, b""
-      return
-    if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD7:  # no segment follows
-      continue
-    if at + 2 > len(data):
-      return
-    (length,) = struct.unpack(">H", data[at : at + 2])
-    yield marker, data[at + 2 : at + length]
-    at += length
-    if marker == SOS:
-      end = SCAN_END.search(data, at)
-      if end is None:
-        return
-      at = end.start()
-
-
-def exif_orientation(tiff: bytes) -> int:
+def exif_orientation(block: bytes) -> int:
   """The orientation tag of an EXIF block, 1 (upright) if it has none."""
-  order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-  if order is None or len(tiff) < 8:
+  exif = Image.Exif()
+  try:
+    exif.load(block)
+    value = exif.get(ORIENTATION)
+  except (SyntaxError, OSError, ValueError, struct.error):
     return 1
-  (at,) = struct.unpack(order + "I", tiff[4:8])
-  (count,) = struct.unpack(order + "H", tiff[at : at + 2].ljust(2, b"\0"))
-  for entry in range(at + 2, at + 2 + 12 * count, 12):
-    if entry + 10 > len(tiff):
-      break
-    tag, _, _, value = struct.unpack(order + "HHIH", tiff[entry : entry + 10])
-    if tag == 0x0112:
-      return value if 1 <= value <= 8 else 1
-  return 1
+  return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def is_truncated_jpeg(data: bytes) -> bool:
   """Whether a JPEG ends before its end marker; some decoders fill up such a file in grey without a word."""
   if not data.startswith(JPEG) or data.endswith(b"\xff\xd9"):  # nearly all files end with the marker
     return False
-  return not any(marker == EOI for marker, _ in jpeg_segments(data))
+  image = open_header(data)  # read up to the scan: the end marker of a thumbnail in the header does not count
+  rest = image.fp.read() if image and image.fp else data
+  return b"\xff\xd9" not in rest
 
 
 def decode(data: bytes) -> np.ndarray | None:
@@ -100,35 +115,31 @@ def decode(data: bytes) -> np.ndarray | None:
   return cv2.imdecode(np.frombuffer(data, np.uint8), DECODE_FLAGS) if data else None
 
 
-def check(data: bytes, height: int, width: int, messages: BinaryIO) -> tuple[str, list[str]]:
-  """What is wrong with an image file, and what is remarkable about it.
+def check(data: bytes, height: int, width: int, messages: BinaryIO) -> tuple[str, dict[str, bool]]:
+  """What is wrong with an image file ("" if nothing), and which remarkable traits it has.
 
   A truncated JPEG is found by its missing end marker (older OpenCV decodes it, grey where data are missing);
   if an end marker stands behind the gap, by what the decoder says on standard error.
 
   Args:
-    data: the encoded image.
     height, width: pixels, as the annotations have them.
-    messages: scratch file, see `scratch_file`.
-
-  Returns:
-    ("" or what is wrong, traits).
+    messages: scratch file for what the decoder says.
   """
-  header = read_header(data)
   if not data:
-    return "the file is empty", []
+    return "the file is empty", {}
   if not data.startswith((JPEG, PNG)):
-    return f"not a JPEG or PNG file (it begins with {data[:4].hex(' ')})", []
+    return f"not a JPEG or PNG file (it begins with {data[:4].hex(' ')})", {}
   if is_truncated_jpeg(data):
-    return f"truncated JPEG: no end marker in {len(data)} bytes", []
+    return f"truncated JPEG: no end marker in {len(data)} bytes", {}
   with standard_error_to(messages):
     pixels = decode(data)
   messages.seek(0)
   said = " ".join(messages.read().decode(errors="replace").split())
   if "remature end" in said:
-    return f"truncated or damaged JPEG: the decoder says {said!r}", []
-  if pixels is None or header is None:
-    return "cannot be decoded" + (f": the decoder says {said!r}" if said else ""), []
+    return f"truncated or damaged JPEG: the decoder says {said!r}", {}
+  if pixels is None:
+    return "cannot be decoded" + (f": the decoder says {said!r}" if said else ""), {}
+  header = read_header(data) or Header(*pixels.shape)  # OpenCV forgives some that Pillow does not
   if pixels.shape[:2] != (height, width):
     what = f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, its annotation says {width}x{height}"
     if header.orientation >= 5 and pixels.shape[:2] == (width, height):
@@ -136,20 +147,15 @@ def check(data: bytes, height: int, width: int, messages: BinaryIO) -> tuple[str
         f" (EXIF orientation {header.orientation} turns it by 90 degrees for viewing, but boxes must refer "
         "to the pixels as stored: store it upright)"
       )
-    return what, []
-  traits = {
+    return what, {}
+  jpeg = data.startswith(JPEG)
+  return "", {
     "grey images": header.channels in (1, 2),
-    "CMYK images": header.channels == 4 and data.startswith(JPEG),
-    "images with an alpha channel (ignored)": header.channels in (2, 4) and data.startswith(PNG),
+    "CMYK images": header.channels == 4 and jpeg,
+    "images with an alpha channel (ignored)": header.channels in (2, 4) and not jpeg,
     "EXIF-rotated images (boxes refer to the pixels as stored)": header.orientation != 1,
     "images with decoder warnings": bool(said),
   }
-  return "", [trait for trait, holds in traits.items() if holds]
-
-
-def scratch_file() -> BinaryIO:
-  """Where `check` collects what the decoder says."""
-  return tempfile.TemporaryFile()
 
 
 @contextlib.contextmanager

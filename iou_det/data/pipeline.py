@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import Bool, Float, Int, Int32, UInt8
+from ml_collections import ConfigDict
 
 from iou_det.data import images as image_files
 from iou_det.data.source import Record, Source, corners
@@ -42,16 +43,11 @@ class TrainingFilter:
   """Which images and boxes to train on; the defaults are those of the paper's codebase (mmdetection 0.6).
 
   Crowd boxes and boxes of area 0 are never trained on.
-
-  Attributes:
-    min_image_side: images with a shorter side are dropped, pixels.
-    min_box_side: boxes with a shorter side are dropped, pixels.
-    keep_empty: train on images that have no box left.
   """
 
-  min_image_side: int = 32
+  min_image_side: int = 32  # pixels; of the shorter side
   min_box_side: float = 1.0
-  keep_empty: bool = False
+  keep_empty: bool = False  # train on images that have no box left
 
   def boxes(
     self, boxes: Float[np.ndarray, "n 4"], crowd: Bool[np.ndarray, " n"], area: Float[np.ndarray, " n"]
@@ -66,6 +62,11 @@ class TrainingFilter:
     return ((boxes[:, 2:] - boxes[:, :2]) < self.min_box_side).any(axis=1) | (area <= 0)
 
 
+def training_filter(data: ConfigDict) -> TrainingFilter:
+  """That of the config's section."""
+  return TrainingFilter(data.min_image_side, data.min_box_side, data.keep_empty)
+
+
 class Index(NamedTuple):
   """Sizes of all records of a source, and which of them to train on."""
 
@@ -76,13 +77,9 @@ class Index(NamedTuple):
 
 
 def scan(source: Source, keep: TrainingFilter) -> Index:
-  """Sizes and box counts of all records, without opening an image; logs what the filter drops.
-
-  Raises:
-    UserError: if no image is left.
-  """
+  """Sizes and box counts of all records, without opening an image; logs what the filter drops."""
   started = time.monotonic()
-  a = source.annotations()
+  a = source.annotations
   boxes = corners(a.bbox)
   good = keep.boxes(boxes, a.crowd, a.area)
   num_boxes = np.bincount(a.image_of_box()[good], minlength=len(a)).astype(np.int32)
@@ -116,11 +113,6 @@ class Plan:
   Every epoch has each usable image once, in batches of one orientation, shuffled. What is left of an
   orientation is filled up to a whole batch by going round again, so that epoch has some of its images twice
   (as mmdetection does), or more often if an orientation has fewer images than a batch.
-
-  Args:
-    index: of the source, from `scan`.
-    batch_size: images in a global batch.
-    seed: of the order.
   """
 
   def __init__(self, index: Index, *, batch_size: int, seed: int):
@@ -133,8 +125,9 @@ class Plan:
     self._epochs: dict[int, list[PlannedBatch]] = {}
     again = self.steps_per_epoch * batch_size - len(usable)
     logging.info(
-      "%d landscape and %d portrait images in %d batches of %d an epoch; %d images again to fill them",
-      (~portrait).sum(), portrait.sum(), self.steps_per_epoch, batch_size, again)  # fmt: skip
+      f"{(~portrait).sum()} landscape and {portrait.sum()} portrait images in {self.steps_per_epoch} batches "
+      f"of {batch_size} an epoch; {again} images again to fill them"
+    )
 
   def batch(self, step: int) -> PlannedBatch:
     """The batch of a step, counted from 0."""
@@ -157,6 +150,14 @@ class Plan:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = None) -> Plan:
+  """The batches to train on; refuses data that do not fit the config. `batch_size` replaces the config's."""
+  index = scan(source, training_filter(config.data))
+  check_max_boxes(index, config.data.max_boxes)
+  log_shrunk(index.heights, index.widths, config.data)
+  return Plan(index, batch_size=batch_size or config.train.batch_size, seed=config.seed)
+
+
 def check_max_boxes(index: Index, max_boxes: int) -> None:
   """Raises a UserError if an image to train on has more boxes than a batch has rows for."""
   needed = int(index.num_boxes[index.usable].max())
@@ -168,34 +169,18 @@ def check_max_boxes(index: Index, max_boxes: int) -> None:
     )
 
 
-def log_shrunk(
-  heights: Int[np.ndarray, " n"],
-  widths: Int[np.ndarray, " n"],
-  canvas: tuple[int, int],
-  limits: tuple[int, int],
-) -> None:
-  """Logs how many images exceed their canvas, so that the host shrinks them before anything else.
-
-  Args:
-    canvas: short and long side, pixels.
-    limits: short and long side of what the network sees: a warning if the canvas is smaller.
-  """
+def log_shrunk(heights: Int[np.ndarray, " n"], widths: Int[np.ndarray, " n"], data: ConfigDict) -> None:
+  """Logs how many images exceed their canvas and are shrunk by the host, with a warning if detail is lost."""
+  canvas, limits = tuple(data.canvas), (data.short, data.long)
   short, long = np.minimum(heights, widths), np.maximum(heights, widths)
   number = int(((short > canvas[0]) | (long > canvas[1])).sum())
   if number and (canvas[0] < limits[0] or canvas[1] < limits[1]):
     logging.warning(
-      "%d of %d images are shrunk to data.canvas=%s and then enlarged to the network's %s: detail is lost; "
-      "set --config.data.canvas=%s",
-      number,
-      len(short),
-      canvas,
-      limits,
-      str(limits).replace(" ", ""),
+      f"{number} of {len(short)} images are shrunk to data.canvas={canvas} and then enlarged to the "
+      f"network's {limits}: detail is lost; set --config.data.canvas=({limits[0]},{limits[1]})"
     )
   elif number:
-    logging.info(
-      "%d of %d images exceed data.canvas=%s and are shrunk to it first", number, len(short), canvas
-    )
+    logging.info(f"{number} of {len(short)} images exceed data.canvas={canvas} and are shrunk to it first")
 
 
 class Example(NamedTuple):
@@ -209,19 +194,18 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainRows:
-  """One process's rows of the batches start_step to stop_step, by random access, for Grain."""
+  """One process's rows of the batches of some steps, by random access, for Grain."""
 
   plan: Plan
-  start_step: int
-  stop_step: int
+  steps: range
   rows: range
 
   def __len__(self) -> int:
-    return (self.stop_step - self.start_step) * len(self.rows)
+    return len(self.steps) * len(self.rows)
 
   def __getitem__(self, i: int) -> Example:
     step, row = divmod(i, len(self.rows))
-    batch = self.plan.batch(self.start_step + step)
+    batch = self.plan.batch(self.steps[step])
     return Example(int(batch.records[self.rows[row]]), batch.epoch, batch.portrait, True)
 
 
@@ -251,19 +235,21 @@ class Loader:
       labels[:number] = record.labels[chosen]
       valid[:number] = True
     return {
-      "image": image, "image_size": np.array([height, width], np.int32),
-      "original_size": np.array([record.height, record.width], np.int32), "boxes": boxes, "labels": labels,
-      "valid": valid, "index": np.array(example.record, np.int32), "epoch": np.array(example.epoch, np.int32),
-      "example": np.array(example.real), "portrait": np.array(example.portrait),
-    }  # fmt: skip
+      "image": image,
+      "image_size": np.array([height, width], np.int32),
+      "original_size": np.array([record.height, record.width], np.int32),
+      "boxes": boxes,
+      "labels": labels,
+      "valid": valid,
+      "index": np.array(example.record, np.int32),
+      "epoch": np.array(example.epoch, np.int32),
+      "example": np.array(example.real),
+      "portrait": np.array(example.portrait),
+    }
 
 
 class Stack:
-  """Makes a batch of loaded examples: images top left in canvases, zeros beside them.
-
-  Args:
-    canvas: short and long side, pixels.
-  """
+  """Makes a batch of loaded examples: images top left in canvases (short, long), zeros beside them."""
 
   def __init__(self, canvas: tuple[int, int]):
     self.canvas = canvas
@@ -295,11 +281,7 @@ class Stack:
 
 
 def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
-  """RGB pixels as stored.
-
-  Raises:
-    UserError: if they cannot be decoded, are not all there or are not of the record's size.
-  """
+  """RGB pixels as stored; they must be all there and of the record's size."""
   name = f"image {record.file_name} (id {record.image_id})"
   if image_files.is_truncated_jpeg(record.image):
     raise UserError(f"{name} is truncated; mend it, or drop it with `iou-det prepare --skip_bad`")
@@ -319,63 +301,40 @@ def fit(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.nd
   factor = min(size[0] / image.shape[0], size[1] / image.shape[1])
   if factor >= 1:
     return image
-  height, width = (
-    max(1, min(round(side * factor), room)) for side, room in zip(image.shape[:2], size, strict=True)
-  )
+  sides = zip(image.shape[:2], size, strict=True)
+  height, width = (max(1, min(round(side * factor), room)) for side, room in sides)
   return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def train_batches(
-  source: Source,
-  plan: Plan,
-  *,
-  start_step: int,
-  stop_step: int,
-  canvas: tuple[int, int],
-  max_boxes: int,
-  keep: TrainingFilter,
-  part: int,
-  parts: int,
-  threads: int,
-  workers: int,
+  source: Source, plan: Plan, data: ConfigDict, steps: range, share: tuple[int, int]
 ) -> Iterator[tuple[HostBatch, bool]]:
-  """Batches of the steps start_step to stop_step - 1, in order: this process's rows, and whether portrait.
+  """Batches of the steps, in order: this process's rows, and whether portrait.
+
+  A batch size that the processes cannot share is an error at once; an image that cannot be decoded or is not
+  of the annotated size is one from the iterator.
 
   Args:
-    canvas: short and long side in pixels; larger images are shrunk to it.
-    max_boxes: rows of boxes per image; see `check_max_boxes`.
-    keep: which boxes to train on.
-    part, parts: this process loads part number `part` of so many of every batch.
-    threads: of this process, see `number_of_threads`; not used if there are workers.
-    workers: processes for it, each of them at a batch of its own; 0: threads only.
-
-  Raises:
-    UserError: at once if the batch size is not divisible by the processes; from the iterator for an image
-      that cannot be decoded or is not of the annotated size.
+    data: the config's section; images larger than its `canvas` (short and long side in pixels) are shrunk;
+      `workers` are processes in place of `threads`, each of them at a batch of its own.
+    share: (part, parts), see `iou_det.parallel.input_share`.
   """
-  rows = part_rows(plan.batch_size, part, parts)
-  load = Loader(source, canvas, max_boxes, keep)
-  batches = run(TrainRows(plan, start_step, stop_step, rows), load, len(rows), threads, workers)
-  orientations = (plan.batch(step).portrait for step in range(start_step, stop_step))
-  return zip(batches, orientations, strict=True)
+  rows = part_rows(plan.batch_size, *share)
+  load = Loader(source, tuple(data.canvas), data.max_boxes, training_filter(data))
+  batches = run(TrainRows(plan, steps, rows), load, len(rows), data.threads, data.workers)
+  return zip(batches, (plan.batch(step).portrait for step in steps), strict=True)
 
 
 def eval_batches(
-  source: Source,
-  *,
-  batch_size: int,
-  canvas: tuple[int, int],
-  part: int,
-  parts: int,
-  threads: int,
-  workers: int,
+  source: Source, data: ConfigDict, batch_size: int, share: tuple[int, int]
 ) -> Iterator[tuple[HostBatch, bool]]:
   """Every record once over all processes, landscape before portrait; like `train_batches`, without boxes.
 
   The last batch of an orientation is filled up with rows that have `example` False.
   """
-  rows = part_rows(batch_size, part, parts)
-  sizes = source.annotations()
+  rows = part_rows(batch_size, *share)
+  sizes = source.annotations
+  log_shrunk(sizes.height, sizes.width, data)
   examples, orientations = [], []
   for portrait in (False, True):
     records = np.flatnonzero((sizes.height > sizes.width) == portrait)
@@ -383,12 +342,12 @@ def eval_batches(
       here = records[start : start + batch_size]
       examples += [Example(int(here[r if r < len(here) else 0]), 0, portrait, r < len(here)) for r in rows]
       orientations.append(portrait)
-  batches = run(examples, Loader(source, canvas, 1, None), len(rows), threads, workers)
-  return zip(batches, orientations, strict=True)
+  load = Loader(source, tuple(data.canvas), 1, None)
+  return zip(run(examples, load, len(rows), data.threads, data.workers), orientations, strict=True)
 
 
 def part_rows(batch_size: int, part: int, parts: int) -> range:
-  """Rows of a global batch that a process loads, see `iou_det.training.mesh.input_share`."""
+  """Rows of a global batch that a process loads."""
   if batch_size % parts:
     raise UserError(f"batch_size={batch_size} is not divisible by the {parts} processes")
   size = batch_size // parts
@@ -403,9 +362,8 @@ def run(
   stack = Stack(load.canvas)
   if workers:
     # Batched before the split over the workers, which hand out elements in turn: so they are whole batches.
-    whole = dataset.batch(batch_size, batch_fn=stack).to_iter_dataset(
-      grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    )
+    no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    whole = dataset.batch(batch_size, batch_fn=stack).to_iter_dataset(no_threads)
     return iter(whole.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init_worker))
   init_worker(0, 1)
   threads = number_of_threads(threads)
@@ -416,11 +374,9 @@ def run(
 
 
 def number_of_threads(threads: int) -> int:
-  """What `config.data.threads` stands for.
-
-  With many more threads than cores the images go cold in the cache while the threads wait for each other: 16
-  on 2 cores took 6% more processor time than 4.
-  """
+  """What `config.data.threads` stands for."""
+  # With many more threads than cores the images go cold in the cache while the threads wait for each other:
+  # 16 on 2 cores took 6% more processor time than 4.
   return threads or len(os.sched_getaffinity(0)) + 2  # two may wait for the disk
 
 

@@ -5,8 +5,8 @@ follows from (seed, split, i) alone: coordinates are whole sixteenths of a pixel
 integers, so the pixels are the same on any machine (the encoded bytes as far as the encoder is the same).
 """
 
-import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -14,12 +14,14 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from iou_det.data.source import Annotations, Category, Record, corners, from_rows
+from iou_det.data.coco import write_annotations
+from iou_det.data.source import Category, Source, from_rows
 from iou_det.errors import UserError
 
-__all__ = ["Shapes", "export_coco"]
-
+WHAT = '"shapes"'
+SIGN = "such name"
 NAMES = ("triangle", "rectangle", "star", "ellipse")
+CATEGORIES = tuple(Category(i, name) for i, name in enumerate(NAMES, 1))
 SPLITS = {"train": 4000, "val": 500, "test": 1000}  # default numbers of images
 MAX_OBJECTS = 6
 MIN_SIDE, MAX_SIDE = 20.0, 80.0  # longer side of a box, pixels
@@ -61,101 +63,76 @@ class Scene(NamedTuple):
   shapes: list[Shape]  # later ones lie on top
 
 
+@dataclass(frozen=True)
 class Shapes:
-  """The embedded data set; a source (see `records.Source`).
+  """A split of the embedded data set; `source()` opens it, a call draws image `i`.
 
   Boxes are those of the full shape, tight around its corners (ellipses have 64); all shapes lie inside the
   image. `area` is that of the full polygon. A shape is only placed if at least 60 % of the pixels of every
-  earlier shape stay visible.
-
-  Args:
-    split: "train" (4000 images), "val" (500) or "test" (1000).
-    images: another number of images; the first ones of a split do not depend on it.
-    height, width: pixels, at least 40. Shapes have a longer side of 20 to 80 pixels, at most 60 % of the
-      image's shorter side.
-    seed: another data set.
-    encoding: of the images; JPEG has quality 95.
-    portrait_share: share of the images that have height and width swapped.
-
-  Raises:
-    UserError: for an unknown split or impossible sizes.
+  earlier shape stay visible. The longer side of a box has 20 to 80 pixels, but at most 60 % of the image's
+  shorter side.
   """
 
-  def __init__(
-    self, split: str, *, images: int | None = None, height: int = 128, width: int = 160, seed: int = 0,
-    encoding: Literal["png", "jpeg"] = "jpeg", portrait_share: float = 0.0,
-  ):  # fmt: skip
-    if split not in SPLITS:
-      raise UserError(f"shapes has no split {split!r}; there are: {', '.join(SPLITS)}")
-    if min(height, width) < MIN_IMAGE_SIDE:
-      raise UserError(f"shapes cannot be {width}x{height} pixels; both sides must be >= {MIN_IMAGE_SIDE}")
-    self.split = split
-    self.name = f"shapes/{split}"
-    self.categories = tuple(Category(i, name) for i, name in enumerate(NAMES, 1))
-    self._images = SPLITS[split] if images is None else images
-    self._height, self._width, self._seed = height, width, seed
-    self._suffix = "jpg" if encoding == "jpeg" else "png"
-    self._portrait_share = portrait_share
+  split: str  # see SPLITS
+  images: int | None = None  # another number; the first images of a split do not depend on it
+  height: int = 128  # pixels, at least 40
+  width: int = 160
+  seed: int = 0  # another data set
+  encoding: Literal["png", "jpeg"] = "jpeg"  # JPEG has quality 95
+  portrait_share: float = 0.0  # of the images that have height and width swapped
 
-  def __len__(self) -> int:
-    return self._images
+  def source(self) -> Source:
+    """Everything but the pixels is made here."""
+    size = f"{self.width}x{self.height}"
+    if self.split not in SPLITS:
+      raise UserError(f"shapes has no split {self.split!r}; there are: {', '.join(SPLITS)}")
+    if min(self.height, self.width) < MIN_IMAGE_SIDE:
+      raise UserError(f"shapes cannot be {size} pixels; both sides must be >= {MIN_IMAGE_SIDE}")
+    suffix = "jpg" if self.encoding == "jpeg" else "png"
+    images: list[tuple[int, str, int, int]] = []
+    boxes: list[list[tuple]] = []
+    for i in range(SPLITS[self.split] if self.images is None else self.images):
+      scene = self.scene(i)
+      images.append((i + 1, f"{i + 1:06d}.{suffix}", scene.height, scene.width))
+      boxes.append([])
+      for number, (label, polygon) in enumerate(scene.shapes, i * MAX_OBJECTS + 1):
+        (x, y), (x2, y2) = polygon.min(axis=0) / UNITS, polygon.max(axis=0) / UNITS
+        boxes[i].append((x, y, x2 - x, y2 - y, label, 0, polygon_area(polygon) / UNITS**2, number))
+    return Source(f"shapes/{self.split}", CATEGORIES, from_rows(images, boxes), self)
 
-  def __getitem__(self, i: int) -> Record:
-    i = range(len(self))[i]
-    scene = self._scene(i)
-    image, boxes = self._rows(i, scene)
-    a = from_rows([image], [boxes])
-    pixels = draw(scene, self._generator(i, 1))
-    options = [cv2.IMWRITE_PNG_COMPRESSION, 1] if self._suffix == "png" else [cv2.IMWRITE_JPEG_QUALITY, 95]
-    encoded = cv2.imencode(f".{self._suffix}", pixels[:, :, ::-1], options)[1].tobytes()
-    return Record(
-      image_id=self.image_id(i), file_name=image[1], image=encoded, height=scene.height, width=scene.width,
-      boxes=corners(a.bbox), labels=a.label, crowd=a.crowd, area=a.area, annotation_id=a.annotation_id,
-    )  # fmt: skip
+  def __call__(self, i: int) -> bytes:
+    pixels = draw(self.scene(i), self.generator(i, 1))
+    if self.encoding == "png":
+      return cv2.imencode(".png", pixels[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    return cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
-  def image_id(self, i: int) -> int:
-    return range(1, len(self) + 1)[i]
+  def scene(self, i: int) -> Scene:
+    return arrange(self.height, self.width, self.portrait_share, self.generator(i, 0))
 
-  def annotations(self) -> Annotations:
-    rows = [self._rows(i, self._scene(i)) for i in range(len(self))]
-    return from_rows([image for image, _ in rows], [boxes for _, boxes in rows])
-
-  def _generator(self, i: int, part: int) -> np.random.Generator:
+  def generator(self, i: int, part: int) -> np.random.Generator:
     """For the boxes (part 0) or the pixels (1) of image `i`: boxes can be had without drawing."""
-    return np.random.default_rng([self._seed, list(SPLITS).index(self.split), i, part])
-
-  def _scene(self, i: int) -> Scene:
-    return arrange(self._height, self._width, self._portrait_share, self._generator(i, 0))
-
-  def _rows(self, i: int, scene: Scene) -> tuple[tuple[int, str, int, int], list[tuple]]:
-    """Image `i` and its boxes as `from_rows` takes them."""
-    boxes = []
-    for number, (label, polygon) in enumerate(scene.shapes, i * MAX_OBJECTS + 1):
-      (x, y), (x2, y2) = polygon.min(axis=0) / UNITS, polygon.max(axis=0) / UNITS
-      boxes.append((x, y, x2 - x, y2 - y, label, 0, polygon_area(polygon) / UNITS**2, number))
-    image_id = self.image_id(i)
-    return (image_id, f"{image_id:06d}.{self._suffix}", scene.height, scene.width), boxes
+    return np.random.default_rng([self.seed, list(SPLITS).index(self.split), i, part])
 
 
-def export_coco(source: Shapes, root: str | Path) -> None:
+def recognises(path: str | Path) -> bool:
+  return str(path) == "shapes"
+
+
+def splits(path: str | Path) -> list[str]:
+  return list(SPLITS)
+
+
+def open_split(path: str | Path, split: str) -> Source:
+  return Shapes(split).source()
+
+
+def export_coco(shapes: Shapes, root: str | Path) -> None:
   """Writes a COCO folder (`annotations/instances_SPLIT.json` and the images in `SPLIT/`)."""
-  root = Path(root)
-  for folder in (root / "annotations", root / source.split):
-    folder.mkdir(parents=True, exist_ok=True)
-  images, annotations = [], []
-  for r in map(source.__getitem__, range(len(source))):
-    (root / source.split / r.file_name).write_bytes(r.image)
-    images.append({"id": r.image_id, "file_name": r.file_name, "height": r.height, "width": r.width})
-    for (x1, y1, x2, y2), label, area, number in zip(
-      r.boxes.tolist(), r.labels, r.area.tolist(), r.annotation_id.tolist(), strict=True
-    ):
-      annotations.append({
-        "id": number, "image_id": r.image_id, "category_id": source.categories[label].id,
-        "bbox": [x1, y1, x2 - x1, y2 - y1], "area": area, "iscrowd": 0,
-      })  # fmt: skip
-  categories = [{"id": c.id, "name": c.name} for c in source.categories]
-  content = {"images": images, "annotations": annotations, "categories": categories}
-  (root / "annotations" / f"instances_{source.split}.json").write_text(json.dumps(content))
+  source, folder = shapes.source(), Path(root) / shapes.split
+  folder.mkdir(parents=True, exist_ok=True)
+  write_annotations(Path(root), shapes.split, source.categories, source.annotations)
+  for i, name in enumerate(source.annotations.file_name):
+    (folder / name).write_bytes(source.read(i))
 
 
 def unit_polygons() -> list[np.ndarray]:

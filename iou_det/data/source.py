@@ -3,14 +3,14 @@
 The columns are small (about 60 bytes a box): images are never held, so memory is that of the boxes alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
-
-SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,12 @@ class Category:
 
   id: int
   name: str
+
+
+def describe_categories(categories: Sequence[Category]) -> str:
+  """The first of them with their ids, and how many there are."""
+  shown = ", ".join(f"{c.id}: {c.name}" for c in categories[:5])
+  return f"{shown}{', ...' if len(categories) > 5 else ''}; {len(categories)} in all"
 
 
 class Problem(NamedTuple):
@@ -32,7 +38,7 @@ class Problem(NamedTuple):
     return f"{self.where}: {self.what}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Annotations:
   """All records of a split without their images, as columns, in the order of the file.
 
@@ -68,91 +74,103 @@ class Annotations:
 
   def select(self, images: Int64[np.ndarray, " kept"]) -> "Annotations":
     """The given images, in the given order, with their boxes."""
-    rows = [np.arange(self.first[i], self.first[i + 1]) for i in images]
-    boxes = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    columns = {f.name: getattr(self, f.name) for f in fields(self)}
-    of_images = {k: columns[k][images] for k in ("image_id", "height", "width")}
-    of_boxes = {k: columns[k][boxes] for k in ("bbox", "label", "crowd", "area", "annotation_id")}
-    first = np.cumsum([0, *(len(r) for r in rows)], dtype=np.int64)
+    first = np.concatenate([[0], np.cumsum(np.diff(self.first)[images])])
+    rows = [np.arange(*self.first[i : i + 2]) for i in images]
+    boxes = np.concatenate([np.zeros(0, np.int64), *rows])
+    of_images = {k: getattr(self, k)[images] for k in ("image_id", "height", "width")}
+    of_boxes = {k: getattr(self, k)[boxes] for k in ("bbox", "label", "crowd", "area", "annotation_id")}
     return Annotations(file_name=[self.file_name[i] for i in images], first=first, **of_images, **of_boxes)
 
 
 def from_rows(images: list[tuple[int, str, int, int]], boxes: list[list[tuple]]) -> Annotations:
-  """Columns from rows.
-
-  Args:
-    images: (id, file name, height, width) of each image.
-    boxes: for each image a list of (x, y, w, h, label, crowd, area, annotation id).
-  """
+  """Columns from (id, file name, height, width) of each image and, for each image, a list of its boxes:
+  (x, y, w, h, label, crowd, area, annotation id)."""
   flat = [row for rows in boxes for row in rows]
   column = lambda rows, i, dtype: np.array([row[i] for row in rows], dtype)
   return Annotations(
-    image_id=column(images, 0, np.int64), file_name=[row[1] for row in images],
-    height=column(images, 2, np.int32), width=column(images, 3, np.int32),
+    image_id=column(images, 0, np.int64),
+    file_name=[row[1] for row in images],
+    height=column(images, 2, np.int32),
+    width=column(images, 3, np.int32),
     first=np.cumsum([0, *map(len, boxes)], dtype=np.int64),
-    bbox=np.array([row[:4] for row in flat], np.float64).reshape(-1, 4), label=column(flat, 4, np.int32),
-    crowd=column(flat, 5, np.bool_), area=column(flat, 6, np.float64),
+    bbox=np.array([row[:4] for row in flat], np.float64).reshape(-1, 4),
+    label=column(flat, 4, np.int32),
+    crowd=column(flat, 5, np.bool_),
+    area=column(flat, 6, np.float64),
     annotation_id=column(flat, 7, np.int64),
-  )  # fmt: skip
+  )
 
 
-def list_problems(problems: Sequence[Problem]) -> str:
+def list_problems(problems: Sequence[Problem], shown: int = 20) -> str:
   """The first problems and how many there are in all."""
-  shown = "; ".join(str(p) for p in problems[:SHOWN_PROBLEMS])
-  more = len(problems) - SHOWN_PROBLEMS
-  return shown + (f"; and {more} more" if more > 0 else "")
+  more = len(problems) - shown
+  return "; ".join(map(str, problems[:shown])) + (f"; and {more} more" if more > 0 else "")
 
 
 @dataclass(frozen=True)
 class Record:
-  """One image with its boxes, all of them: crowds, empty and overhanging boxes too.
-
-  Attributes:
-    image_id: id in the original data set.
-    file_name: name in the original data set.
-    image: encoded bytes, JPEG or PNG; the boxes refer to the pixels as stored, before any EXIF rotation.
-    height, width: pixels.
-    boxes: x1, y1, x2, y2 in pixels, x2 and y2 exclusive; float64 from files, so that scores against the
-      records equal those against the original file.
-    labels: 0..K-1, places in the category table.
-    crowd: the box surrounds a group.
-    area: pixels^2 of the object (of its mask, where the data set has masks).
-    annotation_id: ids in the original data set.
-  """
+  """One image with all of its boxes, crowds, empty and overhanging ones too; see `Annotations`."""
 
   image_id: int
   file_name: str
-  image: bytes
+  image: bytes  # JPEG or PNG; boxes refer to the pixels as stored, before any EXIF rotation
   height: int
   width: int
-  boxes: Float[np.ndarray, "n 4"]
+  boxes: Float[np.ndarray, "n 4"]  # x1, y1, x2, y2 in pixels, x2 and y2 exclusive
   labels: Int[np.ndarray, " n"]
   crowd: Bool[np.ndarray, " n"]
   area: Float[np.ndarray, " n"]
   annotation_id: Int[np.ndarray, " n"]
 
 
-@runtime_checkable
-class Source(Protocol):
-  """What every source offers."""
+@dataclass(frozen=True, eq=False)
+class Source:
+  """A split of a data set: what is known of all images, and how to read one.
 
-  @property
-  def name(self) -> str: ...
+  Attributes:
+    categories: sorted by id; a label is a place in them.
+    read: the encoded image of a record by its place, 0 to len - 1; can be pickled, for worker processes.
+  """
 
-  @property
-  def categories(self) -> tuple[Category, ...]: ...
+  name: str
+  categories: tuple[Category, ...]
+  annotations: Annotations
+  read: Callable[[int], bytes]
 
-  def __len__(self) -> int: ...
+  def __len__(self) -> int:
+    return len(self.annotations)
 
-  def __getitem__(self, i: int) -> Record: ...
+  def __getitem__(self, i: int) -> Record:
+    a = self.annotations
+    i = range(len(a))[i]
+    rows = a.rows(i)
+    return Record(
+      image_id=int(a.image_id[i]),
+      file_name=a.file_name[i],
+      image=self.read(i),
+      height=int(a.height[i]),
+      width=int(a.width[i]),
+      boxes=corners(a.bbox[rows]),
+      labels=a.label[rows],
+      crowd=a.crowd[rows],
+      area=a.area[rows],
+      annotation_id=a.annotation_id[rows],
+    )
 
-  def image_id(self, i: int) -> int:
-    """`self[i].image_id`, without reading the image."""
-    ...
+  def first(self, count: int) -> "Source":
+    """The first `count` images, or all if there are fewer."""
+    return replace(self, annotations=self.annotations.select(np.arange(min(count, len(self)))))
 
-  def annotations(self) -> Annotations:
-    """All records without their images."""
-    ...
+
+def from_files(
+  name: str, categories: tuple[Category, ...], annotations: Annotations, folder: str | Path
+) -> Source:
+  """A source whose images are the files of a folder, by the annotations' file names."""
+  return Source(name, categories, annotations, partial(_read_file, Path(folder), annotations.file_name))
+
+
+def _read_file(folder: Path, names: Sequence[str], i: int) -> bytes:
+  return (folder / names[i]).read_bytes()
 
 
 def corners(bbox: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:

@@ -2,112 +2,149 @@
 
 A dataset is the folder DATA_DIR/NAME/1.0.0, which holds any number of splits. A split is written in a folder
 of its own, and counts as there only once the dataset's `dataset_info.json` lists it: that is replaced last.
+Beside its records a split has its annotations as columns, so that a scan need not read the images. TFDS takes
+seconds to import: it is imported where it is used.
 """
 
-import contextlib
 import io
 import json
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, astuple, fields
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import tqdm
 
 from iou_det.data.images import read_header
-from iou_det.data.source import Annotations, Category, Record, Source, corners, from_rows
+from iou_det.data.source import Annotations, Category, Source, describe_categories, from_rows
 from iou_det.errors import UserError
 
-VERSION = "1.0.0"  # of the features below
+WHAT = "a prepared dataset"
+SIGN = "dataset_info.json in it or below"
+VERSION = "1.0.0"  # of the features that `write_split` writes
 SHARD_IMAGES = 2048
 
 
-class LazyImage:
-  """The image of a record as a file object that reads its source only when it is read."""
-
-  def __init__(self, source: Source, i: int):
-    self.source, self.i = source, i
-
-  def read(self) -> bytes:
-    return self.source[self.i].image
+def recognises(path: str | Path) -> bool:
+  return find_version(Path(path)) is not None
 
 
-class Builder(tfds.core.ShardBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-  """One split of a source, in the source's order.
+def splits(path: str | Path) -> list[str]:
+  version = find_version(Path(path))
+  return [split["name"] for split in read_info(version)["splits"]] if version else []
 
-  Not a `GeneratorBasedBuilder`: that one gathers a split in memory and, beyond 1 GB, in temporary files that
-  it opens with TensorFlow. This one writes shard by shard.
+
+def open_split(path: str | Path, split: str) -> Source:
+  """A split of a dataset of `iou-det prepare`, or of TFDS's own coco/2014 and coco/2017.
+
+  Those keep neither category ids nor image sizes, and hold boxes as float32 fractions and areas cut to whole
+  numbers: the ids are those of COCO's table, the sizes come from the image headers; score against the
+  original annotation file where there is one.
+
+  Args:
+    path: the folder of a version, or one above it (NAME, NAME/CONFIG), whose newest version is taken.
   """
+  import tensorflow_datasets as tfds
 
-  VERSION = tfds.core.Version(VERSION)
-
-  def __init__(self, name: str, source: Source, split: str, **kwargs: Any):
-    self.name = name
-    self._source = source
-    self._split = split
-    super().__init__(**kwargs)
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    f = tfds.features
-    # Numbers of type float64 are stored as bytes: a TFDS record would round them to float32.
-    features = f.FeaturesDict({
-      "image": f.Image(),
-      "image/filename": f.Text(),
-      "image/id": np.int64,
-      "image/height": np.int32,
-      "image/width": np.int32,
-      "objects": f.FeaturesDict({
-        "bbox_xywh": f.Tensor(shape=(None, 4), dtype=np.float64, encoding="bytes"),  # pixels
-        "area": f.Tensor(shape=(None,), dtype=np.float64, encoding="bytes"),
-        "id": f.Tensor(shape=(None,), dtype=np.int64),
-        "label": f.Sequence(f.ClassLabel(names=[c.name for c in self._source.categories])),
-        "is_crowd": f.Tensor(shape=(None,), dtype=np.bool_),
-      }),
-    })
-    categories = tfds.core.MetadataDict(categories=[asdict(c) for c in self._source.categories])
-    return tfds.core.DatasetInfo(builder=self, features=features, metadata=categories)
-
-  def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, Sequence[Callable[[], Iterator]]]:
-    del dl_manager
-    source, split = self._source, self._split
-    a = source.annotations()
-
-    def shard(start: int) -> Callable[[], Iterator[tuple[int, dict[str, Any]]]]:
-      def examples():
-        stop = min(start + SHARD_IMAGES, len(a))
-        for i in tqdm(range(start, stop), desc=f"write {split} {start}-{stop} of {len(a)}", delay=5):
-          yield i, example(source, a, i)
-
-      return examples
-
-    return {split: [shard(start) for start in range(0, len(a), SHARD_IMAGES)]}
+  version = find_version(Path(path)) or Path(path)
+  read_info(version)  # a UserError if it cannot be read
+  builder = tfds.builder_from_directory(version)
+  file_format, there = builder.info.file_format, builder.info.splits
+  if file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    why = f"stored as {file_format.value}, which has no random access"
+    raise UserError(f"{version} is {why}; prepare it with file_format=array_record")
+  if split not in there or not there[split].num_examples:
+    known = ", ".join(f"{name} ({there[name].num_examples})" for name in there) or "none"
+    what = "is empty" if split in there else "does not exist"
+    raise UserError(f"{version}: split {split!r} {what}; there are: {known}")
+  missing = [p.name for p in there[split].filepaths if not Path(p).is_file()]
+  if missing:
+    raise UserError(f"{version}: split {split!r} lacks the files {', '.join(missing)}; prepare it again")
+  name = f"{builder.info.name}/{split}"
+  rows = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+  if "bbox_xywh" in box_features(builder):
+    categories, annotations = read_categories(version), load_index(version, split, len(rows))
+  else:
+    categories, annotations = tfds_coco_categories(builder), read_rows(name, rows)
+  return Source(name, categories, annotations, partial(read_image, rows))
 
 
-def example(source: Source, a: Annotations, i: int) -> dict[str, Any]:
-  """Record `i` as the features above; the image is not read yet."""
-  rows = a.rows(i)
-  return {
-    "image": LazyImage(source, i),
-    "image/filename": a.file_name[i],
-    "image/id": a.image_id[i],
-    "image/height": a.height[i],
-    "image/width": a.width[i],
-    "objects": {
-      "bbox_xywh": a.bbox[rows],
-      "area": a.area[rows],
-      "id": a.annotation_id[rows],
-      "label": a.label[rows].astype(np.int64),
-      "is_crowd": a.crowd[rows],
-    },
+def read_image(rows: Any, i: int) -> bytes:
+  return rows[i]["image"]
+
+
+def find_version(folder: Path) -> Path | None:
+  """The TFDS dataset in `folder`, or the newest version up to two levels below it; None if there is none."""
+  if (folder / "dataset_info.json").is_file():
+    return folder
+  for pattern in ("*", "*/*"):
+    infos = folder.glob(f"{pattern}/dataset_info.json")
+    found = [p.parent for p in infos if re.fullmatch(r"\d+\.\d+\.\d+", p.parent.name)]
+    if len({p.parent for p in found}) > 1:
+      datasets = ", ".join(sorted({str(p.parent) for p in found}))
+      raise UserError(f"data path {folder} holds more than one dataset ({datasets}); name one of them")
+    if found:
+      return max(found, key=lambda p: [int(n) for n in p.name.split(".")])
+  return None
+
+
+def write_split(folder: Path, name: str, split: str, source: Source) -> None:
+  """Writes a dataset of one split, in the source's order."""
+  import tensorflow_datasets as tfds
+
+  f = tfds.features
+  # Numbers of type float64 are stored as bytes: a TFDS record would round them to float32.
+  boxes = {
+    "bbox_xywh": f.Tensor(shape=(None, 4), dtype=np.float64, encoding="bytes"),  # pixels
+    "area": f.Tensor(shape=(None,), dtype=np.float64, encoding="bytes"),
+    "id": f.Tensor(shape=(None,), dtype=np.int64),
+    "label": f.Sequence(f.ClassLabel(names=[c.name for c in source.categories])),
+    "is_crowd": f.Tensor(shape=(None,), dtype=np.bool_),
   }
+  sizes = {"image/id": np.int64, "image/height": np.int32, "image/width": np.int32}
+  image = {"image": f.Image(), "image/filename": f.Text()}
+  info = tfds.core.DatasetInfo(
+    builder=tfds.core.dataset_info.DatasetIdentity(
+      name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=""
+    ),
+    features=f.FeaturesDict(image | sizes | {"objects": f.FeaturesDict(boxes)}),
+    metadata=tfds.core.MetadataDict(categories=[asdict(c) for c in source.categories]),
+  )
+  # Not a builder: those gather a split in memory and, beyond 1 GB, in files that they open with TensorFlow.
+  writer = tfds.core.SequentialWriter(info, SHARD_IMAGES, file_format="array_record")
+  writer.initialize_splits([split])
+  writer.add_examples({split: examples(source, f"write {split}")})
+  writer.close_all()
+  columns: dict[str, Any] = {c.name: getattr(source.annotations, c.name) for c in fields(Annotations)}
+  np.savez_compressed(index_path(folder, split), **columns)
+
+
+def examples(source: Source, title: str) -> Iterator[dict[str, Any]]:
+  """The records with the features of `write_split`."""
+  a = source.annotations
+  for i in tqdm(range(len(a)), desc=title, unit="img", delay=5):
+    rows = a.rows(i)
+    yield {
+      "image": io.BytesIO(source.read(i)),
+      "image/filename": a.file_name[i],
+      "image/id": a.image_id[i],
+      "image/height": a.height[i],
+      "image/width": a.width[i],
+      "objects": {
+        "bbox_xywh": a.bbox[rows],
+        "area": a.area[rows],
+        "id": a.annotation_id[rows],
+        "label": a.label[rows].astype(np.int64),
+        "is_crowd": a.crowd[rows],
+      },
+    }
 
 
 def check_target(
@@ -115,12 +152,8 @@ def check_target(
 ) -> Path:
   """The folder of the dataset that a split is to be written to, after all checks that need no data.
 
-  Args:
-    categories: None if they are not known yet.
-
-  Raises:
-    UserError: for a name TFDS cannot take, a split that is there already (unless overwrite), a dataset with
-      other categories, a folder that is a file.
+  Refused are a name that TFDS cannot take, a split that is there already (unless overwrite), a dataset with
+  other categories (None: not known yet), a folder that is a file.
   """
   if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
     raise UserError(f"name {name!r} must be lower-case letters, digits and _, beginning with a letter")
@@ -143,9 +176,10 @@ def check_target(
   if categories is not None and there != [split]:
     table = read_categories(version)
     if table != tuple(categories):
+      ours, theirs = describe_categories(categories), describe_categories(table)
       raise UserError(
-        f"the categories {table_text(categories)} differ from those of the splits already in {version} "
-        f"({table_text(table)}); all splits of a dataset share one table: give another --name"
+        f"the categories {ours} differ from those of the splits already in {version} ({theirs}); all splits "
+        "of a dataset share one table: give another --name"
       )
   return version
 
@@ -156,21 +190,15 @@ def prepare_dataset(
   """Writes a source as one split of DATA_DIR/NAME/1.0.0; returns that folder.
 
   Memory holds the annotations and one image. If it is interrupted, the dataset is what it was before (or,
-  late in an overwrite, lacks the split), and a rerun starts anew.
-
-  Raises:
-    UserError: see `check_target`.
+  late in an overwrite, lacks the split), and a rerun starts anew. See `check_target` for what is refused.
   """
   version = check_target(name, split, data_dir, source.categories, overwrite=overwrite)
   staging = Path(data_dir) / f".{name}-{split}.part"
   if staging.exists():  # of a run that was interrupted
     shutil.rmtree(staging)
-  staging.mkdir(parents=True)
-  builder = Builder(name, source, split, data_dir=staging)
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads
-    builder.download_and_prepare(file_format="array_record")
   written = staging / name / VERSION
-  save_index(written, split, source.annotations())
+  written.mkdir(parents=True)
+  write_split(written, name, split, source)
   if (version / "dataset_info.json").is_file():
     add_split(written, version, split)
   else:
@@ -221,157 +249,68 @@ def read_categories(version: Path) -> tuple[Category, ...]:
   return tuple(Category(**c) for c in metadata["categories"])
 
 
-def table_text(categories: Sequence[Category]) -> str:
-  shown = ", ".join("{}: {}".format(*astuple(c)) for c in categories[:5])
-  return f"{shown}{', ...' if len(categories) > 5 else ''}; {len(categories)} in all"
-
-
 def index_path(version: Path, split: str) -> Path:
-  """Where the annotations of a split are repeated as columns, so that a scan need not read the images."""
   return version / f"index-{split}.npz"
 
 
-def save_index(version: Path, split: str, annotations: Annotations) -> None:
-  columns: dict[str, Any] = {f.name: getattr(annotations, f.name) for f in fields(annotations)}
-  np.savez_compressed(index_path(version, split), **columns)
-
-
-def load_index(path: Path) -> Annotations:
+def load_index(version: Path, split: str, number: int) -> Annotations:
+  """The annotations of a split of so many images."""
+  path, again = index_path(version, split), "prepare the split again with --overwrite"
+  if not path.is_file():
+    raise UserError(f"{path} is missing; {again}")
   try:
     with np.load(path) as columns:
       named = {f.name: columns[f.name] for f in fields(Annotations)}
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f"{path} is damaged ({error}); prepare the split again with --overwrite") from error
-  return Annotations(**named | {"file_name": named["file_name"].tolist()})
+    raise UserError(f"{path} is damaged ({error}); {again}") from error
+  annotations = Annotations(**named | {"file_name": named["file_name"].tolist()})
+  if len(annotations) != number:
+    raise UserError(f"{path} lists {len(annotations)} images, the split has {number}; {again}")
+  return annotations
 
 
-class Prepared:
-  """One split of a TFDS ArrayRecord dataset.
-
-  TFDS's own COCO datasets keep neither category ids nor image sizes, and hold boxes as float32 fractions and
-  areas cut to whole numbers: the ids are those of COCO's table, the sizes come from the image headers; score
-  against the original annotation file where there is one.
-  """
-
-  name: str
-  categories: tuple[Category, ...]
-
-  def __init__(self, directory: str | Path, split: str):
-    """Opens a version folder (with `dataset_info.json`); see `open_dataset` for others."""
-    self._directory, self._split = Path(directory), split
-    read_info(self._directory)  # a UserError if it cannot be read
-    builder = tfds.builder_from_directory(directory)
-    if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-      raise UserError(
-        f"{directory} is stored as {builder.info.file_format.value}, which has no random access; prepare it "
-        "with file_format=array_record"
-      )
-    splits = builder.info.splits
-    if split not in splits or not splits[split].num_examples:
-      known = ", ".join(f"{name} ({splits[name].num_examples})" for name in splits) or "none"
-      what = "is empty" if split in splits else "does not exist"
-      raise UserError(f"{directory}: split {split!r} {what}; there are: {known}")
-    missing = [p.name for p in splits[split].filepaths if not Path(p).is_file()]
-    if missing:
-      raise UserError(f"{directory}: split {split!r} lacks the files {', '.join(missing)}; prepare it again")
-    self.name = f"{builder.info.name}/{split}"
-    self._own = "bbox_xywh" in box_features(builder)
-    self.categories = read_categories(self._directory) if self._own else tfds_coco_categories(builder)
-    self._data = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-
-  def __reduce__(self) -> tuple:
-    return Prepared, (self._directory, self._split)
-
-  def __len__(self) -> int:
-    return len(self._data)
-
-  def __getitem__(self, i: int) -> Record:
-    row = self._data[range(len(self))[i]]
-    objects = row["objects"]
-    if self._own:
-      height, width = int(row["image/height"]), int(row["image/width"])
-      boxes = corners(objects["bbox_xywh"])
-    else:
-      height, width = size_of(row)
-      y1, x1, y2, x2 = np.asarray(objects["bbox"], np.float64).reshape(-1, 4).T
-      boxes = np.stack([x1 * width, y1 * height, x2 * width, y2 * height], axis=1)
-    return Record(
-      image_id=int(row["image/id"]), file_name=row["image/filename"].decode(), image=row["image"],
-      height=height, width=width, boxes=boxes, labels=np.asarray(objects["label"], np.int32),
-      crowd=np.asarray(objects["is_crowd"], np.bool_), area=np.asarray(objects["area"], np.float64),
-      annotation_id=np.asarray(objects["id"], np.int64),
-    )  # fmt: skip
-
-  def image_id(self, i: int) -> int:
-    return int(self._columns.image_id[i])
-
-  def annotations(self) -> Annotations:
-    return self._columns
-
-  @cached_property
-  def _columns(self) -> Annotations:
-    path = index_path(self._directory, self._split)
-    if not self._own:
-      return read_annotations(self)
-    if not path.is_file():
-      raise UserError(f"{path} is missing; prepare the split again with --overwrite")
-    columns = load_index(path)
-    if len(columns) != len(self):
-      raise UserError(
-        f"{path} lists {len(columns)} images, the split has {len(self)}; prepare it again with --overwrite"
-      )
-    return columns
-
-
-def read_annotations(source: Prepared) -> Annotations:
-  """The columns of a dataset that has no index, by reading every record (not decoding it)."""
-  logging.info("%s: reading all %d records for their sizes and boxes", source.name, len(source))
+def read_rows(name: str, rows: Any) -> Annotations:
+  """The annotations of one of TFDS's own COCO datasets, by reading every record (not decoding it)."""
+  logging.info("%s: reading all %d records for their sizes and boxes", name, len(rows))
   images, boxes = [], []
-  for i in tqdm(range(len(source)), desc=f"read {source.name}", unit="img", delay=5):
-    r = source[i]
-    images.append((r.image_id, r.file_name, r.height, r.width))
-    bbox = np.concatenate([r.boxes[:, :2], r.boxes[:, 2:] - r.boxes[:, :2]], axis=1)
-    rows = zip(bbox, r.labels, r.crowd, r.area, r.annotation_id, strict=True)
-    boxes.append([(*box, *rest) for box, *rest in rows])
+  for i in tqdm(range(len(rows)), desc=f"read {name}", unit="img", delay=5):
+    row = rows[i]
+    image_id, file_name = int(row["image/id"]), row["image/filename"].decode()
+    header = read_header(row["image"])
+    if header is None:
+      where = f"image id {image_id} ({file_name})"
+      raise UserError(f"{where} is not a readable JPEG or PNG; prepare the dataset again")
+    images.append((image_id, file_name, header.height, header.width))
+    sides = np.array([header.width, header.height] * 2)
+    objects = row["objects"]
+    corners = np.asarray(objects["bbox"], np.float64).reshape(-1, 4)[:, [1, 0, 3, 2]] * sides
+    bbox = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
+    others = (objects[key] for key in ("label", "is_crowd", "area", "id"))
+    boxes.append([(*box, *rest) for box, *rest in zip(bbox, *others, strict=True)])
   return from_rows(images, boxes)
 
 
-def size_of(row: dict[str, Any]) -> tuple[int, int]:
-  header = read_header(row["image"])
-  if header is None:
-    where = f"image id {row['image/id']} ({row['image/filename'].decode()})"
-    raise UserError(f"{where} is not a readable JPEG or PNG; prepare the dataset again")
-  return header.height, header.width
+# The detection classes of MS COCO 2014 and 2017: ids 1 to 90 without ten that are not in use.
+COCO_IDS = sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+COCO_NAMES = """
+  person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+  parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella,
+  handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove,
+  skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife, spoon, bowl, banana, apple,
+  sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair, couch, potted plant, bed,
+  dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink,
+  refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush""".split(",")
+COCO_CATEGORIES = tuple(Category(i, name.strip()) for i, name in zip(COCO_IDS, COCO_NAMES, strict=True))
 
 
-# Ids and names of the detection classes of MS COCO 2014 and 2017 (ids 1 to 90, ten of them not in use).
-COCO_CATEGORIES = tuple(
-  Category(int(number), name.strip())
-  for number, name in (
-    entry.strip().split(" ", 1)
-    for entry in """
-    1 person, 2 bicycle, 3 car, 4 motorcycle, 5 airplane, 6 bus, 7 train, 8 truck, 9 boat, 10 traffic light,
-    11 fire hydrant, 13 stop sign, 14 parking meter, 15 bench, 16 bird, 17 cat, 18 dog, 19 horse, 20 sheep,
-    21 cow, 22 elephant, 23 bear, 24 zebra, 25 giraffe, 27 backpack, 28 umbrella, 31 handbag, 32 tie,
-    33 suitcase, 34 frisbee, 35 skis, 36 snowboard, 37 sports ball, 38 kite, 39 baseball bat,
-    40 baseball glove, 41 skateboard, 42 surfboard, 43 tennis racket, 44 bottle, 46 wine glass, 47 cup,
-    48 fork, 49 knife, 50 spoon, 51 bowl, 52 banana, 53 apple, 54 sandwich, 55 orange, 56 broccoli, 57 carrot,
-    58 hot dog, 59 pizza, 60 donut, 61 cake, 62 chair, 63 couch, 64 potted plant, 65 bed, 67 dining table,
-    70 toilet, 72 tv, 73 laptop, 74 mouse, 75 remote, 76 keyboard, 77 cell phone, 78 microwave, 79 oven,
-    80 toaster, 81 sink, 82 refrigerator, 84 book, 85 clock, 86 vase, 87 scissors, 88 teddy bear,
-    89 hair drier, 90 toothbrush""".replace("\n", " ").split(",")
-  )
-)
-
-
-def box_features(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
+def box_features(builder: Any) -> dict[str, Any]:
   """The features of a dataset's boxes by name; empty if it has none."""
   features = builder.info.features
   objects = features["objects"] if "objects" in features else {}
-  return dict((objects.feature if isinstance(objects, tfds.features.Sequence) else objects).items())
+  return dict(getattr(objects, "feature", objects).items())  # TFDS's own are a Sequence of features
 
 
-def tfds_coco_categories(builder: tfds.core.DatasetBuilder) -> tuple[Category, ...]:
+def tfds_coco_categories(builder: Any) -> tuple[Category, ...]:
   """The category table of one of TFDS's own COCO datasets."""
   objects = box_features(builder)
   if not {"area", "bbox", "id", "is_crowd", "label"} <= objects.keys():

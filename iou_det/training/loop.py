@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from iou_det import config as config_lib
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import Plan, TrainingFilter, check_max_boxes, log_shrunk, scan, train_batches
+from iou_det.data.pipeline import Plan, make_plan, train_batches
 from iou_det.data.source import Source
 from iou_det.detector import Detector, ground_truth, make_model
 from iou_det.errors import Preempted, UserError
@@ -75,11 +75,7 @@ def train_unless(
       f"splits {d.train_split!r} and {d.val_split!r} of {d.path} have different category tables"
     )
   ground_truth(val_source, d.val_annotations)  # fail now rather than at the first evaluation
-  keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
-  index = scan(source, keep)
-  check_max_boxes(index, d.max_boxes)
-  log_shrunk(index.heights, index.widths, tuple(d.canvas), (d.short, d.long))
-  plan = Plan(index, batch_size=t.batch_size, seed=config.seed)
+  plan = make_plan(source, config)
   last_step = t.epochs * plan.steps_per_epoch
 
   # State: fresh, or the last checkpoint.
@@ -136,20 +132,7 @@ def train_unless(
     return step == last_step or (rest == 0 and epoch % every == 0)
 
   metrics: dict[str, Any] | None = None
-  part, parts = input_share(mesh)
-  batches = train_batches(
-    source,
-    plan,
-    start_step=start_step,
-    stop_step=last_step,
-    canvas=tuple(d.canvas),
-    max_boxes=d.max_boxes,
-    keep=keep,
-    part=part,
-    parts=parts,
-    threads=d.threads,
-    workers=d.workers,
-  )
+  batches = train_batches(source, plan, d, range(start_step, last_step), input_share(mesh))
   window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log line, on the device
   running: deque[jax.Array] = deque()
   bar = tqdm(
@@ -224,11 +207,11 @@ def train_unless(
     checkpoints.close()  # waits for what is being saved
 
 
-def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: Any) -> None:
+def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: Source) -> None:
   """Raises a UserError with the first step (after `before`) whose loss is not finite, and its images."""
   for step, row in enumerate(rows, before + 1):
     if not (math.isfinite(row["loss"]) and math.isfinite(row["gradient_norm"])):
-      ids = [source.image_id(int(i)) for i in plan.batch(step - 1).records]
+      ids = source.annotations.image_id[plan.batch(step - 1).records].tolist()
       raise UserError(
         f"step {step}: the loss is {row['loss']}, its gradient norm {row['gradient_norm']}, on the images "
         f"with ids {', '.join(map(str, ids))}; lower train.learning_rate, lengthen train.warmup_steps or "

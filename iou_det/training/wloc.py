@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from iou_det.config import with_loss
-from iou_det.data.pipeline import Plan, TrainingFilter, check_max_boxes, scan, train_batches
+from iou_det.data.pipeline import make_plan, train_batches
 from iou_det.data.source import Source
 from iou_det.detector import forward, make_model, network_inputs
 from iou_det.errors import UserError
@@ -52,8 +52,6 @@ def fit_w_loc(
     raise UserError(f"start={start!r}: must be one of {', '.join(STARTS)}")
   if config.loss.loc_weights == "eq5":
     raise UserError("loss.loc_weights=eq5: Eq. (5) keeps the loss sum by itself; give w_loc=1")
-  d = config.data
-  keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
   model = make_model(config, len(sources[0].categories))
   mesh = device_mesh(1, jax.local_devices()[:1], setting="images of fit-wloc")
   state = create_state(config, model, 1, mesh, pretrained=True)[0] if start == "network" else None
@@ -76,16 +74,12 @@ def fit_w_loc(
     return jnp.concatenate([plain.localization()[None], weighted])
 
   compiled = jax.jit(sums, static_argnums=2)
+  data = ConfigDict(config.data.to_dict() | {"workers": 0})  # a process for each image would not pay
   total, used = jnp.zeros(1 + len(lambdas)), 0
   for source in sources:
-    index = scan(source, keep)
-    check_max_boxes(index, d.max_boxes)
-    plan = Plan(index, batch_size=1, seed=config.seed)  # one by one: no image twice to fill a batch
+    plan = make_plan(source, config, batch_size=1)  # one by one: no image twice to fill a batch
     number = min(images, plan.steps_per_epoch)
-    batches = train_batches(
-      source, plan, start_step=0, stop_step=number, canvas=tuple(d.canvas), max_boxes=d.max_boxes,
-      keep=keep, part=0, parts=1, threads=d.threads, workers=0,
-    )  # fmt: skip
+    batches = train_batches(source, plan, data, range(number), (0, 1))
     for batch, portrait in batches:
       total = total + compiled(state, to_device(batch, mesh), portrait)
     used += number

@@ -24,8 +24,14 @@ def content():
     {"id": 3, "file_name": "small.jpg", "height": 31, "width": 90},
   ]
   row = lambda i, image, category, bbox, area, crowd=0: {
-    "id": i, "image_id": image, "category_id": category, "bbox": bbox, "area": area, "iscrowd": crowd,
-    "segmentation": [[1, 2, 3]]}  # fmt: skip
+    "id": i,
+    "image_id": image,
+    "category_id": category,
+    "bbox": bbox,
+    "area": area,
+    "iscrowd": crowd,
+    "segmentation": [[1, 2, 3]],
+  }
   annotations = [
     row(11, 7, 9, [0.1, 0.7, 10.3, 20.9], 100.123456789),
     row(12, 40, 2, [5, 6, 20, 30], 600),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from iou_det.data.coco import CocoFolder
+from iou_det.data import open_dataset
 from iou_det.errors import UserError
 from launch.deeppcb import CLASSES, convert
 from tests.data.coco_files import picture
@@ -35,21 +35,28 @@ def write_clone(root, splits):
 
 
 def made(root):
-  return write_clone(root, {
-    "trainval.txt": {"20085000": (picture(64, 80), [(1, 2, 31, 42, 3), (5, 5, 9, 8, 6)]),
-                     "00041000": (picture(64, 80, 1), [])},
-    "test.txt": {"20085999": (picture(64, 80, 2), [(10, 20, 30, 60, 1)])},
-  })  # fmt: skip
+  return write_clone(
+    root,
+    {
+      "trainval.txt": {
+        "20085000": (picture(64, 80), [(1, 2, 31, 42, 3), (5, 5, 9, 8, 6)]),
+        "00041000": (picture(64, 80, 1), []),
+      },
+      "test.txt": {"20085999": (picture(64, 80, 2), [(10, 20, 30, 60, 1)])},
+    },
+  )
 
 
 def test_converts_the_layout_of_the_repository(tmp_path):
   clone = made(tmp_path / "clone")
   assert convert(clone, tmp_path / "pcb") == {"train": (2, 2), "test": (1, 1)}
-  train, test = CocoFolder(tmp_path / "pcb", "train"), CocoFolder(tmp_path / "pcb", "test")
+  train, test = open_dataset(tmp_path / "pcb", "train"), open_dataset(tmp_path / "pcb", "test")
   assert [(c.id, c.name) for c in train.categories] == list(enumerate(CLASSES, 1))
   assert [(r.image_id, r.file_name, r.height, r.width) for r in (train[0], train[1], test[0])] == [
-    (20085000, "20085000_test.jpg", 64, 80), (41000, "00041000_test.jpg", 64, 80),
-    (20085999, "20085999_test.jpg", 64, 80)]  # fmt: skip
+    (20085000, "20085000_test.jpg", 64, 80),
+    (41000, "00041000_test.jpg", 64, 80),
+    (20085999, "20085999_test.jpg", 64, 80),
+  ]
   assert train[0].boxes.tolist() == [[1, 2, 31, 42], [5, 5, 9, 8]] and train[0].labels.tolist() == [2, 5]
   assert train[0].area.tolist() == [1200, 12] and test[0].annotation_id.tolist() == [3]
   assert train[0].image == picture(64, 80)
@@ -90,22 +97,24 @@ def test_the_script_clones_converts_and_cleans_up(tmp_path):
   clone = made(tmp_path / "clone")
   git = lambda *a: subprocess.run(
     ["git", "-c", "user.name=t", "-c", "user.email=t@t", "-C", str(clone), *a],
-    check=True, capture_output=True,
-  )  # fmt: skip
+    check=True,
+    capture_output=True,
+  )
   git("init", "-q")
   git("add", ".")
   git("commit", "-qm", "x")
   scratch = tmp_path / "scratch"
   scratch.mkdir()
   env = os.environ | {
-    "DEEPPCB_REPOSITORY": f"file://{clone}", "TMPDIR": str(scratch),
+    "DEEPPCB_REPOSITORY": f"file://{clone}",
+    "TMPDIR": str(scratch),
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-  }  # fmt: skip
+  }
   command = ["bash", str(ROOT / "launch" / "get_deeppcb.sh"), str(tmp_path / "data" / "pcb")]
   done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert done.stdout == "train: 2 images, 2 boxes\ntest: 1 images, 1 boxes\n"
-  assert len(CocoFolder(tmp_path / "data" / "pcb", "train")) == 2 and not list(scratch.iterdir())
+  assert len(open_dataset(tmp_path / "data" / "pcb", "train")) == 2 and not list(scratch.iterdir())
   again = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
   assert again.returncode == 2 and "exists already" in again.stderr
 
@@ -121,7 +130,8 @@ def test_real_annotations_survive_the_way_there_and_back(real_data, tmp_path):
       x, y, w, h = a["bbox"]
       boxes[a["image_id"]].append((x, y, x + w, y + h, a["category_id"]))
     splits[listing] = {
-      i["file_name"].removesuffix("_test.jpg"): (header, boxes[i["id"]]) for i in coco["images"]}  # fmt: skip
+      i["file_name"].removesuffix("_test.jpg"): (header, boxes[i["id"]]) for i in coco["images"]
+    }
   convert(write_clone(tmp_path / "clone", splits), tmp_path / "pcb")
   for split, counts in (("train", (1000, 6873)), ("test", (500, 3140))):
     coco = json.loads((tmp_path / "pcb" / "annotations" / f"instances_{split}.json").read_text())

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import tempfile
+import zlib
 
 import cv2
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from iou_det.data import images as image_files
-from iou_det.data.images import check, exif_orientation, read_header, scratch_file
+from iou_det.data.images import check, exif_orientation, read_header
 from tests.data.coco_files import picture
 
 JPEG = picture(48, 64)
@@ -34,8 +36,10 @@ def with_orientation(value, order="<"):
 
 
 def problem(data, height=48, width=64):
-  with scratch_file() as messages:
-    return check(data, height, width, messages)
+  """What is wrong, and the traits that the file has."""
+  with tempfile.TemporaryFile() as messages:
+    what, traits = check(data, height, width, messages)
+  return what, [trait for trait, holds in traits.items() if holds]
 
 
 WHOLE = {
@@ -49,10 +53,11 @@ WHOLE = {
   "exif": (smooth(exif=with_orientation(3)), ["EXIF-rotated images (boxes refer to the pixels as stored)"]),
   "exif_upright": (smooth(exif=with_orientation(1)), []),
   "exif_motorola": (
-    smooth(exif=with_orientation(6, ">")), ["EXIF-rotated images (boxes refer to the pixels as stored)"]
+    smooth(exif=with_orientation(6, ">")),
+    ["EXIF-rotated images (boxes refer to the pixels as stored)"],
   ),
   "alpha": (TRANSPARENT, ["images with an alpha channel (ignored)"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -90,6 +95,18 @@ def test_a_gap_before_the_end_marker_is_found_by_what_the_decoder_says(capfd):
 def test_harmless_warnings_are_counted():
   at = JPEG.rindex(b"\xff\xd9")
   assert problem(JPEG[:at] + b"\0\0\0\0\0\0\0\0" + JPEG[at:]) == ("", ["images with decoder warnings"])
+
+
+@pytest.mark.parametrize("data", [JPEG, PNG], ids=["jpeg", "png"])
+def test_the_header_of_a_huge_image_is_read_without_a_word(data, recwarn):
+  side = 60_000  # 3.6 gigapixels; Pillow's `Image.open` refuses more than 0.18
+  if data == JPEG:
+    at = data.index(b"\xff\xc0") + 5
+    huge = data[:at] + struct.pack(">HH", side, side) + data[at + 4 :]
+  else:
+    header = data[12:16] + struct.pack(">II", side, side) + data[24:29]
+    huge = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+  assert read_header(huge) == (side, side, 3, 1) and not recwarn.list
 
 
 @pytest.mark.parametrize("cut", [0.01, 0.5, 0.99])

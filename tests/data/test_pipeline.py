@@ -3,15 +3,17 @@
 import dataclasses
 import logging
 import time
+from functools import partial
 
 import cv2
 import numpy as np
 import pytest
 
+from iou_det.config import base_config
+from iou_det.data import pipeline
 from iou_det.data.pipeline import (
   Example,
   Loader,
-  Plan,
   Stack,
   TrainingFilter,
   check_max_boxes,
@@ -21,7 +23,7 @@ from iou_det.data.pipeline import (
   scan,
   train_batches,
 )
-from iou_det.data.source import Category, Record, corners, from_rows
+from iou_det.data.source import Category, Source, from_rows
 from iou_det.errors import UserError
 
 SIZES = [
@@ -40,61 +42,40 @@ SIZES = [
 KEEP = TrainingFilter()
 
 
-class Memory:
-  """A source in memory: image i is filled with colour i and has i % 3 + 1 boxes, the last of them a crowd."""
+def encoded(sizes, i):
+  """Image i is filled with colour i, on red."""
+  image = np.full((*sizes[i], 3), i, np.uint8)
+  image[..., 0] = 200
+  return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
 
-  name = "memory"
+
+def memory(read=None, sizes=SIZES):
+  """A source in memory: image i has i % 3 + 1 boxes, the last of them a crowd."""
+  rows = [(100 + i, f"{i}.png", h, w) for i, (h, w) in enumerate(sizes)]
+  boxes = [
+    [(1 + k, 2, 8.5, 9, k % 2, k == 2, 76.5, 10 * i + k) for k in range(i % 3 + 1)] for i in range(len(sizes))
+  ]
   categories = (Category(3, "a"), Category(7, "b"))
-
-  def __init__(self, sizes=SIZES):
-    rows = [(100 + i, f"{i}.png", h, w) for i, (h, w) in enumerate(sizes)]
-    boxes = [
-      [(1 + k, 2, 8.5, 9, k % 2, k == 2, 76.5, 10 * i + k) for k in range(i % 3 + 1)]
-      for i in range(len(sizes))
-    ]
-    self.columns = from_rows(rows, boxes)
-
-  def __len__(self):
-    return len(self.columns)
-
-  def image_id(self, i):
-    return 100 + i
-
-  def annotations(self):
-    return self.columns
-
-  def __getitem__(self, i):
-    a, rows = self.columns, self.columns.rows(i)
-    h, w = int(a.height[i]), int(a.width[i])
-    image = np.full((h, w, 3), i, np.uint8)
-    image[..., 0] = 200  # red
-    return Record(
-      image_id=100 + i, file_name=f"{i}.png", image=cv2.imencode(".png", image[..., ::-1])[1].tobytes(),
-      height=h, width=w, boxes=corners(a.bbox[rows]), labels=a.label[rows], crowd=a.crowd[rows],
-      area=a.area[rows], annotation_id=a.annotation_id[rows],
-    )  # fmt: skip
+  return Source("memory", categories, from_rows(rows, boxes), read or partial(encoded, sizes))
 
 
-def make_plan(batch_size=4, seed=0, source=None):
-  return Plan(scan(source or Memory(), KEEP), batch_size=batch_size, seed=seed)
+def make_config(**data):
+  config = base_config()
+  config.data.update(canvas=(64, 96), short=64, long=96, max_boxes=3, threads=2)
+  config.data.update(data)
+  config.train.batch_size = 4
+  return config
+
+
+def make_plan(seed=0):
+  config = make_config()
+  config.seed = seed
+  return pipeline.make_plan(memory(), config)
 
 
 def read(start=0, stop=8, process=(0, 1), threads=2, workers=0, source=None):
-  return list(
-    train_batches(
-      source or Memory(),
-      make_plan(),
-      start_step=start,
-      stop_step=stop,
-      canvas=(64, 96),
-      max_boxes=3,
-      keep=KEEP,
-      part=process[0],
-      parts=process[1],
-      threads=threads,
-      workers=workers,
-    )
-  )
+  data = make_config(threads=threads, workers=workers).data
+  return list(train_batches(source or memory(), make_plan(), data, range(start, stop), process))
 
 
 def assert_same(a, b):
@@ -157,11 +138,11 @@ def test_hosts_split_each_batch_between_them():
 
 
 def test_batch_size_that_the_processes_cannot_share_is_an_error_at_once():
-  shared = {"canvas": (64, 96), "part": 0, "parts": 3, "threads": 1, "workers": 0}
+  data = make_config().data
   with pytest.raises(UserError, match="batch_size=4 is not divisible by the 3 processes"):
-    train_batches(Memory(), make_plan(), start_step=0, stop_step=8, max_boxes=3, keep=KEEP, **shared)
+    train_batches(memory(), make_plan(), data, range(8), (0, 3))
   with pytest.raises(UserError, match="batch_size=4 is not divisible by the 3 processes"):
-    eval_batches(Memory(), batch_size=4, **shared)
+    eval_batches(memory(), data, 4, (0, 3))
 
 
 def test_resuming_at_a_step_continues_the_same_order():
@@ -182,34 +163,26 @@ def test_plan_keeps_the_epochs_that_threads_and_loop_are_in(monkeypatch):
 def test_fillers_and_shrunk_images_are_counted(caplog):
   with caplog.at_level(logging.INFO):
     make_plan()
-    log_shrunk(np.array([90, 64, 97]), np.array([140, 96, 64]), (64, 96), (64, 96))
+    log_shrunk(np.array([90, 64, 97]), np.array([140, 96, 64]), make_config().data)
   # 7 landscape images (of 8 one is too small) and 3 portrait ones, in batches of 4.
   assert "7 landscape and 3 portrait images in 3 batches of 4 an epoch; 2 images again" in caplog.text
   assert "2 of 3 images exceed data.canvas=(64, 96)" in caplog.text
 
 
-class Counting(Memory):
-  """Counts the records read."""
-
-  read = 0
-
-  def __getitem__(self, i):
-    self.read += 1
-    return super().__getitem__(i)
-
-
 def test_reading_ahead_is_bounded():
-  source = Counting()
-  batches = train_batches(
-    source, make_plan(), start_step=0, stop_step=1000, canvas=(64, 96), max_boxes=3, keep=KEEP,
-    part=0, parts=1, threads=2, workers=0,
-  )  # fmt: skip
+  reads = []
+
+  def counting(i):
+    reads.append(i)
+    return encoded(SIZES, i)
+
+  batches = train_batches(memory(counting), make_plan(), make_config().data, range(1000), (0, 1))
   next(batches)
   before = -1
-  while source.read != before:  # until the threads rest
-    before = source.read
+  while len(reads) != before:  # until the threads rest
+    before = len(reads)
     time.sleep(0.3)
-  assert 4 * 4 <= source.read <= 4 * 7  # one batch out, two stacked, three ahead; one between them
+  assert 4 * 4 <= len(reads) <= 4 * 7  # one batch out, two stacked, three ahead; one between them
   assert cv2.getNumThreads() == 1
 
 
@@ -217,11 +190,7 @@ def test_reading_ahead_is_bounded():
 def test_evaluation_has_every_image_once(hosts):
   seen, lengths = [], set()
   for host in range(hosts):
-    batches = list(
-      eval_batches(
-        Memory(), batch_size=6, canvas=(64, 96), part=host, parts=hosts, threads=2, workers=0
-      )
-    )
+    batches = list(eval_batches(memory(), make_config().data, 6, (host, hosts)))
     lengths.add(len(batches))
     seen += [int(i) for batch, _ in batches for i in batch["index"][batch["example"]]]
   assert sorted(seen) == list(range(len(SIZES)))
@@ -230,68 +199,54 @@ def test_evaluation_has_every_image_once(hosts):
 
 def test_evaluation_by_more_workers_than_batches():
   def batches(workers):
-    return list(
-      eval_batches(
-        Memory(), batch_size=8, canvas=(64, 96), part=0, parts=1, threads=1, workers=workers
-      )
-    )
+    return list(eval_batches(memory(), make_config(threads=1, workers=workers).data, 8, (0, 1)))
 
   assert_same(batches(4), batches(0))
 
 
 def test_too_few_rows_for_boxes_says_how_many_are_needed():
-  index = scan(Memory(), KEEP)
+  index = scan(memory(), KEEP)
   check_max_boxes(index, 2)
   with pytest.raises(UserError, match=r"max_boxes=1 is too small: \d+ images have more boxes, up to 2"):
     check_max_boxes(index, 1)
 
 
-class Broken(Memory):
-  def __getitem__(self, i):
-    return dataclasses.replace(super().__getitem__(i), image=b"\x89PNG no image")
+def broken(i):
+  return b"\x89PNG no image"
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_image_that_cannot_be_decoded_is_named(workers):
   with pytest.raises(UserError, match=r"image \d+\.png \(id \d+\) cannot be decoded"):
-    read(workers=workers, source=Broken())
+    read(workers=workers, source=memory(broken))
 
 
-def test_truncated_jpeg_is_named_although_the_decoder_would_take_it(monkeypatch):
-  good = Memory.__getitem__
+def truncated(i):
+  return cv2.imencode(".jpg", np.zeros((*SIZES[i], 3), np.uint8))[1].tobytes()[:-2]
 
-  def truncated(self, i):
-    record = good(self, i)
-    jpeg = cv2.imencode(".jpg", np.zeros((record.height, record.width, 3), np.uint8))[1].tobytes()
-    return dataclasses.replace(record, image=jpeg[:-2])
 
-  monkeypatch.setattr(Memory, "__getitem__", truncated)
+def test_truncated_jpeg_is_named_although_the_decoder_would_take_it():
   with pytest.raises(UserError, match=r"image \d+\.png \(id \d+\) is truncated"):
-    read()
+    read(source=memory(truncated))
 
 
-def test_image_of_another_size_than_annotated_is_named(monkeypatch):
-  good = Memory.__getitem__
-  monkeypatch.setattr(Memory, "__getitem__", lambda self, i: Record(**{**vars(good(self, i)), "height": 77}))
+def test_image_of_another_size_than_annotated_is_named():
+  source = memory()
+  annotations = dataclasses.replace(source.annotations, height=np.full(len(source), 77, np.int32))
   with pytest.raises(UserError, match=r"its annotation says \d+x77"):
-    read()
+    read(source=dataclasses.replace(source, annotations=annotations))
 
 
 def test_left_out_boxes_may_come_first():
   """A batch has the boxes and labels that the filter keeps, wherever they are in the record."""
-  image = np.zeros((50, 64, 3), np.uint8)
-  record = Record(
-    image_id=1, file_name="a.png", image=cv2.imencode(".png", image)[1].tobytes(), height=50, width=64,
-    boxes=np.array([[0, 0, 50, 50], [1, 2, 9, 9], [5, 5, 5.5, 9], [3, 4, 20, 20]], np.float64),
-    labels=np.array([3, 1, 2, 0]), crowd=np.array([True, False, False, False]),
-    area=np.array([2500.0, 56.0, 2.0, 272.0]), annotation_id=np.arange(4),
-  )  # fmt: skip
-
-  class One(Memory):
-    def __getitem__(self, i):
-      return record
-
-  row = Loader(One(), (64, 96), 3, KEEP)(Example(0, 0, False, True))
+  rows = [
+    (0, 0, 50, 50, 3, True, 2500.0, 0),
+    (1, 2, 8, 7, 1, False, 56.0, 1),
+    (5, 5, 0.5, 4, 2, False, 2.0, 2),
+    (3, 4, 17, 16, 0, False, 272.0, 3),
+  ]
+  one = Source("one", (), from_rows([(1, "a.png", 50, 64)], [rows]), partial(encoded, [(50, 64)]))
+  row = Loader(one, (64, 96), 3, KEEP)(Example(0, 0, False, True))
   np.testing.assert_array_equal(row["boxes"], [[1, 2, 9, 9], [3, 4, 20, 20], [0, 0, 0, 0]])
   np.testing.assert_array_equal(row["labels"], [1, 0, 0])
   np.testing.assert_array_equal(row["valid"], [True, True, False])
@@ -306,7 +261,7 @@ def test_shrinking_averages_the_pixels_it_merges():
 
 
 def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it():
-  stack, load = Stack((64, 96)), Loader(Memory(), (64, 96), 3, KEEP)
+  stack, load = Stack((64, 96)), Loader(memory(), (64, 96), 3, KEEP)
   rows = [[load(Example(i, 0, False, True)) for i in pair] for pair in ((0, 2), (9, 4), (3, 5))]
   first = stack(rows[0])
   address, whole = first["image"].ctypes.data, first["image"].copy()

@@ -12,11 +12,11 @@ import pytest
 
 from iou_det.data import open_dataset, tfds
 from iou_det.data.checks import check_coco, report
-from iou_det.data.coco import CocoFolder
+from iou_det.data.coco import open_files
 from iou_det.data.pipeline import TrainingFilter, scan
 from iou_det.data.shapes import Shapes
-from iou_det.data.source import Category, Record, from_rows
-from iou_det.data.tfds import Prepared, prepare_dataset
+from iou_det.data.source import Category, Source, from_files, from_rows
+from iou_det.data.tfds import prepare_dataset
 from iou_det.errors import UserError
 from tests.data.coco_files import assert_same_records, content, picture, write
 
@@ -28,9 +28,13 @@ def files(folder):
 def cli(images, annotations, data_dir, *more, name="set", split="train"):
   code = "import sys; from iou_det.cli import main; main(['prepare', *sys.argv[1:]])"
   arguments = [
-    f"--images={images}", f"--annotations={annotations}", f"--name={name}", f"--split={split}",
-    f"--data_dir={data_dir}", *more,
-  ]  # fmt: skip
+    f"--images={images}",
+    f"--annotations={annotations}",
+    f"--name={name}",
+    f"--split={split}",
+    f"--data_dir={data_dir}",
+    *more,
+  ]
   return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
@@ -43,16 +47,16 @@ def assert_refused(done, message):
 def test_records_come_back_to_the_last_bit(tmp_path, monkeypatch):
   monkeypatch.setattr(tfds, "SHARD_IMAGES", 3)  # more than one shard
   write(tmp_path)
-  source = CocoFolder(tmp_path, "train")
+  source = open_dataset(tmp_path, "train")
   version = prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
   assert version == tmp_path / "out" / "set" / "1.0.0" and len(list(version.glob("*array_record*"))) == 2
-  back = Prepared(version, "train")
+  back = open_dataset(version, "train")
   assert back.name == "set/train"
   assert_same_records(source, back)
-  for column in dataclasses.fields(source.annotations()):
-    a, b = (getattr(s.annotations(), column.name) for s in (source, back))
+  for column in dataclasses.fields(source.annotations):
+    a, b = (getattr(s.annotations, column.name) for s in (source, back))
     np.testing.assert_array_equal(a, b)
-  assert [back.image_id(i) for i in range(4)] == [40, 7, 1000000000007, 3]
+  assert back.annotations.image_id.tolist() == [40, 7, 1000000000007, 3]
   for one, other in zip(scan(source, TrainingFilter()), scan(back, TrainingFilter()), strict=True):
     np.testing.assert_array_equal(one, other)
   assert "tensorflow" not in sys.modules
@@ -63,7 +67,7 @@ def test_splits_are_added_and_replaced_one_by_one(tmp_path):
   coco = content()
   coco["annotations"] = coco["annotations"][1:]
   write(tmp_path, "val", coco)
-  train, val = (CocoFolder(tmp_path, split) for split in ("train", "val"))
+  train, val = (open_dataset(tmp_path, split) for split in ("train", "val"))
   out = tmp_path / "out"
   version = prepare_dataset(train, name="set", split="train", data_dir=out)
   prepare_dataset(val, name="set", split="val", data_dir=out)
@@ -82,7 +86,7 @@ def test_splits_are_added_and_replaced_one_by_one(tmp_path):
 
 def test_a_replaced_split_leaves_no_files(tmp_path, monkeypatch):
   write(tmp_path)
-  source, out = CocoFolder(tmp_path, "train"), tmp_path / "out"
+  source, out = open_dataset(tmp_path, "train"), tmp_path / "out"
   prepare_dataset(source, name="set", split="train", data_dir=out)
   version = prepare_dataset(source, name="set", split="val", data_dir=out)
   names = sorted(os.listdir(version))
@@ -96,18 +100,19 @@ def test_a_replaced_split_leaves_no_files(tmp_path, monkeypatch):
 
 def test_the_only_split_is_replaced_with_other_categories(tmp_path):
   write(tmp_path)
-  source = CocoFolder(tmp_path, "train")
+  source = open_dataset(tmp_path, "train")
   prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
-  source.categories = tuple(Category(c.id, c.name + "s") for c in source.categories)
+  categories = tuple(Category(c.id, c.name + "s") for c in source.categories)
+  source = dataclasses.replace(source, categories=categories)
   prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out", overwrite=True)
   assert_same_records(open_dataset(tmp_path / "out" / "set", "train"), source)
 
 
 def test_splits_of_a_dataset_share_their_categories(tmp_path):
   write(tmp_path)
-  source = CocoFolder(tmp_path, "train")
+  source = open_dataset(tmp_path, "train")
   prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
-  source.categories = source.categories[:2] + (Category(9, "puma"),)
+  source = dataclasses.replace(source, categories=(*source.categories[:2], Category(9, "puma")))
   with pytest.raises(UserError, match=r"the categories 2: dog, .* 9: puma; 3 in all differ from those of"):
     prepare_dataset(source, name="set", split="val", data_dir=tmp_path / "out")
 
@@ -118,13 +123,13 @@ def test_splits_of_a_dataset_share_their_categories(tmp_path):
 def test_names_that_tfds_cannot_take_are_refused(tmp_path, name, split):
   write(tmp_path)
   with pytest.raises(UserError, match="must be"):
-    prepare_dataset(CocoFolder(tmp_path, "train"), name=name, split=split, data_dir=tmp_path / "out")
+    prepare_dataset(open_dataset(tmp_path, "train"), name=name, split=split, data_dir=tmp_path / "out")
   assert not (tmp_path / "out").exists()
 
 
 def test_a_target_that_is_a_file_or_foreign_is_refused(tmp_path):
   write(tmp_path)
-  source = CocoFolder(tmp_path, "train")
+  source = open_dataset(tmp_path, "train")
   (tmp_path / "file").write_text("")
   with pytest.raises(UserError, match="file is a file; datasets are written to folders"):
     prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "file")
@@ -136,30 +141,28 @@ def test_a_target_that_is_a_file_or_foreign_is_refused(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["png", "jpeg"])
 def test_shapes_go_through_the_same_builder(tmp_path, encoding):
-  source = Shapes("val", images=5, height=40, width=48, encoding=encoding)
+  source = Shapes("val", images=5, height=40, width=48, encoding=encoding).source()
   version = prepare_dataset(source, name="shapes", split="val", data_dir=tmp_path)
   assert_same_records(open_dataset(version, "val"), source)
 
 
-class Breaks(CocoFolder):
-  """A source that dies at its third image."""
-
-  def __getitem__(self, i):
-    if i == 2:
-      raise KeyboardInterrupt
-    return super().__getitem__(i)
+def dies(i):
+  """Reads images up to the third one."""
+  if i == 2:
+    raise KeyboardInterrupt
+  return picture(48, 64)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupted_run_leaves_nothing_that_a_rerun_trusts(tmp_path, overwrite):
   write(tmp_path)
   out = tmp_path / "out"
-  good = CocoFolder(tmp_path, "train")
+  good = open_dataset(tmp_path, "train")
   prepare_dataset(good, name="set", split="train" if overwrite else "other", data_dir=out)
   before = files(out / "set")
   with pytest.raises(KeyboardInterrupt):
-    prepare_dataset(
-      Breaks(tmp_path, "train"), name="set", split="train", data_dir=out, overwrite=overwrite)  # fmt: skip
+    breaks = dataclasses.replace(good, read=dies)
+    prepare_dataset(breaks, name="set", split="train", data_dir=out, overwrite=overwrite)
   assert files(out / "set") == before
   prepare_dataset(good, name="set", split="train", data_dir=out, overwrite=overwrite)
   assert_same_records(open_dataset(out / "set", "train"), good)
@@ -167,7 +170,7 @@ def test_an_interrupted_run_leaves_nothing_that_a_rerun_trusts(tmp_path, overwri
 
 def test_a_kill_during_the_last_moves_leaves_the_split_out(tmp_path, monkeypatch):
   write(tmp_path)
-  good, out = CocoFolder(tmp_path, "train"), tmp_path / "out"
+  good, out = open_dataset(tmp_path, "train"), tmp_path / "out"
   prepare_dataset(good, name="set", split="train", data_dir=out)
   prepare_dataset(good, name="set", split="val", data_dir=out)
   moves = []
@@ -189,31 +192,16 @@ def test_a_kill_during_the_last_moves_leaves_the_split_out(tmp_path, monkeypatch
   assert_same_records(open_dataset(out / "set", "val"), good)
 
 
-class Noise:
-  """150 records of 400,000 bytes each, made when asked for."""
-
-  name, categories = "noise", (Category(1, "thing"),)
-
-  def __len__(self):
-    return 150
-
-  def __getitem__(self, i):
-    a = self.annotations()
-    return Record(
-      image_id=i, file_name=str(i), image=bytes(400_000), height=9, width=9, boxes=a.bbox[:1],
-      labels=a.label[:1], crowd=a.crowd[:1], area=a.area[:1], annotation_id=a.annotation_id[:1])  # fmt: skip
-
-  def image_id(self, i):
-    return i
-
-  def annotations(self):
-    box = (0, 0, 5, 5, 0, False, 25)
-    return from_rows([(i, str(i), 9, 9) for i in range(150)], [[(*box, i)] for i in range(150)])
+def large_record(i):
+  return bytes(400_000)
 
 
 def test_memory_does_not_hold_the_images(tmp_path):
   tracemalloc.start()
-  prepare_dataset(Noise(), name="noise", split="train", data_dir=tmp_path)
+  box = (0, 0, 5, 5, 0, False, 25)
+  annotations = from_rows([(i, str(i), 9, 9) for i in range(150)], [[(*box, i)] for i in range(150)])
+  noise = Source("noise", (Category(1, "thing"),), annotations, large_record)
+  prepare_dataset(noise, name="noise", split="train", data_dir=tmp_path)
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert peak < 10e6  # of 60 MB
@@ -223,11 +211,13 @@ def damaged(tmp_path):
   """A folder with a bad file or record of each kind among good ones; returns what must be named."""
   coco = content()
   add = lambda i, name, height=40, width=50: coco["images"].append(
-    {"id": i, "file_name": name, "height": height, "width": width})  # fmt: skip
+    {"id": i, "file_name": name, "height": height, "width": width}
+  )
   for i, name in enumerate(("truncated.jpg", "text.jpg", "missing.jpg", "turned.jpg", "twin.jpg"), 100):
     add(i, name)
     coco["annotations"].append(
-      {"id": i, "image_id": i, "category_id": 5, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0})  # fmt: skip
+      {"id": i, "image_id": i, "category_id": 5, "bbox": [1, 2, 3, 4], "area": 12, "iscrowd": 0}
+    )
   coco["annotations"] += [
     {"id": 500, "image_id": 7, "category_id": 77, "bbox": [1, 2, 3, 4]},
     {"id": 501, "image_id": 7, "category_id": 2, "bbox": [1, 2, 3, float("nan")]},
@@ -244,11 +234,15 @@ def damaged(tmp_path):
   coco["images"][-1].update(height=48, width=64)
   file.write_text(json.dumps(coco))
   named = [
-    "truncated.jpg (image id 100): truncated JPEG", "text.jpg (image id 101): not a JPEG or PNG",
-    "missing.jpg (image id 102): the file does not exist", "turned.jpg (image id 103): has 40x50 pixels",
-    "annotation id 500 (image id 7): unknown category_id 77", "annotation id 501 (image id 7): 'bbox'",
-    "annotation id 502 (image id 7): has no 'bbox'", "annotation id 503 (image id 12345): there is no image",
-  ]  # fmt: skip
+    "truncated.jpg (image id 100): truncated JPEG",
+    "text.jpg (image id 101): not a JPEG or PNG",
+    "missing.jpg (image id 102): the file does not exist",
+    "turned.jpg (image id 103): has 40x50 pixels",
+    "annotation id 500 (image id 7): unknown category_id 77",
+    "annotation id 501 (image id 7): 'bbox'",
+    "annotation id 502 (image id 7): has no 'bbox'",
+    "annotation id 503 (image id 12345): there is no image",
+  ]
   return images, file, named
 
 
@@ -272,7 +266,7 @@ def test_skip_bad_drops_exactly_the_bad_records_and_lists_them(tmp_path):
   good["images"].append({"id": 104, "file_name": "twin.jpg", "height": 48, "width": 64})
   good["annotations"].append({"id": 104, "image_id": 104, "category_id": 5, "bbox": [1, 2, 3, 4], "area": 12})
   file.write_text(json.dumps(good))
-  expected = CocoFolder.from_files(images, file)
+  expected = open_files(images, file)
   assert_same_records(open_dataset(tmp_path / "out" / "set", "train"), expected)
 
 
@@ -287,15 +281,17 @@ def test_report_counts_what_is_out_of_the_ordinary(tmp_path):
   assert text[0] == "set/train: 5 images, 9 boxes"
   assert text[1] == "  boxes per class: dog 4, a very big bird 1, cat 4"
   for line in (
-    "images without boxes: 2  (sub/c.png, small.jpg)", "grey images: 0",
+    "images without boxes: 2  (sub/c.png, small.jpg)",
+    "grey images: 0",
     "crowd boxes: 1  (annotation 14 (image 7))",
     "zero-area boxes: 1  (annotation 13 (image 7))",
     "boxes that reach out of their image: 1  (annotation 15 (image 40))",
     f"boxes given twice: 1  (annotation {2**40} (image 40))",
     "annotation ids given twice: 1  (annotation 17 (image 3))",
     "file names given twice: 1  (small.jpg)",
-    "annotations without 'area' (default taken): 1", "annotations without 'iscrowd' (default taken): 1",
-  ):  # fmt: skip
+    "annotations without 'area' (default taken): 1",
+    "annotations without 'iscrowd' (default taken): 1",
+  ):
     assert f"  {line}" in text, line
 
 
@@ -344,7 +340,7 @@ def test_the_command_prepares_and_refuses_a_rerun_before_it_reads_anything(tmp_p
 def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
   root = real_data / "coco_mini"
   checked = check_coco(root / split, root / "annotations" / f"instances_{split}.json", skip_bad=False)
-  source = CocoFolder.from_columns(root / split, checked.coco.categories, checked.coco.annotations, "coco")
+  source = from_files("coco", checked.coco.categories, checked.coco.annotations, root / split)
   back = open_dataset(prepare_dataset(source, name="coco", split=split, data_dir=tmp_path), split)
   original = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
   rows = {a["id"]: a for a in original["annotations"]}
@@ -354,13 +350,18 @@ def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
   for i, image in enumerate(original["images"]):
     r = back[i]
     assert (r.image_id, r.file_name, r.height, r.width) == tuple(
-      image[k] for k in ("id", "file_name", "height", "width"))  # fmt: skip
+      image[k] for k in ("id", "file_name", "height", "width")
+    )
     assert r.image == (root / split / r.file_name).read_bytes()
     for box, label, crowd, area, n in zip(r.boxes, r.labels, r.crowd, r.area, r.annotation_id, strict=True):
       a = rows[n]
       x, y, w, h = a["bbox"]
       assert (a["image_id"], a["category_id"], a["iscrowd"], a["area"]) == (
-        r.image_id, back.categories[label].id, crowd, area)  # fmt: skip
+        r.image_id,
+        back.categories[label].id,
+        crowd,
+        area,
+      )
       assert box.tolist() == [x, y, x + w, y + h]
       seen += 1
   assert seen == len(rows)

@@ -9,9 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from iou_det.data import open_dataset
-from iou_det.data.coco import CocoFolder
 from iou_det.data.pipeline import TrainingFilter, scan
-from iou_det.data.tfds import COCO_CATEGORIES, Prepared, prepare_dataset
+from iou_det.data.tfds import COCO_CATEGORIES, find_version, prepare_dataset
 from iou_det.errors import UserError
 from tests.data.coco_files import assert_same_records, content, picture, write
 
@@ -30,12 +29,23 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self):
     f = tfds.features
     objects = {
-      "id": np.int64, "area": np.int64, "bbox": f.BBoxFeature(), "label": f.ClassLabel(names=self.names),
+      "id": np.int64,
+      "area": np.int64,
+      "bbox": f.BBoxFeature(),
+      "label": f.ClassLabel(names=self.names),
       "is_crowd": np.bool_,
-    }  # fmt: skip
-    return tfds.core.DatasetInfo(builder=self, features=f.FeaturesDict({
-      "image": f.Image(encoding_format="jpeg"), "image/filename": f.Text(), "image/id": np.int64,
-      "objects": f.Sequence(objects)}))  # fmt: skip
+    }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      features=f.FeaturesDict(
+        {
+          "image": f.Image(encoding_format="jpeg"),
+          "image/filename": f.Text(),
+          "image/id": np.int64,
+          "objects": f.Sequence(objects),
+        }
+      ),
+    )
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples("train"), "test": self._generate_examples("test")}
@@ -47,18 +57,32 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       rows = [a for a in coco["annotations"] if a["image_id"] == image["id"] and split == "train"]
       boxes = [
         tfds.features.BBox(
-          ymin=y / image["height"], xmin=x / image["width"], ymax=(y + h) / image["height"],
-          xmax=(x + w) / image["width"])
+          ymin=y / image["height"],
+          xmin=x / image["width"],
+          ymax=(y + h) / image["height"],
+          xmax=(x + w) / image["width"],
+        )
         for x, y, w, h in (a["bbox"] for a in rows)
-      ]  # fmt: skip
+      ]
       objects = [
-        {"id": a["id"], "area": int(a["area"]), "bbox": box, "label": names[a["category_id"]],
-         "is_crowd": a["iscrowd"] == 1}
+        {
+          "id": a["id"],
+          "area": int(a["area"]),
+          "bbox": box,
+          "label": names[a["category_id"]],
+          "is_crowd": a["iscrowd"] == 1,
+        }
         for a, box in zip(rows, boxes, strict=True)
-      ]  # fmt: skip
-      yield image["file_name"], {
-        "image": self.root / "train" / image["file_name"], "image/filename": image["file_name"],
-        "image/id": image["id"], "objects": objects}  # fmt: skip
+      ]
+      yield (
+        image["file_name"],
+        {
+          "image": self.root / "train" / image["file_name"],
+          "image/filename": image["file_name"],
+          "image/id": image["id"],
+          "objects": objects,
+        },
+      )
 
 
 def tfds_coco(root, data_dir, names=None, file_format="array_record"):
@@ -83,14 +107,14 @@ def coco_folder(tmp_path):
 @pytest.fixture
 def prepared(tmp_path):
   write(tmp_path)
-  source = CocoFolder(tmp_path, "train")
+  source = open_dataset(tmp_path, "train")
   prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
   return source, tmp_path / "out" / "set"
 
 
 def test_tfds_coco_reads_like_the_original(coco_folder, tmp_path):
   path = tfds_coco(coco_folder, tmp_path / "tfds")
-  original = CocoFolder(coco_folder, "train")
+  original = open_dataset(coco_folder, "train")
   for folder in (path, path / "2017", path / "2017" / "1.1.0"):
     source = open_dataset(folder, "train")
     assert source.categories == COCO_CATEGORIES and len(source) == 4
@@ -98,7 +122,7 @@ def test_tfds_coco_reads_like_the_original(coco_folder, tmp_path):
   for i in range(4):  # TFDS shuffles
     r = source[i]
     o = by_name[r.file_name]
-    assert source.image_id(i) == r.image_id == o.image_id
+    assert source.annotations.image_id[i] == r.image_id == o.image_id
     assert (r.image, r.height, r.width) == (o.image, o.height, o.width)
     np.testing.assert_allclose(r.boxes, o.boxes, atol=1e-4)
     np.testing.assert_array_equal(r.labels, o.labels)
@@ -107,7 +131,11 @@ def test_tfds_coco_reads_like_the_original(coco_folder, tmp_path):
     np.testing.assert_array_equal(r.area, np.trunc(o.area))
   index = scan(source, TrainingFilter())
   assert sorted(zip(index.heights, index.widths, index.num_boxes, index.usable, strict=True)) == [
-    (31, 90, 1, False), (33, 35, 0, False), (48, 64, 3, True), (60, 40, 1, True)]  # fmt: skip
+    (31, 90, 1, False),
+    (33, 35, 0, False),
+    (48, 64, 3, True),
+    (60, 40, 1, True),
+  ]
   assert len(open_dataset(path, "test")) == 4 and not len(open_dataset(path, "test")[0].boxes)
 
 
@@ -120,7 +148,7 @@ def test_the_table_of_coco_ids():
 
 @pytest.mark.real_data
 def test_the_table_of_coco_ids_is_that_of_the_original(real_data):
-  assert CocoFolder(real_data / "coco_mini", "val2017").categories == COCO_CATEGORIES
+  assert open_dataset(real_data / "coco_mini", "val2017").categories == COCO_CATEGORIES
 
 
 def test_labels_that_are_not_cocos_are_refused(coco_folder, tmp_path):
@@ -164,7 +192,7 @@ def test_a_dataset_is_found_by_any_of_its_folders(prepared):
   shutil.copytree(path / "1.0.0", path / "10.0.0")
   (path / "incomplete.1234_11.0.0").mkdir()
   shutil.copy(path / "1.0.0" / "dataset_info.json", path / "incomplete.1234_11.0.0")
-  assert open_dataset(path, "train")._directory == path / "10.0.0"
+  assert find_version(path) == path / "10.0.0"
   shutil.copytree(path, path.parent / "other")
   with pytest.raises(UserError, match=r"holds more than one dataset \(.*other, .*set\); name one"):
     open_dataset(path.parent, "train")
@@ -207,9 +235,7 @@ def test_broken_dataset_folders_are_refused(prepared):
 
 def test_an_index_of_another_split_is_refused(prepared, tmp_path):
   source, path = prepared
-  few = CocoFolder.from_columns(
-    tmp_path / "train", source.categories, source.annotations().select(np.array([0, 2])), "few")  # fmt: skip
-  prepare_dataset(few, name="few", split="train", data_dir=tmp_path / "out")
+  prepare_dataset(source.first(2), name="few", split="train", data_dir=tmp_path / "out")
   shutil.copy(tmp_path / "out" / "few" / "1.0.0" / "index-train.npz", path / "1.0.0")
   with pytest.raises(UserError, match="lists 2 images, the split has 4"):
     scan(open_dataset(path, "train"), TrainingFilter())
@@ -219,7 +245,7 @@ def test_pickling_and_reading_from_threads(prepared):
   from concurrent.futures import ThreadPoolExecutor
 
   source, path = prepared
-  back = pickle.loads(pickle.dumps(Prepared(path / "1.0.0", "train")))
+  back = pickle.loads(pickle.dumps(open_dataset(path / "1.0.0", "train")))
   assert_same_records(back, source)
   assert back[-1].image_id == 3
   with pytest.raises(IndexError):

@@ -1,14 +1,19 @@
 """COCO folders are read to the last digit, and everything that is wrong with one is named."""
 
+import importlib
 import json
 import logging
 import pickle
+import pkgutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from iou_det.data import open_dataset
-from iou_det.data.coco import CocoFolder, read_coco
+from iou_det import data
+from iou_det.data import open_dataset, tfds
+from iou_det.data.coco import open_files, read_coco
 from iou_det.data.pipeline import TrainingFilter, scan
 from iou_det.data.source import Category, Source
 from iou_det.errors import UserError
@@ -20,7 +25,7 @@ def test_records_hold_what_the_file_says(tmp_path):
   source = open_dataset(tmp_path, "train")
   assert isinstance(source, Source) and source.name == f"{tmp_path.name}/train"
   assert source.categories == (Category(2, "dog"), Category(5, "a very big bird"), Category(9, "cat"))
-  assert [source.image_id(i) for i in range(len(source))] == [40, 7, 1000000000007, 3]
+  assert source.annotations.image_id.tolist() == [40, 7, 1000000000007, 3]
   r = source[1]
   assert (r.image_id, r.file_name, r.height, r.width) == (7, "a.jpg", 60, 40)
   assert r.image == (tmp_path / "train" / "a.jpg").read_bytes()
@@ -38,7 +43,7 @@ def test_records_hold_what_the_file_says(tmp_path):
 
 def test_sources_survive_pickling(tmp_path):
   write(tmp_path)
-  source = CocoFolder(tmp_path, "train")
+  source = open_dataset(tmp_path, "train")
   copy = pickle.loads(pickle.dumps(source))
   np.testing.assert_array_equal(copy[0].boxes, source[0].boxes)
   assert copy.categories == source.categories
@@ -46,7 +51,7 @@ def test_sources_survive_pickling(tmp_path):
 
 def test_scan_counts_what_the_filter_drops(tmp_path, caplog):
   write(tmp_path)
-  source = CocoFolder(tmp_path, "train")
+  source = open_dataset(tmp_path, "train")
   with caplog.at_level(logging.INFO, logger="absl"):
     index = scan(source, TrainingFilter())
   np.testing.assert_array_equal(index.heights, [48, 60, 33, 31])
@@ -66,7 +71,7 @@ def test_scan_counts_what_the_filter_drops(tmp_path, caplog):
 
 def test_scan_agrees_with_the_filter_on_every_record(tmp_path):
   write(tmp_path)
-  source, keep = CocoFolder(tmp_path, "train"), TrainingFilter()
+  source, keep = open_dataset(tmp_path, "train"), TrainingFilter()
   index = scan(source, keep)
   for i in range(len(source)):
     r = source[i]
@@ -81,7 +86,7 @@ def test_missing_fields_get_defaults_that_are_counted(tmp_path):
   _, file = write(tmp_path, coco=coco)
   read = read_coco(file)
   assert read.defaults == {"area": 2, "iscrowd": 2, "id": 1} and not read.problems
-  r = CocoFolder(tmp_path, "train")[1]
+  r = open_dataset(tmp_path, "train")[1]
   assert r.area[0] == pytest.approx(10.3 * 20.9) and r.annotation_id[0] == 1 and not r.crowd[0]
 
 
@@ -185,15 +190,50 @@ def test_paths_that_hold_no_data_say_what_is_allowed(tmp_path):
   with pytest.raises(UserError, match="has no split 'train'; there are: val"):
     open_dataset(tmp_path, "train")
   with pytest.raises(UserError, match=r"nope.json does not exist; JSON files in .*: instances_val.json"):
-    CocoFolder.from_files(images, file.with_name("nope.json"))
+    open_files(images, file.with_name("nope.json"))
   with pytest.raises(UserError, match=r"image folder .* does not exist"):
-    CocoFolder.from_files(tmp_path / "no_images", file)
+    open_files(tmp_path / "no_images", file)
 
 
 @pytest.mark.real_data
 def test_real_folders_open(real_data):
   for name, split, images, boxes in (
-    ("coco_mini", "train2017", 78, 744), ("bccd", "train", 205, 2805), ("deeppcb", "test", 500, 3140),
-  ):  # fmt: skip
+    ("coco_mini", "train2017", 78, 744),
+    ("bccd", "train", 205, 2805),
+    ("deeppcb", "test", 500, 3140),
+  ):
     source = open_dataset(real_data / name, split)
-    assert (len(source), len(source.annotations().bbox)) == (images, boxes)
+    assert (len(source), len(source.annotations.bbox)) == (images, boxes)
+
+
+def test_every_format_is_in_the_table():
+  names = [m.name for m in pkgutil.iter_modules(data.__path__)]
+  modules = [importlib.import_module(f"iou_det.data.{name}") for name in names]
+  assert set(data.FORMATS) == {m for m in modules if hasattr(m, "recognises")}
+  for known in data.FORMATS:
+    assert isinstance(known, data.Format) and known.WHAT in data.WHAT_A_PATH_MAY_BE
+
+
+def test_each_format_lists_its_splits(tmp_path):
+  write(tmp_path, "val")
+  write(tmp_path, "train")
+  for split in ("train", "val"):
+    tfds.prepare_dataset(open_dataset(tmp_path, split), name="set", split=split, data_dir=tmp_path / "out")
+  for path, there in (("shapes", ["train", "val", "test"]), (tmp_path, ["train", "val"])):
+    assert data.format_of(path).splits(path) == there
+  assert data.format_of(tmp_path / "out").splits(tmp_path / "out") == ["train", "val"]
+
+
+def test_only_what_needs_tfds_waits_for_its_import():
+  code = "import sys, iou_det.data; sys.exit('tensorflow_datasets' in sys.modules)"
+  assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_first_images_of_a_source(tmp_path):
+  write(tmp_path)
+  source = open_dataset(tmp_path, "train")
+  few = source.first(2)
+  assert len(few) == 2 and len(source) == 4 == len(source.first(9))
+  for i in range(2):
+    assert few[i].image == source[i].image and few[i].image_id == source[i].image_id
+    np.testing.assert_array_equal(few[i].boxes, source[i].boxes)

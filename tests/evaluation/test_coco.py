@@ -10,7 +10,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from iou_det.data.coco import CocoFolder
+from iou_det.data.coco import open_files, to_coco
 from iou_det.data.source import Category
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
@@ -35,16 +35,26 @@ def draw(seed, images=12, max_side=200.0):
       x, y = rng.uniform(0, 300, 2).tolist()
       w, h = rng.uniform(4, max_side, 2).tolist()
       category = int(rng.choice([3, 7, 8]))
-      truth["annotations"].append({
-        "id": 1000 + 3 * len(truth["annotations"]), "image_id": image["id"], "category_id": category,
-        "bbox": [x, y, w, h], "area": w * h * rng.uniform(0.5, 1), "iscrowd": int(rng.uniform() < 0.15),
-      })  # fmt: skip
+      truth["annotations"].append(
+        {
+          "id": 1000 + 3 * len(truth["annotations"]),
+          "image_id": image["id"],
+          "category_id": category,
+          "bbox": [x, y, w, h],
+          "area": w * h * rng.uniform(0.5, 1),
+          "iscrowd": int(rng.uniform() < 0.15),
+        }
+      )
       for _ in range(rng.integers(0, 4)):
         shift = rng.normal(0, 0.06, 4) * [w, h, w, h]
-        results.append({
-          "image_id": image["id"], "category_id": int(rng.choice([category, 7])),
-          "bbox": (np.array([x, y, w, h]) + shift).tolist(), "score": float(rng.uniform()),
-        })  # fmt: skip
+        results.append(
+          {
+            "image_id": image["id"],
+            "category_id": int(rng.choice([category, 7])),
+            "bbox": (np.array([x, y, w, h]) + shift).tolist(),
+            "score": float(rng.uniform()),
+          }
+        )
     results += [
       {"image_id": image["id"], "category_id": 40, "bbox": [1.0, 2.0, 30.0, 40.0], "score": float(s)}
       for s in rng.uniform(size=2)
@@ -119,8 +129,8 @@ def test_a_source_scores_as_its_annotation_file(tmp_path):
   for image in truth["images"]:
     (tmp_path / image["file_name"]).write_bytes(b"not read")
   stats, _ = pycocotools(tmp_path, truth, results)
-  source = CocoFolder.from_files(tmp_path, tmp_path / "truth.json")
-  content = coco.coco_ground_truth(source)
+  source = open_files(tmp_path, tmp_path / "truth.json")
+  content = to_coco(source.categories, source.annotations)
   assert content["images"] == truth["images"] and content["categories"] == truth["categories"]
   assert content["annotations"] == truth["annotations"]
   metrics = coco.evaluate(content, results)
@@ -213,10 +223,10 @@ def test_table_of_many_classes_names_each_once():
 @pytest.mark.parametrize(
   "content, message",
   [
-    (None, "cannot read the annotation file .*: No such file"),
-    ("{", "is no JSON file"),
-    ("[]", "is no COCO annotation file: it has no images, annotations, categories"),
-    ('{"images": [], "categories": []}', "it has no annotations$"),
+    (None, "annotation file .* does not exist"),
+    ("{", "is not JSON"),
+    ("[]", "has no list 'images'; a COCO file is one object with the lists images, annotations and"),
+    ('{"images": [{}], "categories": [{}]}', "has no list 'annotations'"),
   ],
 )
 def test_a_wrong_annotation_file_is_one_line(tmp_path, content, message):
@@ -226,6 +236,37 @@ def test_a_wrong_annotation_file_is_one_line(tmp_path, content, message):
   with pytest.raises(UserError, match=message) as error:
     coco.evaluate(path, [])
   assert "\n" not in str(error.value)
+
+
+def test_bad_records_of_an_annotation_file_are_named(tmp_path):
+  truth, results = draw(0)
+  truth["annotations"][0]["bbox"][2] = -1
+  del truth["images"][1]["id"], truth["annotations"][1]["category_id"]
+  (tmp_path / "truth.json").write_text(json.dumps(truth))
+  with pytest.raises(UserError) as error:
+    coco.evaluate(tmp_path / "truth.json", results)
+  for words in (
+    "3 bad records: ",
+    "image number 1: has no 'id'",
+    "annotation id 1000 (image id 5): 'bbox' is ",
+    "annotation id 1003 (image id 5): has no 'category_id'",
+  ):
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize("ids", ["zero", "none", "some", "twice"])
+def test_annotation_ids_of_a_file_do_not_matter(tmp_path, caplog, ids):
+  truth, results = draw(8)
+  rng = np.random.default_rng(0)
+  rng.shuffle(truth["annotations"])  # not image by image
+  expected = coco.evaluate(truth, results)
+  for i, a in enumerate(truth["annotations"]):
+    a["id"] = i // 2 if ids == "twice" else i
+    if ids == "none" or (ids == "some" and i % 2):
+      del a["id"]
+  (tmp_path / "truth.json").write_text(json.dumps(truth))
+  assert coco.evaluate(tmp_path / "truth.json", results) == expected == coco.evaluate(truth, results)
+  assert caplog.text.count("truth.json: annotation ids that are missing, 0 or repeated were renumbered") == 1
 
 
 def test_detections_of_other_images_or_classes_are_errors():

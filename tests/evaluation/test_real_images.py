@@ -64,9 +64,7 @@ def test_real_images_give_the_detections_of_the_slow_version(real_data):
   mesh = device_mesh(4, jax.devices()[:1])
   model = make_model(config, 5)
   state, _ = create_state(config, model, 1, mesh, pretrained=False)
-  batches = eval_batches(
-    source, batch_size=4, canvas=config.data.canvas, part=0, parts=1, threads=1, workers=0
-  )  # fmt: skip
+  batches = eval_batches(source, config.data, 4, (0, 1))
   batch, portrait = next(iter(batches))
   arrays = to_device(batch, mesh)
   inputs, anchors, level_sizes = network_inputs(config, arrays, portrait, train=False)
@@ -77,9 +75,14 @@ def test_real_images_give_the_detections_of_the_slow_version(real_data):
   seen = 0
   for i in range(4):
     slow = slow_detections(
-      logits[i], deltas[i], np.asarray(anchors), level_sizes, np.asarray(inputs.image_size[i]),
-      np.asarray(inputs.scale[i]), config.eval,
-    )  # fmt: skip
+      logits[i],
+      deltas[i],
+      np.asarray(anchors),
+      level_sizes,
+      np.asarray(inputs.image_size[i]),
+      np.asarray(inputs.scale[i]),
+      config.eval,
+    )
     valid = detections.valid[i]
     ours = np.column_stack([detections.labels[i], detections.scores[i], detections.boxes[i]])[valid]
     assert len(ours) == len(slow)

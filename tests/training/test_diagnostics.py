@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import Plan, TrainingFilter, scan, train_batches
+from iou_det.data.pipeline import make_plan, train_batches
 from iou_det.detector import make_model, network_inputs
 from iou_det.ops import losses
 from iou_det.parallel import device_mesh, to_device
@@ -98,10 +98,8 @@ def test_gradient_of_a_real_batch_equals_the_derivative_written_down(shapes_fold
   """w IoU^lambda clip(d / delta, -1, 1) of each offset, with matching, boxes and IoUs by float64 loops."""
   config = tinier_config(shapes_folder)
   config.anchors.update(convention="modern", scale=1.0)  # small enough for the small shapes
-  source, keep = open_dataset(shapes_folder, "train"), TrainingFilter()
-  batches = train_batches(
-    source, Plan(scan(source, keep), batch_size=8, seed=0), start_step=0, stop_step=1, canvas=(64, 96),
-    max_boxes=16, keep=keep, part=0, parts=1, threads=1, workers=0)  # fmt: skip
+  source = open_dataset(shapes_folder, "train")
+  batches = train_batches(source, make_plan(source, config), config.data, range(1), (0, 1))
   batch, portrait = next(batches)
   mesh = device_mesh(8, jax.devices()[:1])
   model = make_model(config, len(source.categories))

@@ -16,7 +16,7 @@ import pytest
 
 from iou_det.config_args import read_config_file
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import Plan, TrainingFilter, scan, train_batches
+from iou_det.data.pipeline import make_plan, train_batches
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.detector import load_run, make_model
 from iou_det.errors import UserError
@@ -84,17 +84,14 @@ MESHES = [(1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (4, 2), (1, 4), (2, 4)
 
 def three_steps(config, mesh):
   """Losses and parameters of the first three steps on a mesh."""
-  source, keep = open_dataset(config.data.path, "train"), TrainingFilter()
-  plan = Plan(scan(source, keep), batch_size=8, seed=0)
+  source = open_dataset(config.data.path, "train")
+  plan = make_plan(source, config)
   model = make_model(config, len(source.categories))
   state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, pretrained=True)
   step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
   placed = jax.tree.map(lambda x: x.sharding, state)
   losses, states = [], [jax.device_get(state.params)]
-  for batch, portrait in train_batches(
-    source, plan, start_step=0, stop_step=3, canvas=config.data.canvas, max_boxes=16, keep=keep, part=0,
-    parts=1, threads=2, workers=0,
-  ):  # fmt: skip
+  for batch, portrait in train_batches(source, plan, config.data, range(3), (0, 1)):
     state, metrics = step(state, to_device(batch, mesh), portrait)
     losses.append([float(metrics[k]) for k in ("loss", "gradient_norm", "positives_per_image")])
     states.append(jax.device_get(state.params))
