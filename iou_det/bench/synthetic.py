@@ -1,20 +1,37 @@
-"""Made-up inputs in the formats of the pipeline and of COCO's evaluation."""
+"""Made-up inputs in the formats of the pipeline and of COCO's evaluation, and a network that gets them."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iou_det.config import input_size
+from iou_det import config as config_lib
+from iou_det.bench.measure import (
+  Compilation,
+  Measurement,
+  Timing,
+  compile_program,
+  time_calls,
+)
 from iou_det.data.pipeline import HostBatch
+from iou_det.detector import make_model
+from iou_det.parallel import device_mesh, split_state, to_device
+from iou_det.training.step import create_state, make_train_step
+from iou_det.workdir import abstract
+
+STEPS_PER_EPOCH = 1000  # only the learning rate depends on it
 
 
-def content_size(config: ConfigDict, portrait: bool) -> tuple[int, int]:
-  """Height and width of images that fill the network's input after resizing and fit into the canvas."""
-  d = config.data
-  scale = min(1.0, d.canvas[0] / d.short, d.canvas[1] / d.long)
-  short, long = round(d.short * scale), round(d.long * scale)
-  return (long, short) if portrait else (short, long)
+def changed(config: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
+  """A validated copy of a config with other values of some fields."""
+  config = ConfigDict(config.to_dict())
+  config.update_from_flattened_dict(fields)
+  config_lib.validate(config)
+  return config
 
 
 def batch(
@@ -22,14 +39,16 @@ def batch(
 ) -> HostBatch:
   """A batch as `iou_det.data.pipeline` makes it: noise, with `boxes` random boxes an image.
 
-  Boxes have log-uniform sides from 1/25 of the image's to all of it, so that every pyramid level has some.
+  Images fill the network's input after resizing and fit into the canvas. Boxes have log-uniform sides from
+  1/25 of the image's to all of it, so that every pyramid level has some.
   """
   rng = np.random.default_rng(0)
-  canvas = tuple(config.data.canvas[::-1] if portrait else config.data.canvas)
-  height, width = content_size(config, portrait)
-  pixels = np.zeros((images, *canvas, 3), np.uint8)
+  d = config.data
+  scale = min(1.0, d.canvas[0] / d.short, d.canvas[1] / d.long)
+  height, width = (round(side * scale) for side in ((d.long, d.short) if portrait else (d.short, d.long)))
+  pixels = np.zeros((images, *(d.canvas[::-1] if portrait else d.canvas), 3), np.uint8)
   pixels[:, :height, :width] = rng.integers(0, 256, (images, height, width, 3), np.uint8)
-  rows = max(boxes, config.data.max_boxes)
+  rows = max(boxes, d.max_boxes)
   corners = np.zeros((images, rows, 4), np.float32)
   size = np.array([width, height])
   sides = size * np.exp(rng.uniform(np.log(1 / 25), 0, (images, boxes, 2)))
@@ -51,16 +70,74 @@ def batch(
   }
 
 
-def describe(config: ConfigDict, host: HostBatch, num_classes: int, boxes: int) -> dict[str, Any]:
-  """What sets the size of the work on a landscape batch."""
-  return {
-    "canvas": list(host["image"].shape),
-    "network_input": list(input_size(config, False)),
-    "depth": config.model.depth,
-    "width": config.model.width,
-    "classes": num_classes,
-    "boxes": boxes,
-  }
+@dataclass
+class Case:
+  """An untrained network and a landscape batch on a mesh of devices: what is measured.
+
+  Attributes:
+    boxes: of each image.
+    batch_size: over all devices.
+    devices: default: all.
+  """
+
+  config: ConfigDict
+  num_classes: int
+  boxes: int
+  batch_size: int
+  devices: Sequence[jax.Device] | None = None
+
+  def __post_init__(self) -> None:
+    axes = self.config.mesh.to_dict()
+    self.mesh = device_mesh(self.batch_size, self.devices, **axes, setting="--batch_size")
+    self.model = make_model(self.config, self.num_classes)
+    self.state, self.optimizer = create_state(
+      self.config, self.model, STEPS_PER_EPOCH, self.mesh, pretrained=False
+    )
+    self.host = batch(self.config, self.batch_size, self.num_classes, self.boxes)
+    self.arrays = to_device(self.host, self.mesh)
+
+  def compile_step(self, portrait: bool = False) -> Compilation:
+    """The training step; its FLOPs are the model's, without what rematerialisation does again."""
+    state = abstract(self.state, split_state(self.mesh, self.state))
+    made_up = batch(self.config, self.batch_size, self.num_classes, self.boxes, portrait=portrait)
+    without_remat = self.without_remat()
+    counted = without_remat and self._step(without_remat)
+    return compile_program(self._step(self.config), state, made_up, portrait, counted=counted)
+
+  def _step(self, config: ConfigDict) -> Any:
+    model = make_model(config, self.num_classes)
+    return make_train_step(config, model, self.optimizer, STEPS_PER_EPOCH, self.mesh)
+
+  def without_remat(self) -> ConfigDict | None:
+    """The config of the same work with nothing done again; None if that is the case's own."""
+    return changed(self.config, {"model.remat": False}) if self.config.model.remat else None
+
+  def time_step(self, compilation: Compilation, repeats: int) -> tuple[Timing, list[float]]:
+    """Trains on the landscape batch; also the loss of every step."""
+    losses = []
+
+    def step():
+      self.state, metrics = compilation.program(self.state, self.arrays)
+      losses.append(metrics["loss"])
+      return metrics["loss"]
+
+    timing = time_calls(step, warmup=2, repeats=repeats)
+    return timing, [float(loss) for loss in losses]
+
+  def measurement(
+    self, bench: str, what: str, timing: Timing | None, compilation: Compilation | None, **more: Any
+  ) -> Measurement:
+    m = self.config.model
+    shapes = {
+      "canvas": list(self.host["image"].shape),
+      "network_input": list(config_lib.input_size(self.config, False)),
+      "depth": m.depth,
+      "width": m.width,
+      "classes": self.num_classes,
+      "boxes": self.boxes,
+    }
+    fields = {"batch": self.batch_size, "dtype": jnp.dtype(self.model.dtype).name, "shapes": shapes} | more
+    return Measurement(bench, what, "iou-det", timing, compilation, self.mesh.size, fields)
 
 
 def scored_dataset(
