@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,19 +39,21 @@ def bench_scaling(
   count, batch_size, d = jax.device_count(), config.train.batch_size, config.data
   config = changed(config, {"data.max_boxes": boxes})
 
-  def case(fields=None, *, batch=batch_size, classes=num_classes, boxes=boxes, devices=1):
-    return Case(changed(config, fields or {}), classes, boxes, batch, jax.devices()[:devices])
+  def step(what, fields=None, *, batch=batch_size, classes=num_classes, boxes=boxes, devices=1):
+    own = changed(config, fields or {})  # checked before anything is measured
+    return what, partial(Case, own, classes, boxes, batch, jax.devices()[:devices])
 
-  steps: list[tuple[str, Callable[[], Case]]] = []
   if count == 1:
-    steps += [("batch", partial(case, batch=batch_size * k)) for k in (1, 2, 4)]
     sizes = [{"data.short": d.short * k // 2, "data.long": d.long * k // 2} for k in (1, 2, 3)]
-    steps += [("image size", partial(case, size)) for size in sizes]
-    steps += [("boxes", partial(case, {"data.max_boxes": k}, boxes=k)) for k in (8, 30, 100, 300)]
-    steps += [("classes", partial(case, classes=k)) for k in (1, 80, 400, 1200)]
+    steps = [
+      *(step("batch", batch=batch_size * k) for k in (1, 2, 4)),
+      *(step("image size", size) for size in sizes),
+      *(step("boxes", {"data.max_boxes": k}, boxes=k) for k in (8, 30, 100, 300)),
+      *(step("classes", classes=k) for k in (1, 80, 400, 1200)),
+    ]
   else:
-    steps += [("devices", partial(case, devices=n)) for n in (1, 2, 4, 8) if n <= count]
-    steps += [("mesh", partial(case, {axis: 2}, devices=count)) for axis in ("mesh.fsdp", "mesh.space")]
+    steps = [step("devices", devices=n) for n in (1, 2, 4, 8) if n <= count]
+    steps += [step("mesh", {axis: 2}, devices=count) for axis in ("mesh.fsdp", "mesh.space")]
   rows = [measure_step(make_case(), what, repeats=repeats, out=out) for what, make_case in steps]
   several = [row for row in rows if row["what"] == "devices"]
   if several:

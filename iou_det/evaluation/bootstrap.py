@@ -22,25 +22,17 @@ BLOCK = 2**20  # weights of so many (resample, detection) pairs are held at once
 class Scored(NamedTuple):
   """Matched detections of one run, class after class, each class by falling score.
 
-  Attributes:
-    image_ids: ids of all images that were scored, rising.
-    category_ids: ids of all classes, rising.
-    objects: number of ground truths that count (no crowds) of each class in each image.
-    start: class k has the detections start[k] to start[k + 1].
-    image: position in `image_ids` of each detection's image.
-    score: of each detection.
-    correct: true positives at each of COCO's IoUs.
-    ignored: detections that are neither right nor wrong at this IoU (they match a crowd).
+  Images and classes are those that were scored, by rising id.
   """
 
   image_ids: Int[np.ndarray, " images"]
   category_ids: Int[np.ndarray, " classes"]
-  objects: Int[np.ndarray, "classes images"]
-  start: Int[np.ndarray, " classes_and_1"]
-  image: Int[np.ndarray, " detections"]
+  objects: Int[np.ndarray, "classes images"]  # ground truths that count (no crowds)
+  start: Int[np.ndarray, " classes_and_1"]  # class k has the detections start[k] to start[k + 1]
+  image: Int[np.ndarray, " detections"]  # position in `image_ids`
   score: Float[np.ndarray, " detections"]
-  correct: Bool[np.ndarray, "ious detections"]
-  ignored: Bool[np.ndarray, "ious detections"]
+  correct: Bool[np.ndarray, "ious detections"]  # true positives at each of COCO's IoUs
+  ignored: Bool[np.ndarray, "ious detections"]  # neither right nor wrong at this IoU: they match a crowd
 
 
 def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Scored:
@@ -51,9 +43,6 @@ def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, A
   Args:
     ground_truth: content of a COCO annotation file; all its images are scored.
     results: COCO results.
-
-  Raises:
-    UserError: detections of images or categories that the ground truth does not have; no COCO ground truth.
   """
   truth, source = coco.load_ground_truth(ground_truth)
   coco.refuse_unknown_ids(truth, source, results)
@@ -83,7 +72,7 @@ def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, A
     scores = np.concatenate([np.asarray(cell["dtScores"], np.float64) for _, cell in present])
     order = np.argsort(-scores, kind="mergesort")  # stable, as COCOeval.accumulate sorts
     skipped = np.concatenate([cell["dtIgnore"] for _, cell in present], axis=1)[:, order].astype(bool)
-    matched = np.concatenate([cell["dtMatches"] for _, cell in present], axis=1)[:, order] > 0
+    matched = np.concatenate([cell["dtMatches"] for _, cell in present], axis=1)[:, order] != 0
     score.append(scores[order])
     image.append(np.repeat([i for i, _ in present], [len(cell["dtIds"]) for _, cell in present])[order])
     correct.append(matched & ~skipped)
@@ -114,9 +103,6 @@ def bootstrap_ap(
   Returns:
     AP in [0, 1] at each of COCO's 10 IoUs, mean over the classes that have objects in the resample; NaN in
     a resample without any object.
-
-  Raises:
-    UserError: the runs were scored on different ground truth, it has no object, or samples < 1.
   """
   if samples < 1:
     raise UserError(f"samples={samples}: a bootstrap needs 1 or more")
@@ -188,11 +174,7 @@ def _class_ap(
 
 
 def interval(differences: Float[np.ndarray, " samples"], level: float = 0.95) -> tuple[float, float]:
-  """Percentile interval that holds `level` of the resamples.
-
-  Raises:
-    UserError: no values, values that are not finite (resamples without objects), or a level outside (0, 1).
-  """
+  """Percentile interval that holds `level` of the resamples."""
   if not 0 < level < 1:
     raise UserError(f"level={level}: an interval's level lies between 0 and 1, exclusive")
   bad = np.count_nonzero(~np.isfinite(differences))

@@ -81,6 +81,26 @@ def test_an_iou_is_never_above_one_so_no_bin_misses_it():
   np.testing.assert_array_equal(overlap.pairwise_iou(*[boxes[:1, [0, 1, 0, 1]]] * 2), [[0.0]])
 
 
+def test_ious_and_shares_inside_are_the_float64_formula():
+  """Empty boxes and boxes left of the image among them; also of none."""
+  rng = np.random.default_rng(1)
+  corner, side = (
+    rng.uniform(-20, 100, (90, 2)),
+    rng.uniform(0, 80, (90, 2)) * (rng.uniform(size=(90, 1)) < 0.9),
+  )
+  boxes = np.concatenate([corner, corner + side], axis=1)
+  a, b = boxes[:60], boxes[50:]  # ten of them the same
+  expected = oracles.pairwise_iou(a, b)
+  assert (np.diff(a[:, [0, 2]]) == 0).any() and 0.1 < (expected > 0).mean() < 0.9
+  np.testing.assert_allclose(overlap.pairwise_iou(a, b), expected, rtol=0, atol=1e-13)
+  low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
+  area = np.prod(a[:, 2:] - a[:, :2], axis=1, keepdims=True)
+  shares = np.prod(np.maximum(high - low, 0), axis=2) / np.where(area > 0, area, 1)
+  np.testing.assert_allclose(overlap.pairwise_iou(a, b, inside=True), shares, rtol=0, atol=1e-13)
+  for rows, columns in ((0, 3), (3, 0), (0, 0)):
+    assert overlap.pairwise_iou(a[:rows], b[:columns]).shape == (rows, columns)
+
+
 def test_nothing_detected_nothing_there():
   truth, _ = scene([(1, [0, 0, 10, 10], 0)], [])
   got = best_ious(truth, [])
