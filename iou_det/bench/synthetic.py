@@ -72,19 +72,13 @@ def batch(
 
 @dataclass
 class Case:
-  """An untrained network and a landscape batch on a mesh of devices: what is measured.
-
-  Attributes:
-    boxes: of each image.
-    batch_size: over all devices.
-    devices: default: all.
-  """
+  """An untrained network and a landscape batch on a mesh of devices: what is measured."""
 
   config: ConfigDict
   num_classes: int
-  boxes: int
-  batch_size: int
-  devices: Sequence[jax.Device] | None = None
+  boxes: int  # of each image
+  batch_size: int  # over all devices
+  devices: Sequence[jax.Device] | None = None  # default: all
 
   def __post_init__(self) -> None:
     axes = self.config.mesh.to_dict()
@@ -150,27 +144,31 @@ def scored_dataset(
   """
   rng = np.random.default_rng(0)
   height, width = 480, 640
+  size = {"height": height, "width": width}
 
   def boxes(number):
     sides = np.array([width, height]) * np.exp(rng.uniform(np.log(1 / 50), 0, (number, 2)))
     return np.concatenate([rng.uniform(0, 1, sides.shape) * ([width, height] - sides), sides], axis=1)
 
+  def rows(**columns):
+    values = zip(*(np.asarray(column).tolist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in values]
+
   per_image = rng.poisson(7.3, images)
   image_of = np.repeat(np.arange(1, images + 1), per_image)
   true_boxes = boxes(len(image_of))
   true_class = rng.integers(1, num_classes + 1, len(image_of))
-  crowd = (rng.uniform(size=len(image_of)) < 0.01).astype(int)
   truth = {
-    "images": [
-      {"id": i, "file_name": f"{i}.jpg", "height": height, "width": width} for i in range(1, images + 1)
-    ],
+    "images": [{"id": i, "file_name": f"{i}.jpg"} | size for i in range(1, images + 1)],
     "categories": [{"id": k, "name": f"class {k}"} for k in range(1, num_classes + 1)],
-    "annotations": [
-      {"id": n, "image_id": i, "category_id": k, "bbox": b, "area": b[2] * b[3] * 0.6, "iscrowd": c}
-      for n, (i, k, b, c) in enumerate(
-        zip(image_of.tolist(), true_class.tolist(), true_boxes.tolist(), crowd.tolist(), strict=True), 1
-      )
-    ],
+    "annotations": rows(
+      id=1 + np.arange(len(image_of)),
+      image_id=image_of,
+      category_id=true_class,
+      bbox=true_boxes,
+      area=true_boxes[:, 2] * true_boxes[:, 3] * 0.6,
+      iscrowd=(rng.uniform(size=len(image_of)) < 0.01).astype(int),
+    ),
   }
   found = rng.uniform(size=detections) < 1 / 3
   source = rng.integers(0, len(image_of), detections)
@@ -181,8 +179,4 @@ def scored_dataset(
   right = found & (rng.uniform(size=detections) < 0.9)
   category = np.where(right, true_class[source], rng.integers(1, num_classes + 1, detections))
   score = np.round(np.where(found, rng.beta(4, 2, detections), rng.beta(1, 6, detections)), 4)
-  results = [
-    {"image_id": i, "category_id": k, "bbox": b, "score": s}
-    for i, k, b, s in zip(in_image.tolist(), category.tolist(), bbox.tolist(), score.tolist(), strict=True)
-  ]
-  return truth, results
+  return truth, rows(image_id=in_image, category_id=category, bbox=bbox, score=score)

@@ -36,13 +36,11 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
   """Measurements in one table, ratios in a second, the hardware and versions they were made with above."""
   measured = [row for row in rows if "ratio" not in row]
-  origins: dict[str, dict[str, str]] = {}  # versions, by what else they were measured on
+  said = lambda names: ", ".join(f"{name} {value}" for name, value in names.items())
+  origins: dict[str, dict[str, str]] = {}  # hardware -> versions
   for row in measured:
-    where = ", ".join(f"{key} {value}" for key, value in row["hardware"].items())
-    origins.setdefault(where, {}).update(row["versions"])
-  lines = []
-  for where, versions in origins.items():
-    lines.append(f"Measured on {where}; {', '.join(f'{name} {v}' for name, v in versions.items())}.\n")
+    origins.setdefault(said(row["hardware"]), {}).update(row["versions"])
+  lines = [f"Measured on {where}; {said(versions)}.\n" for where, versions in origins.items()]
   if measured:
     lines += _table(("bench", "what", "by", "batch", "network", "dtype", *NUMBERS), map(_shown, measured))
   ratios = [row | {"ratio of": row["by"], "ratio": f"{row['ratio']:.2f}"} for row in rows if "ratio" in row]

@@ -204,3 +204,9 @@ def test_the_script_refuses_what_it_does_not_know():
     ["bash", "launch/bench_gpu.sh", "--toys"], capture_output=True, text=True, check=False
   )  # fmt: skip
   assert done.returncode == 2 and "usage: bench_gpu.sh" in done.stderr
+
+
+def test_the_process_beside_ours_imports_no_jax():
+  code = "import sys, iou_det.bench.torchvision_model; print('jax' in sys.modules)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout == "False\n"
