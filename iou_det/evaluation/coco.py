@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -141,7 +142,7 @@ def _xywh(box: Float[np.ndarray, " 4"]) -> list[float]:
 
 
 def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
-  """COCO annotations, numbered anew from 1 (scoring needs no other ids), and their name in messages."""
+  """COCO annotations, numbered from 1 (scoring needs no ids from outside), and their name in messages."""
   if isinstance(ground_truth, dict):
     content, source = ground_truth, "the ground truth"
   else:
@@ -168,11 +169,12 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
   _refuse_unknown(source, "annotations have image ids", shown - images)
   used = {a["category_id"] for a in content["annotations"]}
   _refuse_unknown(source, "annotations have category ids", used - categories)
-  # Ids of their own: pycocotools takes 0 for "no match", hotcoco refuses negative ones, files repeat them.
-  annotations = [
-    {"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a | {"id": i}
-    for i, a in enumerate(content["annotations"], 1)
-  ]
+  annotations = [{"iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]} | a for a in content["annotations"]]
+  ids = {a.get("id", 0) for a in annotations}
+  if 0 in ids or len(ids) < len(annotations):
+    logging.warning("%s: annotation ids that are missing, 0 or repeated were renumbered for scoring", source)
+  # All of them: pycocotools makes floats of ids and takes 0 for "no match", hotcoco refuses negative ones.
+  annotations = [a | {"id": i} for i, a in enumerate(annotations, 1)]
   return {"info": {}} | content | {"annotations": annotations}, source
 
 
