@@ -57,35 +57,29 @@ def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, A
     params.maxDets = [max(coco.MAX_DETECTIONS)]
     scorer.evaluate()
 
+  # Class after class, in each image after image; None where there is neither an object nor a detection.
+  cells = [(divmod(n, len(image_ids)), cell) for n, cell in enumerate(scorer.evalImgs) if cell is not None]
   objects = np.zeros((len(category_ids), len(image_ids)), np.int64)
-  nothing = np.zeros((len(coco.IOUS), 0), bool)
-  image, score, correct, ignored = [np.zeros(0, np.int64)], [np.zeros(0)], [nothing], [nothing]
-  start = [0]
-  for k in range(len(category_ids)):
-    cells = scorer.evalImgs[k * len(image_ids) : (k + 1) * len(image_ids)]
-    present = [(i, cell) for i, cell in enumerate(cells) if cell is not None]
-    for i, cell in present:
-      objects[k, i] = np.count_nonzero(np.asarray(cell["gtIgnore"]) == 0)
-    start.append(start[-1] + sum(len(cell["dtIds"]) for _, cell in present))
-    if start[-1] == start[-2]:
-      continue
-    scores = np.concatenate([np.asarray(cell["dtScores"], np.float64) for _, cell in present])
-    order = np.argsort(-scores, kind="mergesort")  # stable, as COCOeval.accumulate sorts
-    skipped = np.concatenate([cell["dtIgnore"] for _, cell in present], axis=1)[:, order].astype(bool)
-    matched = np.concatenate([cell["dtMatches"] for _, cell in present], axis=1)[:, order] != 0
-    score.append(scores[order])
-    image.append(np.repeat([i for i, _ in present], [len(cell["dtIds"]) for _, cell in present])[order])
-    correct.append(matched & ~skipped)
-    ignored.append(skipped)
+  for place, cell in cells:
+    objects[place] = np.count_nonzero(np.asarray(cell["gtIgnore"]) == 0)
+  places = np.array([place for place, cell in cells for _ in cell["dtIds"]], np.int64).reshape(-1, 2)
+  scores = np.array([score for _, cell in cells for score in cell["dtScores"]], np.float64)
+  nothing = np.zeros((len(coco.IOUS), 0))
+  matches, ignored = (
+    np.concatenate([nothing, *(cell[name] for _, cell in cells)], axis=1)
+    for name in ("dtMatches", "dtIgnore")
+  )
+  order = np.lexsort((-scores, places[:, 0]))  # stable, as COCOeval.accumulate sorts
+  skipped = ignored[:, order] != 0
   return Scored(
     np.array(image_ids, np.int64),
     np.array(category_ids, np.int64),
     objects,
-    np.array(start),
-    np.concatenate(image),
-    np.concatenate(score),
-    np.concatenate(correct, axis=1),
-    np.concatenate(ignored, axis=1),
+    np.searchsorted(places[order, 0], np.arange(len(category_ids) + 1)),
+    places[order, 1],
+    scores[order],
+    (matches[:, order] != 0) & ~skipped,
+    skipped,
   )
 
 

@@ -72,11 +72,7 @@ def best_ious(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -
 
   Crowd regions are no objects. A detection that is on no object (IoU below 0.5) but lies in a crowd region
   of its class (half of its area or more, as COCO measures it) is neither good nor bad: COCO would ignore
-  it at IoU 0.5. It is left out and counted.
-
-  Args:
-    ground_truth: content of a COCO annotation file.
-    results: COCO results, all of which count: no limit per image.
+  it at IoU 0.5. It is left out and counted. All other COCO results count: no limit per image.
   """
   truth, source = coco.load_ground_truth(ground_truth)
   coco.refuse_unknown_ids(truth, source, results)
@@ -131,11 +127,12 @@ def rank_correlation(overlaps: Overlaps, min_iou: float = 0.0) -> float | None:
 
 def as_boxes(results: Sequence[dict[str, Any]]) -> Boxes:
   """COCO results (x, y, w, h) as arrays."""
-  box = np.array([r["bbox"] for r in results], np.float64).reshape(-1, 4)
+  column = lambda name, dtype: np.array([r[name] for r in results], dtype)
+  box = column("bbox", np.float64).reshape(-1, 4)
   box[:, 2:] += box[:, :2]
-  columns = (("image_id", np.int64), ("category_id", np.int64), ("score", np.float64))
-  images, categories, scores = (np.array([r[name] for r in results], dtype) for name, dtype in columns)
-  return Boxes(images, categories, box, scores)
+  return Boxes(
+    column("image_id", np.int64), column("category_id", np.int64), box, column("score", np.float64)
+  )
 
 
 def save_candidates(path: Path, results: Sequence[dict[str, Any]]) -> None:
@@ -165,11 +162,9 @@ def suppress(
 ) -> tuple[Bool[np.ndarray, " n"], Int[np.ndarray, " n"]]:
   """Greedy NMS of each class, then the best `max_detections` of an image, as "hard" NMS of `detect` does.
 
-  Equal scores: the candidate that comes first.
-
   Returns:
-    Whether each candidate is kept, and which candidate suppressed it: the best-scoring kept one of its
-    class whose IoU with it exceeds `nms_iou`; -1 for those that none did.
+    Whether each candidate is kept, and which candidate suppressed it: the best-scoring kept one (of equal
+    scores the first) of its class whose IoU with it exceeds `nms_iou`; -1 for those that none did.
   """
   by = np.full(len(candidates.score), -1)
   for _, group in _groups(candidates):
@@ -195,11 +190,7 @@ def nms_regret(
 
   The object of a kept box is the one of its class with the highest IoU, if that is at least 0.5. The box is
   regretted if a candidate that it suppressed (see `suppress`) has a higher IoU with this object, whatever
-  that candidate's own best object is. Kept boxes that share an object count each.
-
-  Args:
-    ground_truth: content of a COCO annotation file; crowd regions are no objects.
-    candidates: what entered NMS.
+  that candidate's own best object is. Kept boxes that share an object count each. Crowds are no objects.
   """
   truth, source = coco.load_ground_truth(ground_truth)
   pairs = [{"image_id": image, "category_id": category} for (image, category), _ in _groups(candidates)]
@@ -221,10 +212,7 @@ def nms_regret(
 def pairwise_iou(
   a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"], *, inside: bool = False
 ) -> Float[np.ndarray, "n m"]:
-  """IoU of every pair of x1, y1, x2, y2 boxes, or the share of each a's area inside each b. Never above 1.
-
-  0 where a box is empty.
-  """
+  """IoU of every pair of x1, y1, x2, y2 boxes, or the share of each a's area inside each b; in [0, 1]."""
   if not len(a) or not len(b):  # for which pycocotools returns a list
     return np.zeros((len(a), len(b)))
   sized = (np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1) for boxes in (a, b))

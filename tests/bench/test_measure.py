@@ -43,9 +43,7 @@ def test_flops_and_memory_of_a_product_of_matrices():
 
 def test_donated_arguments_are_counted_once():
   x = jnp.ones(100_000)
-  once, twice = (
-    compile_program(jax.jit(lambda v: v + 1, donate_argnums=d), x) for d in ((0,), ())
-  )
+  once, twice = (compile_program(jax.jit(lambda v: v + 1, donate_argnums=d), x) for d in ((0,), ()))
   assert twice.memory_bytes - once.memory_bytes == 400_000
 
 
