@@ -202,7 +202,7 @@ def test_bad_input_is_one_line_and_exit_2(argv, message):
 def test_the_script_refuses_what_it_does_not_know():
   done = subprocess.run(
     ["bash", "launch/bench_gpu.sh", "--toys"], capture_output=True, text=True, check=False
-  )  # fmt: skip
+  )
   assert done.returncode == 2 and "usage: bench_gpu.sh" in done.stderr
 
 

@@ -29,15 +29,25 @@ def draw(seed, images=12, classes=(3, 7, 40)):
       box = np.array([*rng.uniform(0, 300, 2), *rng.uniform(20, 200, 2)])
       category = int(rng.choice(classes))
       truth["annotations"].append(
-        {"id": 1 + len(truth["annotations"]), "image_id": image["id"], "category_id": category,
-         "bbox": box.tolist(), "area": float(box[2] * box[3]), "iscrowd": int(rng.uniform() < 0.2)}
-      )  # fmt: skip
+        {
+          "id": 1 + len(truth["annotations"]),
+          "image_id": image["id"],
+          "category_id": category,
+          "bbox": box.tolist(),
+          "area": float(box[2] * box[3]),
+          "iscrowd": int(rng.uniform() < 0.2),
+        }
+      )
       for _ in range(int(rng.integers(0, 4))):
         near = box + rng.normal(0, 0.08, 4) * box[[2, 3, 2, 3]]
         results.append(
-          {"image_id": image["id"], "category_id": int(rng.choice([category, 50])), "bbox": near.tolist(),
-           "score": float(rng.uniform())}
-        )  # fmt: skip
+          {
+            "image_id": image["id"],
+            "category_id": int(rng.choice([category, 50])),
+            "bbox": near.tolist(),
+            "score": float(rng.uniform()),
+          }
+        )
   return truth, results
 
 
