@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det.bench import synthetic
-from iou_det.bench.measure import CALLS_ON_ACCELERATOR, Timing, print_line, report
+from iou_det.bench.measure import CALLS_ON_ACCELERATOR, Measurement, Timing, print_line
 from iou_det.config import get_field
 from iou_det.errors import UserError
 
@@ -56,34 +56,19 @@ def run_torchvision(
         "configs/retinanet.py"
       )
   batch_size = config.train.batch_size if kind == "train" else config.eval.batch_size
-  e = config.eval
+  settings = {
+    "config": config.to_dict(),
+    "kind": kind,
+    "classes": num_classes,
+    "warmup": 2,
+    "repeats": repeats,
+    "calls_on_gpu": CALLS_ON_ACCELERATOR,
+  }
   with tempfile.TemporaryDirectory() as folder:
-    inputs = Path(folder) / "inputs.npz"
     arrays: dict[str, Any] = synthetic.batch(config, batch_size, num_classes, boxes)
-    np.savez(inputs, **arrays)
-    settings = Path(folder) / "settings.json"
-    settings.write_text(
-      json.dumps(
-        {
-          "kind": kind,
-          "inputs": str(inputs),
-          "batch_sizes": [batch_size] if kind == "train" else list(dict.fromkeys((batch_size, 1))),
-          "depth": config.model.depth,
-          "frozen_stages": config.model.frozen_stages,
-          "classes": num_classes,
-          "short": config.data.short,
-          "long": config.data.long,
-          "score_threshold": e.score_threshold,
-          "nms_iou": e.nms_iou,
-          "max_detections": e.max_detections,
-          "candidates_per_level": e.candidates_per_level,
-          "warmup": 2,
-          "repeats": repeats,
-          "calls_on_gpu": CALLS_ON_ACCELERATOR,
-        }
-      )
-    )
-    command = [sys.executable, "-m", "iou_det.bench.torchvision_model", str(settings)]
+    np.savez(Path(folder) / "inputs.npz", **arrays)
+    (Path(folder) / "settings.json").write_text(json.dumps(settings))
+    command = [sys.executable, "-m", "iou_det.bench.torchvision_model", folder]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
     raise UserError(f"torchvision's run failed: {done.stderr.strip().splitlines()[-1]}")
@@ -91,29 +76,15 @@ def run_torchvision(
 
 
 def report_beside(rows: list[dict[str, Any]], measured: dict[str, Any], out: str | Path | None) -> None:
-  """Reports a line of `run_torchvision`, and how much faster ours is.
-
-  Args:
-    rows: our lines; the one with the same batch size is compared.
-  """
+  """Reports a line of `run_torchvision`, and how much faster ours of the same batch size is."""
   ours = next(row for row in rows if row["batch"] == measured["batch"])
   by = f"torchvision {measured['mode']}"
   timing = Timing(tuple(measured["samples"]), measured["warmup"], measured["calls"])
-  own = ("first_call_seconds", "loss_last", "detections_per_image")
-  more = {name: measured[name] for name in own if name in measured}
-  report(
-    ours["bench"], ours["what"], by=by, timing=timing, images=measured["batch"], dtype=measured["dtype"],
-    shapes=ours["shapes"], devices=1, out=out, device_peak_bytes=measured["device_peak_bytes"],
-    versions=ours["versions"] | measured["versions"], torch_device=measured["device"], **more,
-  )  # fmt: skip
-  print_line(
-    {
-      "bench": ours["bench"],
-      "what": ours["what"],
-      "by": f"iou-det / {by}, images per second",
-      "shapes": ours["shapes"],
-      "batch": ours["batch"],
-      "ratio": timing.median / ours["seconds_median"],
-    },
-    out,
-  )
+  own = ("batch", "dtype", "device_peak_bytes", "first_call_seconds", "loss_last", "detections_per_image")
+  fields = {name: measured[name] for name in own if name in measured}
+  fields |= {"torch_device": measured["device"], "versions": ours["versions"] | measured["versions"]}
+  same = {name: ours[name] for name in ("bench", "what", "shapes")}
+  Measurement(ours["bench"], ours["what"], by, timing, devices=1, fields=fields | same).print(out)
+  ratio = timing.median / ours["seconds_median"]
+  beside = {"by": f"iou-det / {by}, images per second", "batch": ours["batch"], "ratio": ratio}
+  print_line(same | beside, out)

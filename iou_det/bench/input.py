@@ -20,13 +20,14 @@ import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from iou_det.bench.measure import Timing, print_line, report
+from iou_det.bench.measure import Measurement, Timing, print_line, versions
 from iou_det.config import input_size
 from iou_det.data import images as image_files
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import (
   AHEAD,
   Example,
+  HostBatch,
   Plan,
   TrainingFilter,
   TrainRows,
@@ -49,89 +50,107 @@ def bench_input(
   """Reports a line for each pipeline and one for each ratio of interest; returns them by name.
 
   Args:
-    images: in a sample, at least; the batches of training are read, epoch after epoch.
+    images: in a sample, at least.
   """
   d, batch_size = config.data, config.train.batch_size
-  source = open_dataset(d.path, d.train_split)
-  keep = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
-  index = scan(source, keep)
-  check_max_boxes(index, d.max_boxes)
-  plan = Plan(index, batch_size=batch_size, seed=config.seed)
   timed = max(1, -(-images // batch_size))
-  steps = EDGE + timed + EDGE
-  threads, workers = number_of_threads(d.threads), d.workers or len(os.sched_getaffinity(0))
-
-  def ours(workers: int) -> Iterator[Any]:
-    batches = train_batches(
-      source, plan, start_step=0, stop_step=steps, canvas=tuple(d.canvas), max_boxes=d.max_boxes, keep=keep,
-      part=0, parts=1, threads=threads, workers=workers,
-    )  # fmt: skip
-    return (batch for batch, _ in batches)
-
+  reading = Reading(config, EDGE + timed + EDGE)
+  workers = d.workers or len(os.sched_getaffinity(0))
+  bare, threaded, other = (f"{name}, {reading.threads} threads" for name in (BARE, OURS, USUAL))
+  processes = f"{OURS}, {workers} processes"
   pipelines: dict[str, Callable[[], Iterator[Any]]] = {
-    f"{BARE}, {threads} threads": partial(decoded, source, plan, steps, threads),
-    f"{OURS}, {threads} threads": partial(ours, 0),
-    f"{OURS}, {workers} processes": partial(ours, workers),
-    f"{USUAL}, {threads} threads": partial(usual, config, source, plan, steps, threads),
+    bare: reading.decoded,
+    threaded: partial(reading.ours, 0),
+    processes: partial(reading.ours, workers),
+    other: reading.usual,
   }
   # First of all: memory that an earlier pipeline gave back to Python would be no addition.
-  sizes = {name: memory_and_bytes(p()) for name, p in pipelines.items() if not name.startswith(BARE)}
+  sizes = {name: memory_and_bytes(p()) for name, p in pipelines.items() if name != bare}
   samples: dict[str, list[float]] = {name: [] for name in pipelines}
   for _ in range(repeats):
     for name, pipeline in pipelines.items():
       samples[name].append(seconds_per_batch(pipeline(), timed))
-  timings = {name: Timing(tuple(s), warmup=EDGE, calls=timed) for name, s in samples.items()}
 
   rows = {}
+  shapes: dict[str, Any] = {"canvas": list(d.canvas), "network_input": list(input_size(config, False))}
+  shapes["file_bytes"] = reading.mean_file_bytes()
+  same = {"batch": batch_size, "shapes": shapes, "versions": versions("grain", "opencv-python-headless")}
   for name in pipelines:
     by = {BARE: "opencv", OURS: "iou-det", USUAL: "usual"}[name.split(",")[0]]
     memory, nbytes = sizes.get(name, (None, None))
-    rows[name] = report(
-      "input", name, by=by, timing=timings[name], images=batch_size, out=out,
-      more_versions=("grain", "opencv-python-headless"),
-      shapes={"canvas": list(d.canvas), "network_input": list(input_size(config, False)),
-              "file_bytes": mean_file_bytes(source, plan)},
-      bytes_to_device_per_image=nbytes and nbytes / batch_size, host_memory_bytes=memory,
-    )  # fmt: skip
-  bare, threaded, processes, other = pipelines
-  for ours_name, theirs in ((threaded, bare), (processes, bare), (threaded, other), (threaded, processes)):
-    ratio = {
-      "bench": "input", "what": "images_per_second", "by": f"{ours_name} / {theirs}",
-      "ratio": timings[theirs].median / timings[ours_name].median,
-    }  # fmt: skip
-    print_line(ratio, out)
-    rows[f"{ours_name} / {theirs}"] = ratio
+    own = {"bytes_to_device_per_image": nbytes and nbytes / batch_size, "host_memory_bytes": memory}
+    timing = Timing(tuple(samples[name]), warmup=EDGE, calls=timed)
+    rows[name] = Measurement("input", name, by, timing, fields=same | own).print(out)
+  for a, b in ((threaded, bare), (processes, bare), (threaded, other), (threaded, processes)):
+    ratio = rows[b]["seconds_median"] / rows[a]["seconds_median"]
+    rows[f"{a} / {b}"] = {"bench": "input", "what": "images_per_second", "by": f"{a} / {b}", "ratio": ratio}
+    print_line(rows[f"{a} / {b}"], out)
   return rows
 
 
-def seconds_per_batch(batches: Iterator[Any], timed: int) -> float:
-  """Reads all of a pipeline's batches; the first and last EDGE are not timed."""
-  count = lambda some: sum(1 for _ in some)
-  before = count(itertools.islice(batches, EDGE))
-  start = time.perf_counter()
-  during = count(itertools.islice(batches, timed))
-  seconds = time.perf_counter() - start
-  number = (before, during, count(batches))
-  assert number == (EDGE, timed, EDGE), f"{number} batches in place of {(EDGE, timed, EDGE)}"
-  return seconds / timed
+class Reading:
+  """What every pipeline reads: so many batches of training, epoch after epoch."""
 
+  def __init__(self, config: ConfigDict, steps: int):
+    d = config.data
+    self.config, self.steps, self.threads = config, steps, number_of_threads(d.threads)
+    self.keep = TrainingFilter(
+      min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty
+    )
+    self.source = open_dataset(d.path, d.train_split)
+    index = scan(self.source, self.keep)
+    check_max_boxes(index, d.max_boxes)
+    self.plan = Plan(index, batch_size=config.train.batch_size, seed=config.seed)
 
-def decoded(source: Source, plan: Plan, steps: int, threads: int) -> Iterator[int]:
-  """Decodes the images of the steps from memory and forgets them; yields once a batch."""
-  init_worker(0, 1)
-  records = [[int(i) for i in plan.batch(step).records] for step in range(steps)]
-  encoded = {i: source[i].image for i in set(itertools.chain(*records))}
+  def ours(self, workers: int) -> Iterator[HostBatch]:
+    """Ready batches of our pipeline; by threads if there are no workers."""
+    d = self.config.data
+    batches = train_batches(
+      self.source,
+      self.plan,
+      start_step=0,
+      stop_step=self.steps,
+      canvas=tuple(d.canvas),
+      max_boxes=d.max_boxes,
+      keep=self.keep,
+      part=0,
+      parts=1,
+      threads=self.threads,
+      workers=workers,
+    )
+    return (batch for batch, _ in batches)
 
-  def decode(record: int) -> bool:
-    return image_files.decode(encoded[record]) is not None
+  def decoded(self) -> Iterator[int]:
+    """Decodes the images from memory and forgets them; yields once a batch."""
+    init_worker(0, 1)
+    records = [[int(i) for i in self.plan.batch(step).records] for step in range(self.steps)]
+    encoded = {i: self.source[i].image for i in set(itertools.chain(*records))}
 
-  with ThreadPoolExecutor(threads) as pool:
-    # The pool takes all that it is given at once: it gets what is timed when it is asked for.
-    for part in (records[:EDGE], records[EDGE:-EDGE], records[-EDGE:]):
-      for number, good in enumerate(pool.map(decode, itertools.chain(*part)), 1):
-        assert good, "an image cannot be decoded"
-        if number % plan.batch_size == 0:
-          yield number
+    def decode(record: int) -> bool:
+      return image_files.decode(encoded[record]) is not None
+
+    with ThreadPoolExecutor(self.threads) as pool:
+      # The pool takes all that it is given at once: it gets what is timed when it is asked for.
+      for part in (records[:EDGE], records[EDGE:-EDGE], records[-EDGE:]):
+        for number, good in enumerate(pool.map(decode, itertools.chain(*part)), 1):
+          assert good, "an image cannot be decoded"
+          if number % self.plan.batch_size == 0:
+            yield number
+
+  def usual(self) -> Iterator[np.ndarray]:
+    """Batches of `UsualLoader`, with as many threads and images ahead as our pipeline."""
+    init_worker(0, 1)
+    size, load = self.plan.batch_size, UsualLoader(self.source, self.config)
+    rows = TrainRows(self.plan, 0, self.steps, range(size))
+    ahead = max(AHEAD * size, self.threads)
+    options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
+    return iter(grain.MapDataset.source(rows).map(load).to_iter_dataset(options).batch(size))
+
+  def mean_file_bytes(self) -> float:
+    """Of the encoded images of an epoch."""
+    batches = (self.plan.batch(step) for step in range(self.plan.steps_per_epoch))
+    some = sorted({int(i) for batch in batches for i in batch.records})[:500]
+    return float(np.mean([len(self.source[i].image) for i in some]))
 
 
 @dataclass(frozen=True)
@@ -152,24 +171,16 @@ class UsualLoader:
     return padded
 
 
-def usual(
-  config: ConfigDict, source: Source, plan: Plan, steps: int, threads: int
-) -> Iterator[np.ndarray]:
-  """Batches of `UsualLoader`, with as many threads and images ahead as our pipeline."""
-  init_worker(0, 1)
-  rows = TrainRows(plan, 0, steps, range(plan.batch_size))
-  ahead = grain.ReadOptions(
-    num_threads=threads, prefetch_buffer_size=max(AHEAD * plan.batch_size, threads)
-  )  # fmt: skip
-  loaded = grain.MapDataset.source(rows).map(UsualLoader(source, config)).to_iter_dataset(ahead)
-  return iter(loaded.batch(plan.batch_size))
-
-
-def mean_file_bytes(source: Source, plan: Plan) -> float:
-  """Of the encoded images of an epoch."""
-  records = {int(i) for step in range(plan.steps_per_epoch) for i in plan.batch(step).records}
-  some = sorted(records)[:500]
-  return float(np.mean([len(source[i].image) for i in some]))
+def seconds_per_batch(batches: Iterator[Any], timed: int) -> float:
+  """Reads all of a pipeline's batches; the first and last EDGE are not timed."""
+  count = lambda some: sum(1 for _ in some)
+  before = count(itertools.islice(batches, EDGE))
+  start = time.perf_counter()
+  during = count(itertools.islice(batches, timed))
+  seconds = time.perf_counter() - start
+  number = (before, during, count(batches))
+  assert number == (EDGE, timed, EDGE), f"{number} batches in place of {(EDGE, timed, EDGE)}"
+  return seconds / timed
 
 
 def memory_and_bytes(batches: Iterator[Any]) -> tuple[int, int]:

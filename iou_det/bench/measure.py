@@ -1,8 +1,7 @@
 """Timing, compilation, memory and FLOPs of one piece of work, and the JSON line that reports them.
 
 A sample is the time of `calls` calls, issued one after another as a training loop does and waited for at the
-end, divided by `calls`. The spread is the interquartile range of the samples. What is compared is sampled in
-turn, one sample of each, so that whatever else the machine does meets all of them.
+end, divided by `calls`. The spread is the interquartile range of the samples.
 """
 
 import contextlib
@@ -11,8 +10,8 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,11 +36,6 @@ PEAK_BF16 = {
 CALLS_ON_ACCELERATOR = 4  # in a sample: work is issued ahead, which hides Python's share as training does
 
 
-def calls_per_sample() -> int:
-  """Of throughput on this process's devices; a CPU does one thing after another anyway."""
-  return 1 if jax.default_backend() == "cpu" else CALLS_ON_ACCELERATOR
-
-
 @dataclass(frozen=True)
 class Timing:
   """Seconds of a call, one number per sample."""
@@ -61,27 +55,20 @@ class Timing:
     return float(high - low)
 
 
-def time_calls(call: Callable[[], Any], *, warmup: int, repeats: int, calls: int = 1) -> Timing:
-  """Times a function; what it returns is waited for."""
-  return time_in_turn({"": call}, warmup=warmup, repeats=repeats, calls=calls)[""]
-
-
-def time_in_turn(
-  functions: Mapping[str, Callable[[], Any]], *, warmup: int, repeats: int, calls: int = 1
-) -> dict[str, Timing]:
-  """Times several functions, one sample of each in turn."""
-  for call in functions.values():
-    for _ in range(warmup):
-      jax.block_until_ready(call())
-  samples: dict[str, list[float]] = {name: [] for name in functions}
+def time_calls(call: Callable[[], Any], *, warmup: int, repeats: int, calls: int | None = None) -> Timing:
+  """Times a function; what it returns is waited for. Default `calls`: for throughput on these devices."""
+  if calls is None:  # a CPU does one thing after another anyway
+    calls = 1 if jax.default_backend() == "cpu" else CALLS_ON_ACCELERATOR
+  for _ in range(warmup):
+    jax.block_until_ready(call())
+  samples = []
   for _ in range(repeats):
-    for name, call in functions.items():
-      start = time.perf_counter()
-      for _ in range(calls):
-        result = call()
-      jax.block_until_ready(result)
-      samples[name].append((time.perf_counter() - start) / calls)
-  return {name: Timing(tuple(s), warmup, calls) for name, s in samples.items()}
+    start = time.perf_counter()
+    for _ in range(calls):
+      result = call()
+    jax.block_until_ready(result)
+    samples.append((time.perf_counter() - start) / calls)
+  return Timing(tuple(samples), warmup, calls)
 
 
 @dataclass(frozen=True)
@@ -95,34 +82,26 @@ class Compilation:
   memory_bytes: int | None  # per device: arguments, results and temporary buffers
 
 
-def compile_program(function: Any, *arguments: Any, cold: bool) -> Compilation:
-  """Compiles a jitted function for its arguments (values or shapes).
+def compile_program(function: Any, *arguments: Any, counted: Any = None) -> Compilation:
+  """Compiles a jitted function for its arguments (values or shapes); cold only within `fresh_cache`.
 
   A function that this process has compiled before for the same shapes costs nothing the second time.
 
   Args:
-    cold: whatever JAX's persistent cache has; see `fresh_cache`.
+    counted: the function whose FLOPs are stated, if `function` repeats work that this one does once.
   """
   start = time.perf_counter()
   lowered = function.lower(*arguments)
   lowered_at = time.perf_counter()
-  with fresh_cache() if cold else contextlib.nullcontext():
-    program = lowered.compile()
+  program = lowered.compile()
   end = time.perf_counter()
-  cost, memory = lowered.cost_analysis(), program.memory_analysis()
-  needed = memory and (
-    memory.argument_size_in_bytes
-    + memory.output_size_in_bytes
-    + memory.temp_size_in_bytes
-    - memory.alias_size_in_bytes  # results that lie in donated arguments
-  )
-  return Compilation(
-    program=program,
-    lower_seconds=lowered_at - start,
-    compile_seconds=end - lowered_at,
-    flops=float(cost["flops"]) if cost and "flops" in cost else None,
-    memory_bytes=int(needed) if needed is not None else None,
-  )
+  cost = (counted.lower(*arguments) if counted else lowered).cost_analysis()
+  memory, needed = program.memory_analysis(), None
+  if memory:
+    needed = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    needed -= memory.alias_size_in_bytes  # results that lie in donated arguments
+  flops = float(cost["flops"]) if cost and "flops" in cost else None
+  return Compilation(program, lowered_at - start, end - lowered_at, flops, needed)
 
 
 @contextlib.contextmanager
@@ -149,19 +128,7 @@ def peak_flops(device_kind: str) -> float | None:
   return next((peak for kind, peak in PEAK_BF16.items() if device_kind.startswith(kind)), None)
 
 
-def hardware() -> dict[str, Any]:
-  """What the measurement ran on."""
-  device = jax.devices()[0]
-  return {
-    "platform": device.platform,
-    "device": device.device_kind,
-    "devices": jax.device_count(),
-    "cpu": _cpu_model(),
-    "cores": len(os.sched_getaffinity(0)),
-  }
-
-
-def _cpu_model() -> str:
+def cpu_model() -> str:
   lines = Path("/proc/cpuinfo").read_text().splitlines()
   names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
   return names[0] if names else platform.machine()
@@ -169,77 +136,75 @@ def _cpu_model() -> str:
 
 def versions(*more: str) -> dict[str, str]:
   """Of Python and the packages that the figures depend on; `more`: of these distributions too."""
-  names = ("iou-det", "jax", "jaxlib", "flax", *more)
-  return {"python": platform.python_version()} | {name: _version(name) for name in names}
+  found = {"python": platform.python_version()}
+  for name in ("iou-det", "jax", "jaxlib", "flax", *more):
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:  # a checkout that was not installed
+      found[name] = "not installed"
+  return found
 
 
-def _version(name: str) -> str:
-  try:
-    return metadata.version(name)
-  except metadata.PackageNotFoundError:  # a checkout that was not installed
-    return "not installed"
+FIELDS = (
+  "bench what by hardware versions shapes batch dtype warmup repeats calls_per_repeat seconds_median "
+  "seconds_iqr images_per_second program_memory_bytes device_peak_bytes lower_seconds compile_seconds "
+  "model_flops model_flops_per_second share_of_peak"
+).split()
 
 
-def report(
-  bench: str,
-  what: str,
-  *,
-  by: str = "iou-det",
-  timing: Timing | None = None,
-  images: int | None = None,
-  dtype: str | None = None,
-  shapes: dict[str, Any] | None = None,
-  compilation: Compilation | None = None,
-  devices: int | None = None,
-  more_versions: tuple[str, ...] = (),
-  out: str | Path | None = None,
-  **more: Any,
-) -> dict[str, Any]:
-  """Prints a measurement as one JSON line; what was not measured is null.
+@dataclass(frozen=True)
+class Measurement:
+  """A line of a benchmark; FIELDS that were not measured are null.
 
-  Args:
+  In the line, `program_memory_bytes` is the compiler's figure for a device, `device_peak_bytes` that of the
+  process so far, autotuning included. FLOPs are null on several devices, the share of the peak for all
+  numbers but bfloat16.
+
+  Attributes:
     bench: which benchmark: train, input, ...
     what: the piece measured; with `bench` and `by` the name of the row.
     by: whose code.
-    images: per call, over all devices.
-    dtype: of the computation; only of bfloat16 is the share of the peak stated.
-    shapes: of the inputs, and what else sets the size of the work.
     devices: that took part; default: all.
-    more_versions: distributions beside ours and JAX's.
-    out: a file to append the line to as well.
-    more: further fields of the line.
+    fields: others of FIELDS (batch: images of a call over all devices), further ones, or other values.
   """
-  where = hardware() | ({"devices": devices} if devices else {})
-  # On several devices the program as written has each device's share in some places and all in others.
-  flops = compilation.flops if compilation and where["devices"] == 1 else None
-  peak = peak_flops(where["device"]) if dtype == "bfloat16" else None
-  per_second = flops / timing.median if flops and timing else None
-  stats = jax.local_devices()[0].memory_stats() or {}
-  row = {
-    "bench": bench,
-    "what": what,
-    "by": by,
-    "hardware": where,
-    "versions": versions(*more_versions),
-    "shapes": shapes,
-    "batch": images,
-    "dtype": dtype,
-    "warmup": timing.warmup if timing else None,
-    "repeats": len(timing.samples) if timing else None,
-    "calls_per_repeat": timing.calls if timing else None,
-    "seconds_median": timing.median if timing else None,
-    "seconds_iqr": timing.spread if timing else None,
-    "images_per_second": images / timing.median if images and timing else None,
-    "program_memory_bytes": compilation.memory_bytes if compilation else None,  # per device, by the compiler
-    "device_peak_bytes": stats.get("peak_bytes_in_use"),  # of the process so far, autotuning included
-    "lower_seconds": compilation.lower_seconds if compilation else None,
-    "compile_seconds": compilation.compile_seconds if compilation else None,
-    "model_flops": flops,  # null on several devices
-    "model_flops_per_second": per_second,
-    "share_of_peak": per_second / (peak * where["devices"]) if per_second and peak else None,
-  } | more
-  print_line(row, out)
-  return row
+
+  bench: str
+  what: str
+  by: str = "iou-det"
+  timing: Timing | None = None
+  compilation: Compilation | None = None
+  devices: int | None = None
+  fields: dict[str, Any] = field(default_factory=dict)
+
+  def print(self, out: str | Path | None) -> dict[str, Any]:
+    """Prints the line as JSON, appends it to the file `out` if that is given, and returns it."""
+    device, devices = jax.devices()[0], self.devices or jax.device_count()
+    row = dict.fromkeys(FIELDS) | {"bench": self.bench, "what": self.what, "by": self.by}
+    row["hardware"] = {
+      "platform": device.platform,
+      "device": device.device_kind,
+      "devices": devices,
+      "cpu": cpu_model(),
+      "cores": len(os.sched_getaffinity(0)),
+    }
+    row["device_peak_bytes"] = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    row |= {"versions": versions()} | self.fields
+    if self.timing:
+      median = row["seconds_median"] = self.timing.median
+      row |= {"seconds_iqr": self.timing.spread, "calls_per_repeat": self.timing.calls}
+      row |= {"warmup": self.timing.warmup, "repeats": len(self.timing.samples)}
+      row["images_per_second"] = row["batch"] / median if row["batch"] else None
+    if self.compilation:
+      row["program_memory_bytes"] = self.compilation.memory_bytes
+      row["lower_seconds"] = self.compilation.lower_seconds
+      row["compile_seconds"] = self.compilation.compile_seconds
+      # On several devices the program as written has each device's share in some places and all in others.
+      flops = row["model_flops"] = self.compilation.flops if devices == 1 else None
+      if flops and self.timing:
+        peak = peak_flops(device.device_kind) if row["dtype"] == "bfloat16" else None
+        row |= {"model_flops_per_second": flops / median, "share_of_peak": peak and flops / median / peak}
+    print_line(row, out)
+    return row
 
 
 def print_line(row: dict[str, Any], out: str | Path | None) -> None:

@@ -3,21 +3,16 @@
 import math
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from iou_det import config as config_lib
-from iou_det.bench import synthetic
-from iou_det.bench.measure import calls_per_sample, compile_program, print_line, report, time_calls
-from iou_det.bench.train import STEPS_PER_EPOCH
-from iou_det.detector import make_model
-from iou_det.parallel import device_mesh, to_device
-from iou_det.training.step import create_state, make_train_step
+from iou_det.bench.measure import fresh_cache, print_line
+from iou_det.bench.synthetic import Case, changed
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Bytes a second that a chip can send while it receives as many, from the makers' pages.
@@ -41,26 +36,25 @@ def bench_scaling(
   Returns:
     The lines that were measured.
   """
-  batch_size = config.train.batch_size
+  count, batch_size, d = jax.device_count(), config.train.batch_size, config.data
   config = changed(config, {"data.max_boxes": boxes})
-  short, long = config.data.short, config.data.long
-  plain: dict[str, Any] = {"batch_size": batch_size, "num_classes": num_classes, "boxes": boxes}
-  steps: list[tuple[ConfigDict, str, dict[str, Any]]] = []
-  if jax.device_count() == 1:
-    steps += [(config, "batch", {"batch_size": batch_size * k}) for k in (1, 2, 4)]
-    sizes = [{"data.short": short * k // 2, "data.long": long * k // 2} for k in (1, 2, 3)]
-    steps += [(changed(config, size), "image size", {}) for size in sizes]
-    numbers = (8, 30, 100, 300)
-    steps += [(changed(config, {"data.max_boxes": k}), "boxes", {"boxes": k}) for k in numbers]
-    steps += [(config, "classes", {"num_classes": k}) for k in (1, 80, 400, 1200)]
+
+  def step(what, fields=None, *, batch=batch_size, classes=num_classes, boxes=boxes, devices=1):
+    own = changed(config, fields or {})  # checked before anything is measured
+    return what, partial(Case, own, classes, boxes, batch, jax.devices()[:devices])
+
+  if count == 1:
+    sizes = [{"data.short": d.short * k // 2, "data.long": d.long * k // 2} for k in (1, 2, 3)]
+    steps = [
+      *(step("batch", batch=batch_size * k) for k in (1, 2, 4)),
+      *(step("image size", size) for size in sizes),
+      *(step("boxes", {"data.max_boxes": k}, boxes=k) for k in (8, 30, 100, 300)),
+      *(step("classes", classes=k) for k in (1, 80, 400, 1200)),
+    ]
   else:
-    count = jax.device_count()
-    steps += [(config, "devices", {"devices": n}) for n in (1, 2, 4, 8) if n <= count]
-    axes = ("mesh.fsdp", "mesh.space")
-    steps += [(changed(config, {axis: 2}), "mesh", {"devices": count}) for axis in axes]
-  rows = []
-  for changed_config, what, change in steps:
-    rows.append(measure_step(changed_config, what, **(plain | change), repeats=repeats, out=out))
+    steps = [step("devices", devices=n) for n in (1, 2, 4, 8) if n <= count]
+    steps += [step("mesh", {axis: 2}, devices=count) for axis in ("mesh.fsdp", "mesh.space")]
+  rows = [measure_step(make_case(), what, repeats=repeats, out=out) for what, make_case in steps]
   several = [row for row in rows if row["what"] == "devices"]
   if several:
     for line in estimates(several[-1]["collectives"]["all-reduce"]["bytes"]):
@@ -70,45 +64,13 @@ def bench_scaling(
   return rows
 
 
-def changed(config: ConfigDict, fields: dict[str, Any]) -> ConfigDict:
-  """A validated copy of a config with other values of some fields."""
-  config = ConfigDict(config.to_dict())
-  config.update_from_flattened_dict(fields)
-  config_lib.validate(config)
-  return config
-
-
-def measure_step(
-  config: ConfigDict,
-  what: str,
-  *,
-  batch_size: int,
-  num_classes: int,
-  boxes: int,
-  repeats: int,
-  out: str | Path | None,
-  devices: int = 1,
-) -> dict[str, Any]:
+def measure_step(case: Case, what: str, *, repeats: int, out: str | Path | None) -> dict[str, Any]:
   """Reports time, memory and collectives of one training step."""
-  mesh = device_mesh(batch_size, jax.devices()[:devices], **config.mesh.to_dict())
-  model = make_model(config, num_classes)
-  state, optimizer = create_state(config, model, STEPS_PER_EPOCH, mesh, pretrained=False)
-  host = synthetic.batch(config, batch_size, num_classes, boxes)
-  arrays = to_device(host, mesh)
-  step = make_train_step(config, model, optimizer, STEPS_PER_EPOCH, mesh)
-  compilation = compile_program(step, state, arrays, False, cold=True)
-
-  def run():
-    nonlocal state
-    state, metrics = compilation.program(state, arrays)
-    return metrics["loss"]
-
-  timing = time_calls(run, warmup=2, repeats=repeats, calls=calls_per_sample())
-  return report(
-    "scaling", what, timing=timing, images=batch_size, dtype=jnp.dtype(model.dtype).name,
-    shapes=synthetic.describe(config, host, num_classes, boxes), compilation=compilation, devices=devices,
-    out=out, mesh=dict(mesh.shape), collectives=collectives(compilation.program.as_text()),
-  )  # fmt: skip
+  with fresh_cache():
+    compilation = case.compile_step()
+  timing, _ = case.time_step(compilation, repeats)
+  exchanged = {"mesh": dict(case.mesh.shape), "collectives": collectives(compilation.program.as_text())}
+  return case.measurement("scaling", what, timing, compilation, **exchanged).print(out)
 
 
 def collectives(program: str) -> dict[str, dict[str, int]]:
@@ -139,13 +101,11 @@ def estimates(gradient_bytes: int) -> Iterator[dict[str, Any]]:
 
   Each chip sends 2 (n - 1) / n times the bytes; nothing is hidden behind computing.
   """
+  row = {"bench": "scaling", "what": "estimate, not measured", "all_reduce_bytes": gradient_bytes}
   for link, speed in LINKS.items():
     for chips in CHIPS:
-      yield {
-        "bench": "scaling", "what": "estimate, not measured", "link": link, "link_bytes_per_second": speed,
-        "chips": chips, "all_reduce_bytes": gradient_bytes,
-        "all_reduce_s": 2 * (chips - 1) / chips * gradient_bytes / speed,
-      }  # fmt: skip
+      seconds = 2 * (chips - 1) / chips * gradient_bytes / speed
+      yield row | {"link": link, "link_bytes_per_second": speed, "chips": chips, "all_reduce_s": seconds}
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:

@@ -2,14 +2,21 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from iou_det.errors import UserError
 
-HEAD = ("bench", "what", "by", "batch", "network", "dtype", "images/s", "ms a call (IQR)", "program GB",
-        "peak GB", "compile s", "TFLOP/s", "share of peak")  # fmt: skip
+NUMBERS: dict[str, Any] = {  # heading -> format, factor, fields
+  "images/s": ("{:.1f}", 1.0, "images_per_second"),
+  "ms a call (IQR)": ("{:.2f} ({:.2f})", 1e3, "seconds_median", "seconds_iqr"),
+  "program GB": ("{:.2f}", 1e-9, "program_memory_bytes"),
+  "peak GB": ("{:.2f}", 1e-9, "device_peak_bytes"),
+  "compile s": ("{:.1f}", 1.0, "compile_seconds"),
+  "TFLOP/s": ("{:.2f}", 1e-12, "model_flops_per_second"),
+  "share of peak": ("{:.1%}", 1.0, "share_of_peak"),
+}
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -29,58 +36,38 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
   """Measurements in one table, ratios in a second, the hardware and versions they were made with above."""
   measured = [row for row in rows if "ratio" not in row]
-  origins: dict[str, dict[str, str]] = {}  # versions, by what else they were measured on
+  said = lambda names: ", ".join(f"{name} {value}" for name, value in names.items())
+  origins: dict[str, dict[str, str]] = {}  # hardware -> versions
   for row in measured:
-    where = ", ".join(f"{key} {value}" for key, value in row["hardware"].items())
-    origins.setdefault(where, {}).update(row["versions"])
-  lines = []
-  for where, versions in origins.items():
-    lines.append(f"Measured on {where}; {', '.join(f'{name} {v}' for name, v in versions.items())}.\n")
+    origins.setdefault(said(row["hardware"]), {}).update(row["versions"])
+  lines = [f"Measured on {where}; {said(versions)}.\n" for where, versions in origins.items()]
   if measured:
-    lines += [_line(HEAD), "|---" * 3 + "|---:" * (len(HEAD) - 3) + "|", *map(_measured, measured)]
-  ratios = [
-    _line((r["bench"], r["what"], r["by"], r.get("batch"), _network(r), f"{r['ratio']:.2f}"))
-    for r in rows
-    if "ratio" in r
-  ]
+    lines += _table(("bench", "what", "by", "batch", "network", "dtype", *NUMBERS), map(_shown, measured))
+  ratios = [row | {"ratio of": row["by"], "ratio": f"{row['ratio']:.2f}"} for row in rows if "ratio" in row]
   if ratios:
-    head = _line(("bench", "what", "ratio of", "batch", "network", "ratio"))
-    lines += ["", head, "|---" * 3 + "|---:" * 3 + "|", *ratios]
+    lines += ["", *_table(("bench", "what", "ratio of", "batch", "network", "ratio"), ratios)]
   return "\n".join(lines) + "\n"
 
 
-def _measured(row: dict[str, Any]) -> str:
-  seconds = row["seconds_median"]
-  share = row["share_of_peak"]
-  return _line(
-    (
-      row["bench"], row["what"], row["by"], row["batch"], _network(row), row["dtype"],
-      _scaled(row["images_per_second"], 1.0, 1),
-      None if seconds is None else f"{seconds * 1e3:.2f} ({row['seconds_iqr'] * 1e3:.2f})",
-      _scaled(row["program_memory_bytes"], 1e-9, 2),
-      _scaled(row["device_peak_bytes"], 1e-9, 2),
-      _scaled(row["compile_seconds"], 1.0, 1),
-      _scaled(row["model_flops_per_second"], 1e-12, 2),
-      None if share is None else f"{share:.1%}",
-    )
-  )  # fmt: skip
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+  """A row with its NUMBERS as text."""
+  texts = {}
+  for heading, (form, factor, *fields) in NUMBERS.items():
+    values = [row[field] for field in fields]
+    texts[heading] = None if None in values else form.format(*(factor * value for value in values))
+  return row | texts
 
 
-def _network(row: dict[str, Any]) -> str | None:
-  """ResNet depth and input size."""
-  shapes = row.get("shapes") or {}
-  if "depth" not in shapes:
-    return None
-  height, width = shapes["network_input"]
-  return f"R{shapes['depth']} {height}x{width}"
-
-
-def _scaled(value: float | None, factor: float, digits: int) -> str | None:
-  return None if value is None else f"{value * factor:.{digits}f}"
-
-
-def _line(cells: Sequence[Any]) -> str:
-  return "| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |"
+def _table(columns: tuple[str, ...], rows: Iterable[dict[str, Any]]) -> list[str]:
+  lines = [columns]
+  for row in rows:
+    shapes = row.get("shapes") or {}
+    if "depth" in shapes:  # a network: ResNet depth and input size
+      height, width = shapes["network_input"]
+      row = row | {"network": f"R{shapes['depth']} {height}x{width}"}
+    lines.append(tuple("" if row.get(column) is None else str(row[column]) for column in columns))
+  head, *body = ("| " + " | ".join(line) + " |" for line in lines)
+  return [head, "|---" * 3 + "|---:" * (len(columns) - 3) + "|", *body]
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ usage: iou-det bench train|predict --config=configs/retinanet.py:short=800 [--ag
 train and predict run on made-up images with random boxes (data.path may be empty) and an untrained network.
 Sizes are the config's: --config.data.short=64 --config.data.long=96 runs in seconds on a CPU. Lines say on
 what they were measured; fields that were not measured or have no meaning are null. "model_flops" counts the
-program as written (forward, backward and update for train), "share_of_peak" sets them against the data
-sheet's bfloat16 rate. "seconds_iqr" is the interquartile range of the repeats.
+program as written (forward, backward and update for train; what model.remat does again does not count),
+"share_of_peak" sets them against the data sheet's bfloat16 rate. "seconds_iqr" is the interquartile range of
+the repeats.
 """
+
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -39,9 +42,11 @@ ORIENTATIONS = flags.DEFINE_bool(
   "orientations", False, "train: also what compiling for both orientations takes, cold and from the cache."
 )
 AGAINST = flags.DEFINE_enum(
-  "against", None, ["torchvision"],
+  "against",
+  None,
+  ["torchvision"],
   "train, predict: also this model on the same images in a process of its own, and the ratios.",
-)  # fmt: skip
+)
 OUT = flags.DEFINE_string("out", None, "File that the lines are appended to as well.")
 
 
@@ -51,46 +56,32 @@ def main(arguments: list[str]) -> None:
   kind = arguments[0]
   if AGAINST.value and kind not in ("train", "predict"):
     raise UserError(f"--against={AGAINST.value} belongs to train and predict, not to {kind}")
-  # Imported when they are needed: JAX must not take the device's memory before torchvision had its turn.
-  if kind == "eval":
-    from iou_det.bench.evaluation import bench_eval
+  config = None if kind == "eval" else bench_config(kind)
+  # Imported when what is asked for is known to be good; nothing in it takes a device's memory yet.
+  from iou_det.bench import against, input, scaling, steps, synthetic
 
-    bench_eval(
-      IMAGES.value or 5000, DETECTIONS.value, CLASSES.value, repeats=REPEATS.value, out=OUT.value
-    )  # fmt: skip
-    return
-  config = bench_config(kind)
-  if kind == "input":
-    from iou_det.bench.input import bench_input
-
-    bench_input(config, IMAGES.value or 1600, repeats=REPEATS.value, out=OUT.value)
-    return
-  if kind == "scaling":
-    from iou_det.bench.scaling import bench_scaling
-
-    bench_scaling(config, CLASSES.value, BOXES.value, repeats=REPEATS.value, out=OUT.value)
-    return
-  theirs, devices = [], None
-  if AGAINST.value:
-    from iou_det.bench import against
-
-    theirs = against.run_torchvision(kind, config, CLASSES.value, BOXES.value, repeats=REPEATS.value)
-    import jax
-
-    devices = jax.devices()[:1]  # as many as torchvision's model uses
-  if kind == "train":
-    from iou_det.bench.train import bench_train
-
-    rows = [bench_train(
-      config, CLASSES.value, BOXES.value, repeats=REPEATS.value, pieces=PIECES.value,
-      orientations=ORIENTATIONS.value, out=OUT.value, devices=devices,
-    )]  # fmt: skip
+  classes, boxes = CLASSES.value, BOXES.value
+  same: dict[str, Any] = {"repeats": REPEATS.value, "out": OUT.value}
+  if config is None:
+    steps.bench_eval(IMAGES.value or 5000, DETECTIONS.value, classes, **same)
+  elif kind == "input":
+    input.bench_input(config, IMAGES.value or 1600, **same)
+  elif kind == "scaling":
+    scaling.bench_scaling(config, classes, boxes, **same)
   else:
-    from iou_det.bench.predict import bench_predict
+    theirs, devices = [], None
+    if AGAINST.value:  # first: it needs the memory that JAX will take
+      theirs = against.run_torchvision(kind, config, classes, boxes, repeats=REPEATS.value)
+      import jax
 
-    rows = bench_predict(config, CLASSES.value, repeats=REPEATS.value, out=OUT.value, devices=devices)
-  for measured in theirs:
-    against.report_beside(rows, measured, OUT.value)
+      devices = jax.devices()[:1]  # as many as torchvision's model uses
+    if kind == "train":
+      case = synthetic.Case(config, classes, boxes, config.train.batch_size, devices)
+      rows = [steps.bench_train(case, pieces=PIECES.value, orientations=ORIENTATIONS.value, **same)]
+    else:
+      rows = steps.bench_predict(config, classes, devices=devices, **same)
+    for measured in theirs:
+      against.report_beside(rows, measured, OUT.value)
 
 
 def bench_config(kind: str) -> ConfigDict:

@@ -27,16 +27,12 @@ def draw_detections(
   *,
   ground_truth: Float[np.ndarray, "m 4"] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Draws boxes with class and score, the best on top; ground truth dashed in white.
+  """A new RGB picture with boxes, class and score, the best on top; ground truth below, dashed in white.
 
   Args:
     image: RGB. If its longer side is below 640 px it is enlarged by the next whole factor.
-    boxes: x1, y1, x2, y2 in pixels of `image`, x2 and y2 exclusive.
+    boxes, ground_truth: x1, y1, x2, y2 in pixels of `image`, x2 and y2 exclusive.
     labels: indices into `names`; each has its own colour, the same in every picture.
-    ground_truth: boxes as `boxes`, drawn below the detections.
-
-  Returns:
-    A new RGB picture.
   """
   factor = max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))
   height, width = factor * image.shape[0], factor * image.shape[1]
@@ -45,35 +41,30 @@ def draw_detections(
   picture = Image.fromarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC))
   draw = ImageDraw.Draw(picture)
 
-  if ground_truth is not None:
-    for box in ground_truth:
-      _dashed(draw, _pixels(box, factor, height, width), line)
+  for box in () if ground_truth is None else ground_truth:
+    _dashed(draw, _pixels(box, factor, height, width), line)
   taken: list[Rectangle] = []
   order = np.argsort(-scores, kind="stable")
   for i in order[::-1]:
     x1, y1, x2, y2 = _pixels(boxes[i], factor, height, width)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=_colour(int(labels[i])), width=line)
   for i in order:  # the best detection's label gets the best place
-    text = f"{names[labels[i]]} {scores[i]:.2f}"
-    box = _pixels(boxes[i], factor, height, width)
-    place = _place(box, _text_size(font, text, line), taken, (height, width))
+    text, colour = f"{names[labels[i]]} {scores[i]:.2f}", _colour(int(labels[i]))
+    size = math.ceil(font.getlength(text)) + 3 * line, sum(font.getmetrics())  # as high as any text
+    x1, y1, x2, y2 = place = _place(_pixels(boxes[i], factor, height, width), size, taken, (height, width))
     taken.append(place)
-    colour = _colour(int(labels[i]))
-    draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
-    middle = ((place[0] + place[2]) / 2, (place[1] + place[3]) / 2)
-    draw.text(middle, text, fill=_ink(colour), font=font, anchor="mm")
+    draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
+    ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 130 else "white"  # what reads better on it
+    draw.text(((x1 + x2) / 2, (y1 + y2) / 2), text, fill=ink, font=font, anchor="mm")
   return np.array(picture)
 
 
 def contact_sheet(
   images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, columns: int = 4, cell: int = 480
 ) -> UInt8[np.ndarray, "H W 3"]:
-  """Puts pictures on a white grid, each as large as fits a square cell; a row is no taller than it must be.
+  """Puts RGB pictures of any sizes on a white grid, `columns` a row, or as many as there are.
 
-  Args:
-    images: RGB, any sizes, at least one.
-    columns: pictures a row, fewer if there are not so many.
-    cell: side of a cell in pixels.
+  Each is made as large as fits a square of `cell` pixels; a row is no taller than it must be.
 
   Raises:
     ValueError: without an image.
@@ -82,18 +73,17 @@ def contact_sheet(
     raise ValueError("a contact sheet needs at least one image")
   columns = min(columns, len(images))
   fitted = [_fit(image, cell) for image in images]
-  width = columns * (cell + GAP) + GAP
-  bands = [np.full((GAP, width, 3), 255, np.uint8)]
-  for first in range(0, len(fitted), columns):
-    row = fitted[first : first + columns]
-    tall = max(len(image) for image in row)
-    band = np.full((tall + GAP, width, 3), 255, np.uint8)
+  rows = [fitted[first : first + columns] for first in range(0, len(fitted), columns)]
+  heights = [max(map(len, row)) for row in rows]
+  sheet = np.full((sum(heights) + GAP * len(rows) + GAP, columns * (cell + GAP) + GAP, 3), 255, np.uint8)
+  top = GAP
+  for row, tall in zip(rows, heights, strict=True):
     for k, image in enumerate(row):
-      y = (tall - image.shape[0]) // 2
+      y = top + (tall - image.shape[0]) // 2
       x = GAP + k * (cell + GAP) + (cell - image.shape[1]) // 2
-      band[y : y + image.shape[0], x : x + image.shape[1]] = image
-    bands.append(band)
-  return np.concatenate(bands)
+      sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+    top += tall + GAP
+  return sheet
 
 
 def _fit(image: UInt8[np.ndarray, "_ _ 3"], side: int) -> UInt8[np.ndarray, "_ _ 3"]:
@@ -144,12 +134,6 @@ def _dashed(draw: ImageDraw.ImageDraw, box: Rectangle, line: int) -> None:
       draw.rectangle((x, y, x + line - 1, min(y + dash, y2) - 1), fill="white")
 
 
-def _text_size(font: ImageFont.FreeTypeFont, text: str, line: int) -> tuple[int, int]:
-  """Width and height of the label; the height is that of the font, the same for every text."""
-  ascent, descent = font.getmetrics()
-  return math.ceil(font.getlength(text)) + 3 * line, ascent + descent
-
-
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
   """DejaVu Sans as matplotlib ships it: the same letters on every machine."""
@@ -163,9 +147,3 @@ def _colour(label: int) -> tuple[int, int, int]:
   saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.75))[label // 6 % 3]
   red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
   return round(255 * red), round(255 * green), round(255 * blue)
-
-
-def _ink(colour: tuple[int, int, int]) -> str:
-  """Black or white, whichever reads better on the colour."""
-  red, green, blue = colour
-  return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 130 else "white"

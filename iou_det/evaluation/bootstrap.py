@@ -22,25 +22,17 @@ BLOCK = 2**20  # weights of so many (resample, detection) pairs are held at once
 class Scored(NamedTuple):
   """Matched detections of one run, class after class, each class by falling score.
 
-  Attributes:
-    image_ids: ids of all images that were scored, rising.
-    category_ids: ids of all classes, rising.
-    objects: number of ground truths that count (no crowds) of each class in each image.
-    start: class k has the detections start[k] to start[k + 1].
-    image: position in `image_ids` of each detection's image.
-    score: of each detection.
-    correct: true positives at each of COCO's IoUs.
-    ignored: detections that are neither right nor wrong at this IoU (they match a crowd).
+  Images and classes are those that were scored, by rising id.
   """
 
   image_ids: Int[np.ndarray, " images"]
   category_ids: Int[np.ndarray, " classes"]
-  objects: Int[np.ndarray, "classes images"]
-  start: Int[np.ndarray, " classes_and_1"]
-  image: Int[np.ndarray, " detections"]
+  objects: Int[np.ndarray, "classes images"]  # ground truths that count (no crowds)
+  start: Int[np.ndarray, " classes_and_1"]  # class k has the detections start[k] to start[k + 1]
+  image: Int[np.ndarray, " detections"]  # position in `image_ids`
   score: Float[np.ndarray, " detections"]
-  correct: Bool[np.ndarray, "ious detections"]
-  ignored: Bool[np.ndarray, "ious detections"]
+  correct: Bool[np.ndarray, "ious detections"]  # true positives at each of COCO's IoUs
+  ignored: Bool[np.ndarray, "ious detections"]  # neither right nor wrong at this IoU: they match a crowd
 
 
 def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Scored:
@@ -51,9 +43,6 @@ def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, A
   Args:
     ground_truth: content of a COCO annotation file; all its images are scored.
     results: COCO results.
-
-  Raises:
-    UserError: detections of images or categories that the ground truth does not have; no COCO ground truth.
   """
   truth, source = coco.load_ground_truth(ground_truth)
   coco.refuse_unknown_ids(truth, source, results)
@@ -68,35 +57,29 @@ def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, A
     params.maxDets = [max(coco.MAX_DETECTIONS)]
     scorer.evaluate()
 
+  # Class after class, in each image after image; None where there is neither an object nor a detection.
+  cells = [(divmod(n, len(image_ids)), cell) for n, cell in enumerate(scorer.evalImgs) if cell is not None]
   objects = np.zeros((len(category_ids), len(image_ids)), np.int64)
-  nothing = np.zeros((len(coco.IOUS), 0), bool)
-  image, score, correct, ignored = [np.zeros(0, np.int64)], [np.zeros(0)], [nothing], [nothing]
-  start = [0]
-  for k in range(len(category_ids)):
-    cells = scorer.evalImgs[k * len(image_ids) : (k + 1) * len(image_ids)]
-    present = [(i, cell) for i, cell in enumerate(cells) if cell is not None]
-    for i, cell in present:
-      objects[k, i] = np.count_nonzero(np.asarray(cell["gtIgnore"]) == 0)
-    start.append(start[-1] + sum(len(cell["dtIds"]) for _, cell in present))
-    if start[-1] == start[-2]:
-      continue
-    scores = np.concatenate([np.asarray(cell["dtScores"], np.float64) for _, cell in present])
-    order = np.argsort(-scores, kind="mergesort")  # stable, as COCOeval.accumulate sorts
-    skipped = np.concatenate([cell["dtIgnore"] for _, cell in present], axis=1)[:, order].astype(bool)
-    matched = np.concatenate([cell["dtMatches"] for _, cell in present], axis=1)[:, order] > 0
-    score.append(scores[order])
-    image.append(np.repeat([i for i, _ in present], [len(cell["dtIds"]) for _, cell in present])[order])
-    correct.append(matched & ~skipped)
-    ignored.append(skipped)
+  for place, cell in cells:
+    objects[place] = np.count_nonzero(np.asarray(cell["gtIgnore"]) == 0)
+  places = np.array([place for place, cell in cells for _ in cell["dtIds"]], np.int64).reshape(-1, 2)
+  scores = np.array([score for _, cell in cells for score in cell["dtScores"]], np.float64)
+  nothing = np.zeros((len(coco.IOUS), 0))
+  matches, ignored = (
+    np.concatenate([nothing, *(cell[name] for _, cell in cells)], axis=1)
+    for name in ("dtMatches", "dtIgnore")
+  )
+  order = np.lexsort((-scores, places[:, 0]))  # stable, as COCOeval.accumulate sorts
+  skipped = ignored[:, order] != 0
   return Scored(
     np.array(image_ids, np.int64),
     np.array(category_ids, np.int64),
     objects,
-    np.array(start),
-    np.concatenate(image),
-    np.concatenate(score),
-    np.concatenate(correct, axis=1),
-    np.concatenate(ignored, axis=1),
+    np.searchsorted(places[order, 0], np.arange(len(category_ids) + 1)),
+    places[order, 1],
+    scores[order],
+    (matches[:, order] != 0) & ~skipped,
+    skipped,
   )
 
 
@@ -114,9 +97,6 @@ def bootstrap_ap(
   Returns:
     AP in [0, 1] at each of COCO's 10 IoUs, mean over the classes that have objects in the resample; NaN in
     a resample without any object.
-
-  Raises:
-    UserError: the runs were scored on different ground truth, it has no object, or samples < 1.
   """
   if samples < 1:
     raise UserError(f"samples={samples}: a bootstrap needs 1 or more")
@@ -188,11 +168,7 @@ def _class_ap(
 
 
 def interval(differences: Float[np.ndarray, " samples"], level: float = 0.95) -> tuple[float, float]:
-  """Percentile interval that holds `level` of the resamples.
-
-  Raises:
-    UserError: no values, values that are not finite (resamples without objects), or a level outside (0, 1).
-  """
+  """Percentile interval that holds `level` of the resamples."""
   if not 0 < level < 1:
     raise UserError(f"level={level}: an interval's level lies between 0 and 1, exclusive")
   bad = np.count_nonzero(~np.isfinite(differences))

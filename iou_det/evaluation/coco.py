@@ -130,7 +130,7 @@ def table(metrics: dict[str, Any]) -> str:
 
 
 def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
-  """COCO annotations, with annotation ids that pycocotools can tell apart, and their name in messages.
+  """COCO annotations, numbered from 1 (scoring needs no ids from outside), and their name in messages.
 
   A file is checked, see `read_coco`; content in memory is trusted, but for areas, crowd flags and ids.
   """
@@ -147,9 +147,9 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
     without_id = file.defaults["id"]
   ids = {a["id"] for a in annotations}
   if without_id or 0 in ids or len(ids) < len(annotations):
-    # pycocotools takes annotation id 0 for "no match" and counts the box as missed.
     logging.warning("%s: annotation ids that are missing, 0 or repeated were renumbered for scoring", source)
-    annotations = [a | {"id": i} for i, a in enumerate(annotations, 1)]
+  # All of them: pycocotools makes floats of ids and takes 0 for "no match", hotcoco refuses negative ones.
+  annotations = [a | {"id": i} for i, a in enumerate(annotations, 1)]
   return {"info": {}} | content | {"annotations": annotations}, source
 
 

@@ -5,6 +5,7 @@ class in its image, whatever its rank or score; its IoU is the best of them, 0 i
 detections may share an object. That is not COCO's matching, which gives an object to one detection.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from pycocotools import mask
 from scipy import stats
 
 from iou_det.errors import UserError
@@ -56,22 +58,13 @@ class ShareAboveIou(NamedTuple):
 
 
 class Regret(NamedTuple):
-  """How often NMS dropped the better box of an object.
+  """How often NMS dropped the better box of an object."""
 
-  Attributes:
-    kept: boxes that NMS kept, after the cut at `max_detections`.
-    on_object: kept boxes with an IoU of 0.5 or more with an object of their class.
-    regretted: of those, boxes that suppressed one with a higher IoU with the same object.
-    share: regretted / on_object; None without any on an object.
-    mean_loss: IoU of the best suppressed box minus that of the kept one, mean over the regretted; None
-      without any.
-  """
-
-  kept: int
-  on_object: int
-  regretted: int
-  share: float | None
-  mean_loss: float | None
+  kept: int  # boxes that NMS kept, after the cut at `max_detections`
+  on_object: int  # of those, with an IoU of 0.5 or more with an object of their class
+  regretted: int  # of those, that suppressed one with a higher IoU with the same object
+  share: float | None  # regretted / on_object
+  mean_loss: float | None  # IoU of the best suppressed box minus that of the kept one, over the regretted
 
 
 def best_ious(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Overlaps:
@@ -79,24 +72,16 @@ def best_ious(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -
 
   Crowd regions are no objects. A detection that is on no object (IoU below 0.5) but lies in a crowd region
   of its class (half of its area or more, as COCO measures it) is neither good nor bad: COCO would ignore
-  it at IoU 0.5. It is left out and counted.
-
-  Args:
-    ground_truth: content of a COCO annotation file.
-    results: COCO results, all of which count: no limit per image.
-
-  Raises:
-    UserError: detections of images or categories that the ground truth does not have; no COCO ground truth.
+  it at IoU 0.5. It is left out and counted. All other COCO results count: no limit per image.
   """
   truth, source = coco.load_ground_truth(ground_truth)
   coco.refuse_unknown_ids(truth, source, results)
-  found, objects = as_boxes(results), _ground_truths(truth)
+  found, truths = as_boxes(results), _ground_truths(truth)
   ious, covered = np.zeros(len(found.score)), np.zeros(len(found.score))
   for image_and_class, group in _groups(found):
-    if image_and_class in objects:
-      boxes, crowd = objects[image_and_class]
-      ious[group] = pairwise_iou(found.box[group], boxes[~crowd]).max(axis=1, initial=0.0)
-      covered[group] = _share_inside(found.box[group], boxes[crowd]).max(axis=1, initial=0.0)
+    objects, crowds = truths[image_and_class]
+    ious[group] = pairwise_iou(found.box[group], objects).max(axis=1, initial=0.0)
+    covered[group] = pairwise_iou(found.box[group], crowds, inside=True).max(axis=1, initial=0.0)
   on_crowd = (ious < LOCATED) & (covered >= LOCATED)
   return Overlaps(found.score[~on_crowd], ious[~on_crowd], int(on_crowd.sum()))
 
@@ -131,8 +116,7 @@ def share_above_iou(overlaps: Overlaps) -> ShareAboveIou:
 def rank_correlation(overlaps: Overlaps, min_iou: float = 0.0) -> float | None:
   """Spearman's correlation of score and IoU among detections with an IoU of `min_iou` or more.
 
-  Returns:
-    In [-1, 1]; None where it does not exist: under two detections, or all of one score or one IoU.
+  None where it does not exist: under two detections, or all of one score or one IoU.
   """
   chosen = overlaps.ious >= min_iou
   scores, ious = overlaps.scores[chosen], overlaps.ious[chosen]
@@ -143,18 +127,18 @@ def rank_correlation(overlaps: Overlaps, min_iou: float = 0.0) -> float | None:
 
 def as_boxes(results: Sequence[dict[str, Any]]) -> Boxes:
   """COCO results (x, y, w, h) as arrays."""
+  column = lambda name, dtype: np.array([r[name] for r in results], dtype)
+  box = column("bbox", np.float64).reshape(-1, 4)
+  box[:, 2:] += box[:, :2]
   return Boxes(
-    np.array([r["image_id"] for r in results], np.int64),
-    np.array([r["category_id"] for r in results], np.int64),
-    _corners(results),
-    np.array([r["score"] for r in results], np.float64),
+    column("image_id", np.int64), column("category_id", np.int64), box, column("score", np.float64)
   )
 
 
 def save_candidates(path: Path, results: Sequence[dict[str, Any]]) -> None:
   """Writes candidates as .npz: what `Detector.detect` returns with config.eval.nms "none".
 
-  Set config.eval.max_detections to hold all of them: of an image with more, only the best are in `results`.
+  Set config.eval.max_detections to hold all of them: of more, only an image's best are in `results`.
   """
   part = path.with_suffix(".part")
   with part.open("wb") as file:
@@ -178,11 +162,9 @@ def suppress(
 ) -> tuple[Bool[np.ndarray, " n"], Int[np.ndarray, " n"]]:
   """Greedy NMS of each class, then the best `max_detections` of an image, as "hard" NMS of `detect` does.
 
-  Equal scores: the candidate that comes first.
-
   Returns:
-    Whether each candidate is kept, and which candidate suppressed it: the best-scoring kept one of its
-    class whose IoU with it exceeds `nms_iou`; -1 for those that none did.
+    Whether each candidate is kept, and which candidate suppressed it: the best-scoring kept one (of equal
+    scores the first) of its class whose IoU with it exceeds `nms_iou`; -1 for those that none did.
   """
   by = np.full(len(candidates.score), -1)
   for _, group in _groups(candidates):
@@ -208,67 +190,33 @@ def nms_regret(
 
   The object of a kept box is the one of its class with the highest IoU, if that is at least 0.5. The box is
   regretted if a candidate that it suppressed (see `suppress`) has a higher IoU with this object, whatever
-  that candidate's own best object is. Kept boxes that share an object count each.
-
-  Args:
-    ground_truth: content of a COCO annotation file; crowd regions are no objects.
-    candidates: what entered NMS.
-
-  Raises:
-    UserError: candidates of images or categories that the ground truth does not have; no COCO ground truth.
+  that candidate's own best object is. Kept boxes that share an object count each. Crowds are no objects.
   """
   truth, source = coco.load_ground_truth(ground_truth)
-  pairs = np.unique(np.stack([candidates.image_id, candidates.category_id], axis=1), axis=0).tolist()
-  coco.refuse_unknown_ids(truth, source, [{"image_id": i, "category_id": c} for i, c in pairs])
-  objects = _ground_truths(truth)
+  pairs = [{"image_id": image, "category_id": category} for (image, category), _ in _groups(candidates)]
+  coco.refuse_unknown_ids(truth, source, pairs)
+  truths = _ground_truths(truth)
   kept, by = suppress(candidates, nms_iou=nms_iou, max_detections=max_detections)
-  on_object = 0
-  losses: list[float] = []
+  losses: list[float] = []  # of kept boxes on an object; 0 or less: no regret
   for image_and_class, group in _groups(candidates):
-    boxes, crowd = objects.get(image_and_class, (np.zeros((0, 4)), np.zeros(0, bool)))
-    if crowd.all():
-      continue
-    ious = pairwise_iou(candidates.box[group], boxes[~crowd])
-    for row in np.flatnonzero(kept[group]):
+    ious = pairwise_iou(candidates.box[group], truths[image_and_class][0])
+    for row in np.flatnonzero(kept[group] & (ious.max(axis=1, initial=0.0) >= LOCATED)):
       mine = ious[row].argmax()
-      if ious[row, mine] < LOCATED:
-        continue
-      on_object += 1
-      loss = ious[by[group] == group[row], mine].max(initial=0.0) - ious[row, mine]
-      if loss > 0:
-        losses.append(float(loss))
-  share = len(losses) / on_object if on_object else None
-  mean_loss = float(np.mean(losses)) if losses else None
-  return Regret(int(kept.sum()), on_object, len(losses), share, mean_loss)
+      losses.append(ious[by[group] == group[row], mine].max(initial=0.0) - ious[row, mine])
+  regrets = [loss for loss in losses if loss > 0]
+  share = len(regrets) / len(losses) if losses else None
+  mean_loss = float(np.mean(regrets)) if regrets else None
+  return Regret(int(kept.sum()), len(losses), len(regrets), share, mean_loss)
 
 
-def pairwise_iou(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-  """IoU of every pair of x1, y1, x2, y2 boxes; 0 where both are empty. Never above 1."""
-  inside = _intersection(a, b)
-  union = _area(a)[:, None] + _area(b) - inside
-  return np.divide(inside, union, out=np.zeros_like(inside), where=union > 0)
-
-
-def _share_inside(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-  """Share of each a's area that lies in each b."""
-  inside, area = _intersection(a, b), _area(a)[:, None]
-  return np.divide(inside, area, out=np.zeros_like(inside), where=area > 0)
-
-
-def _intersection(a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"]) -> Float[np.ndarray, "n m"]:
-  low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
-  return np.prod(np.maximum(high - low, 0), axis=-1)
-
-
-def _area(boxes: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, " n"]:
-  return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=-1)
-
-
-def _corners(rows: Sequence[dict[str, Any]]) -> Float[np.ndarray, "n 4"]:
-  """x1, y1, x2, y2 of COCO's x, y, w, h."""
-  box = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
-  box[:, 2:] += box[:, :2]
-  return box
+def pairwise_iou(
+  a: Float[np.ndarray, "n 4"], b: Float[np.ndarray, "m 4"], *, inside: bool = False
+) -> Float[np.ndarray, "n m"]:
+  """IoU of every pair of x1, y1, x2, y2 boxes, or the share of each a's area inside each b; in [0, 1]."""
+  if not len(a) or not len(b):  # for which pycocotools returns a list
+    return np.zeros((len(a), len(b)))
+  sized = (np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1) for boxes in (a, b))
+  return np.minimum(mask.iou(*sized, [inside] * len(b)), 1.0)
 
 
 def _groups(boxes: Boxes) -> Iterator[tuple[tuple[int, int], Int[np.ndarray, " group"]]]:
@@ -281,14 +229,11 @@ def _groups(boxes: Boxes) -> Iterator[tuple[tuple[int, int], Int[np.ndarray, " g
       yield (int(boxes.image_id[group[0]]), int(boxes.category_id[group[0]])), group
 
 
-def _ground_truths(
-  truth: dict[str, Any],
-) -> dict[tuple[int, int], tuple[Float[np.ndarray, "n 4"], Bool[np.ndarray, " n"]]]:
-  """(image id, category id) -> boxes and which of them are crowd regions."""
-  rows: dict[tuple[int, int], list[dict[str, Any]]] = {}
-  for row in truth["annotations"]:
-    rows.setdefault((row["image_id"], row["category_id"]), []).append(row)
-  found = {}
-  for key, group in rows.items():
-    found[key] = (_corners(group), np.array([bool(row["iscrowd"]) for row in group]))
+def _ground_truths(truth: dict[str, Any]) -> dict[tuple[int, int], tuple[Any, Any]]:
+  """(image id, category id) -> boxes of objects and of crowd regions; of none for other pairs."""
+  boxes = as_boxes([row | {"score": 1.0} for row in truth["annotations"]])
+  crowd = np.array([row["iscrowd"] for row in truth["annotations"]], bool)
+  found: dict[tuple[int, int], tuple[Any, Any]] = defaultdict(lambda: (np.zeros((0, 4)), np.zeros((0, 4))))
+  for key, group in _groups(boxes):
+    found[key] = boxes.box[group[~crowd[group]]], boxes.box[group[crowd[group]]]
   return found

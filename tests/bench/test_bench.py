@@ -3,19 +3,21 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from iou_det.bench import against, synthetic, train
-from iou_det.bench.evaluation import bench_eval
+from iou_det.bench import against, steps, synthetic
 from iou_det.bench.input import OURS, USUAL, UsualLoader, bench_input
-from iou_det.bench.predict import bench_predict
+from iou_det.bench.steps import bench_eval, bench_predict
+from iou_det.bench.synthetic import Case
 from iou_det.bench.table import markdown, read_lines
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import Example
 from iou_det.errors import UserError
+from iou_det.training.step import make_train_step
 from tests.tiny import tinier_config, tiny_config
 
 KEYS = {
@@ -32,16 +34,16 @@ def lines(capsys):
 
 def test_train_reports_step_pieces_and_compilation(capsys, monkeypatch):
   config, flops = tinier_config("made up"), {}
-  parts = train.parts
+  parts = steps.parts
 
   def cheap_parts(*arguments):  # lowered, which counts their FLOPs, but not compiled
     every = parts(*arguments)
     flops.update({k: jax.jit(f).lower(*a).cost_analysis()["flops"] for k, (f, *a) in every.items()})
     return {"assignment": every["assignment"]}
 
-  monkeypatch.setattr(train, "parts", cheap_parts)
-  one = jax.devices()[:1]
-  train.bench_train(config, 3, 4, repeats=2, pieces=True, orientations=True, out=None, devices=one)
+  monkeypatch.setattr(steps, "parts", cheap_parts)
+  case = Case(config, 3, 4, 8, jax.devices()[:1])
+  steps.bench_train(case, repeats=2, pieces=True, orientations=True, out=None)
   rows = {row["what"]: row for row in lines(capsys)}
   assert all(row.keys() >= KEYS for row in rows.values())
   step = rows["step"]
@@ -58,6 +60,22 @@ def test_train_reports_step_pieces_and_compilation(capsys, monkeypatch):
   assert rows["assignment"]["seconds_median"] < step["seconds_median"]
   cold, cached = rows["compile both, cold"], rows["compile both, from the cache"]
   assert cached["compile_seconds"] < cold["compile_seconds"] / 2
+
+
+def test_what_is_rematerialised_is_counted_once(monkeypatch):
+  nothing = SimpleNamespace(memory_analysis=lambda: None)
+  written, stated = {}, {}
+  for remat in (False, True):
+    config = tinier_config("made up")
+    config.model.remat = remat
+    case = Case(config, 3, 4, 8, jax.devices()[:1])
+    with monkeypatch.context() as patch:
+      patch.setattr(jax.stages.Lowered, "compile", lambda lowered: nothing)  # FLOPs are counted before it
+      stated[remat] = case.compile_step().flops
+    step = make_train_step(config, case.model, case.optimizer, 1000, case.mesh)
+    written[remat] = step.lower(case.state, case.host, False).cost_analysis()["flops"]
+  assert written[True] > 1.02 * written[False], "nothing is done again: this test shows nothing"
+  assert stated == {False: written[False], True: written[False]}
 
 
 def test_predict_reports_throughput_and_latency(capsys):
@@ -184,5 +202,11 @@ def test_bad_input_is_one_line_and_exit_2(argv, message):
 def test_the_script_refuses_what_it_does_not_know():
   done = subprocess.run(
     ["bash", "launch/bench_gpu.sh", "--toys"], capture_output=True, text=True, check=False
-  )  # fmt: skip
+  )
   assert done.returncode == 2 and "usage: bench_gpu.sh" in done.stderr
+
+
+def test_the_process_beside_ours_imports_no_jax():
+  code = "import sys, iou_det.bench.torchvision_model; print('jax' in sys.modules)"
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout == "False\n"

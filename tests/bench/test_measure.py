@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from iou_det.bench import measure
-from iou_det.bench.measure import Timing, compile_program, fresh_cache, peak_flops, report, time_in_turn
+from iou_det.bench.measure import Measurement, Timing, compile_program, fresh_cache, peak_flops, time_calls
 
 
 def test_median_and_interquartile_range():
@@ -20,26 +20,21 @@ def test_median_and_interquartile_range():
   assert timing.spread == 3.0  # 5 - 2
 
 
-def test_times_of_sleeps_are_per_call_and_taken_in_turn():
-  order = []
+def test_times_of_sleeps_are_per_call():
+  called = []
 
-  def sleeper(name, seconds):
-    def call():
-      order.append(name)
-      time.sleep(seconds)
+  def sleep():
+    called.append(1)
+    time.sleep(0.02)
 
-    return call
-
-  timings = time_in_turn({"a": sleeper("a", 0.02), "b": sleeper("b", 0.05)}, warmup=1, repeats=3, calls=2)
-  assert "".join(order) == "ab" + "aabb" * 3
-  for name, seconds in (("a", 0.02), ("b", 0.05)):
-    assert len(timings[name].samples) == 3 and timings[name].warmup == 1
-    assert seconds <= timings[name].median < seconds + 0.03
+  timing = time_calls(sleep, warmup=1, repeats=3, calls=2)
+  assert len(called) == 1 + 3 * 2 and len(timing.samples) == 3 and timing.warmup == 1
+  assert 0.02 <= timing.median < 0.05
 
 
 def test_flops_and_memory_of_a_product_of_matrices():
   a, b = jnp.ones((64, 200)), jnp.ones((200, 30))
-  compilation = compile_program(jax.jit(jnp.matmul), a, b, cold=True)
+  compilation = compile_program(jax.jit(jnp.matmul), a, b)
   assert compilation.flops == 2 * 64 * 200 * 30
   assert compilation.memory_bytes >= 4 * (64 * 200 + 200 * 30 + 64 * 30)
   assert compilation.compile_seconds > 0
@@ -48,9 +43,7 @@ def test_flops_and_memory_of_a_product_of_matrices():
 
 def test_donated_arguments_are_counted_once():
   x = jnp.ones(100_000)
-  once, twice = (
-    compile_program(jax.jit(lambda v: v + 1, donate_argnums=d), x, cold=True) for d in ((0,), ())
-  )
+  once, twice = (compile_program(jax.jit(lambda v: v + 1, donate_argnums=d), x) for d in ((0,), ()))
   assert twice.memory_bytes - once.memory_bytes == 400_000
 
 
@@ -63,11 +56,11 @@ def test_fresh_cache_begins_empty_and_leaves_the_users_cache_alone(tmp_path):
     compilation_cache.reset_cache()
     with fresh_cache():
       inside = Path(jax.config.values["jax_compilation_cache_dir"])
-      compile_program(jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x)), jnp.ones((5, 5)), cold=False)
+      compile_program(jax.jit(lambda x: jnp.sin(x) @ jnp.cos(x)), jnp.ones((5, 5)))
       assert inside != tmp_path and any(inside.iterdir())
     assert not inside.exists() and not any(tmp_path.iterdir())
     assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
-    compile_program(jax.jit(lambda x: jnp.cos(x) @ jnp.sin(x)), jnp.ones((5, 5)), cold=False)
+    compile_program(jax.jit(lambda x: jnp.cos(x) @ jnp.sin(x)), jnp.ones((5, 5)))
     assert any(tmp_path.iterdir()), "the user's cache is no longer used"
   finally:
     jax.config.update("jax_compilation_cache_dir", folder)
@@ -83,11 +76,12 @@ def test_peak_of_known_and_unknown_devices(kind, peak):
 
 def test_a_report_is_one_json_line_with_derived_figures(capsys, tmp_path, monkeypatch):
   monkeypatch.setitem(measure.PEAK_BF16, "cpu", 1e9)
-  compilation = compile_program(jax.jit(jnp.matmul), jnp.ones((50, 50)), jnp.ones((50, 50)), cold=True)
+  compilation = compile_program(jax.jit(jnp.matmul), jnp.ones((50, 50)), jnp.ones((50, 50)))
   out = tmp_path / "lines.jsonl"
   for dtype in ("bfloat16", "float32"):
-    report("train", "step", timing=Timing((0.01, 0.02, 0.02), 2, 4), images=8, dtype=dtype,
-           shapes={"classes": 3}, compilation=compilation, devices=1, out=out, extra=1)  # fmt: skip
+    fields = {"batch": 8, "dtype": dtype, "shapes": {"classes": 3}, "extra": 1}
+    timing = Timing((0.01, 0.02, 0.02), 2, 4)
+    Measurement("train", "step", "iou-det", timing, compilation, devices=1, fields=fields).print(out)
   printed = capsys.readouterr().out
   assert printed == out.read_text()
   first, second = map(json.loads, printed.splitlines())

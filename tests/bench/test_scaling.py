@@ -8,6 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from iou_det.bench.scaling import collectives, estimates, measure_step, plot
+from iou_det.bench.synthetic import Case
 from iou_det.parallel import device_mesh
 from tests.tiny import tinier_config
 
@@ -40,9 +41,8 @@ def test_estimate_of_a_ring():
 
 def test_a_step_on_eight_devices_exchanges_its_gradients_once(tmp_path):
   out = tmp_path / "scaling.jsonl"
-  row = measure_step(
-    tinier_config("made up"), "devices", batch_size=8, num_classes=4, boxes=5, devices=8, repeats=1, out=out
-  )
+  case = Case(tinier_config("made up"), num_classes=4, boxes=5, batch_size=8)
+  row = measure_step(case, "devices", repeats=1, out=out)
   assert row["mesh"] == {"data": 8, "fsdp": 1, "space": 1}
   gradients = 4 * 202_000  # bytes of the tiny network's parameters, about
   assert 0.9 * gradients < row["collectives"]["all-reduce"]["bytes"] < 1.3 * gradients

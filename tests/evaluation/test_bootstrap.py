@@ -10,7 +10,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from iou_det.errors import UserError
-from iou_det.evaluation import bootstrap
+from iou_det.evaluation import bootstrap, coco
 from iou_det.evaluation.bootstrap import bootstrap_ap, interval, score_detections, weighted_ap
 
 
@@ -29,15 +29,25 @@ def draw(seed, images=12, classes=(3, 7, 40)):
       box = np.array([*rng.uniform(0, 300, 2), *rng.uniform(20, 200, 2)])
       category = int(rng.choice(classes))
       truth["annotations"].append(
-        {"id": 1 + len(truth["annotations"]), "image_id": image["id"], "category_id": category,
-         "bbox": box.tolist(), "area": float(box[2] * box[3]), "iscrowd": int(rng.uniform() < 0.2)}
-      )  # fmt: skip
+        {
+          "id": 1 + len(truth["annotations"]),
+          "image_id": image["id"],
+          "category_id": category,
+          "bbox": box.tolist(),
+          "area": float(box[2] * box[3]),
+          "iscrowd": int(rng.uniform() < 0.2),
+        }
+      )
       for _ in range(int(rng.integers(0, 4))):
         near = box + rng.normal(0, 0.08, 4) * box[[2, 3, 2, 3]]
         results.append(
-          {"image_id": image["id"], "category_id": int(rng.choice([category, 50])), "bbox": near.tolist(),
-           "score": float(rng.uniform())}
-        )  # fmt: skip
+          {
+            "image_id": image["id"],
+            "category_id": int(rng.choice([category, 50])),
+            "bbox": near.tolist(),
+            "score": float(rng.uniform()),
+          }
+        )
   return truth, results
 
 
@@ -78,6 +88,25 @@ def test_weights_of_one_are_pycocotools(seed):
   ap = weighted_ap(scored, np.ones((1, 12), int))[0]
   np.testing.assert_allclose(ap, pycocotools(truth, results), rtol=0, atol=1e-9)
   assert ap[0] > 0.2
+
+
+@pytest.mark.parametrize(
+  "first, step",
+  [(0, 1), (-1, -1), (-5, 1), (2**53, 1), (2**64, 1), (10**400, 1), (7, 0)],
+  ids=["from 0", "negative", "from -5", "from 2^53", "from 2^64", "from 10^400", "all 7"],
+)
+def test_annotation_ids_do_not_matter(first, step):
+  """Negative, 0, beyond what float64 tells apart or holds, all the same."""
+  truth, results = draw(1)
+  other = copy.deepcopy(truth)
+  for i, a in enumerate(other["annotations"]):
+    a["id"] = first + step * i
+  for a, b in zip(score_detections(other, results), score_detections(truth, results), strict=True):
+    np.testing.assert_array_equal(a, b)
+  for backend in coco.BACKENDS:
+    expected = coco.evaluate(truth, results, backend=backend)
+    assert expected["AP"] > 0.1
+    assert coco.evaluate(other, results, backend=backend) == expected
 
 
 def test_equal_scores_in_different_images_are_sorted_as_pycocotools_does():

@@ -39,9 +39,7 @@ def test_best_ious_are_pycocotools_ious(seed):
   got = best_ious(truth, results)
   scores, ious, crowded = [], [], 0
   for r in results:
-    same = [
-      a for a in truth["annotations"] if all(a[key] == r[key] for key in ("image_id", "category_id"))
-    ]  # fmt: skip
+    same = [a for a in truth["annotations"] if all(a[key] == r[key] for key in ("image_id", "category_id"))]
     row = mask.iou([r["bbox"]], [a["bbox"] for a in same], [a["iscrowd"] for a in same]) if same else [[]]
     best = {
       crowd: max((u for u, a in zip(row[0], same, strict=True) if a["iscrowd"] == crowd), default=0.0)
@@ -62,9 +60,13 @@ def test_best_ious_on_a_known_scene():
   """Two detections share an object; a crowd takes only what is on no object; classes do not mix."""
   annotations = [(1, [0, 0, 10, 10], 0), (1, [0, 0, 100, 100], 1), (2, [50, 50, 10, 10], 0)]
   detections = [
-    (1, [0, 0, 10, 10], 0.9), (1, [0, 0, 10, 5], 0.8), (1, [40, 40, 10, 10], 0.7), (2, [50, 55, 10, 10], 0.6),
-    (2, [0, 0, 10, 10], 0.5), (1, [96, 0, 10, 10], 0.4),
-  ]  # fmt: skip
+    (1, [0, 0, 10, 10], 0.9),
+    (1, [0, 0, 10, 5], 0.8),
+    (1, [40, 40, 10, 10], 0.7),
+    (2, [50, 55, 10, 10], 0.6),
+    (2, [0, 0, 10, 10], 0.5),
+    (1, [96, 0, 10, 10], 0.4),
+  ]
   got = best_ious(*scene(annotations, detections))
   np.testing.assert_array_equal(got.scores, [0.9, 0.8, 0.6, 0.5, 0.4])  # 0.7 is in the crowd
   np.testing.assert_allclose(got.ious, [1, 0.5, 1 / 3, 0, 0])
@@ -79,6 +81,26 @@ def test_an_iou_is_never_above_one_so_no_bin_misses_it():
   assert ious.max() == 1.0 and (np.diag(ious) == 1.0).all()
   np.testing.assert_array_equal(overlap.pairwise_iou(boxes[:1], boxes[:1, [0, 1, 0, 1]]), [[0.0]])
   np.testing.assert_array_equal(overlap.pairwise_iou(*[boxes[:1, [0, 1, 0, 1]]] * 2), [[0.0]])
+
+
+def test_ious_and_shares_inside_are_the_float64_formula():
+  """Empty boxes and boxes left of the image among them; also of none."""
+  rng = np.random.default_rng(1)
+  corner, side = (
+    rng.uniform(-20, 100, (90, 2)),
+    rng.uniform(0, 80, (90, 2)) * (rng.uniform(size=(90, 1)) < 0.9),
+  )
+  boxes = np.concatenate([corner, corner + side], axis=1)
+  a, b = boxes[:60], boxes[50:]  # ten of them the same
+  expected = oracles.pairwise_iou(a, b)
+  assert (np.diff(a[:, [0, 2]]) == 0).any() and 0.1 < (expected > 0).mean() < 0.9
+  np.testing.assert_allclose(overlap.pairwise_iou(a, b), expected, rtol=0, atol=1e-13)
+  low, high = np.maximum(a[:, None, :2], b[:, :2]), np.minimum(a[:, None, 2:], b[:, 2:])
+  area = np.prod(a[:, 2:] - a[:, :2], axis=1, keepdims=True)
+  shares = np.prod(np.maximum(high - low, 0), axis=2) / np.where(area > 0, area, 1)
+  np.testing.assert_allclose(overlap.pairwise_iou(a, b, inside=True), shares, rtol=0, atol=1e-13)
+  for rows, columns in ((0, 3), (3, 0), (0, 0)):
+    assert overlap.pairwise_iou(a[:rows], b[:columns]).shape == (rows, columns)
 
 
 def test_nothing_detected_nothing_there():
@@ -175,10 +197,11 @@ def slow_regret(truth, results, nms_iou, most):
   for i in sorted(range(len(results)), key=lambda i: (-results[i]["score"], i)):
     r = results[i]
     rivals = [
-      j for j in kept
+      j
+      for j in kept
       if all(results[j][key] == r[key] for key in ("image_id", "category_id"))
       and oracles.iou(corners(results[j]), corners(r)) > nms_iou
-    ]  # fmt: skip
+    ]
     if rivals:
       victims.setdefault(rivals[0], []).append(i)
     else:
@@ -189,10 +212,12 @@ def slow_regret(truth, results, nms_iou, most):
   on_object, losses = 0, []
   for i in final:
     same = [
-      a for a in truth["annotations"]
-      if a["image_id"] == results[i]["image_id"] and a["category_id"] == results[i]["category_id"]
+      a
+      for a in truth["annotations"]
+      if a["image_id"] == results[i]["image_id"]
+      and a["category_id"] == results[i]["category_id"]
       and not a["iscrowd"]
-    ]  # fmt: skip
+    ]
     fits = [oracles.iou(corners(results[i]), corners(a)) for a in same]
     if fits and max(fits) >= 0.5:
       on_object += 1
@@ -225,17 +250,28 @@ def test_suppressing_candidates_gives_what_detect_keeps(tmp_path):
   centre, half = rng.uniform(0, 100, (60, 2)), rng.uniform(8, 30, (60, 2))
   anchors = jnp.float32(np.concatenate([centre - half, centre + half], axis=1))
   run = partial(
-    detect, jnp.float32(rng.normal(0, 1.5, (2, 60, 2))), jnp.float32(rng.normal(0, 0.3, (2, 60, 4))), anchors,
-    jnp.array([[90, 100]] * 2), jnp.ones((2, 2)), level_sizes=(60,), convention="modern", score_threshold=0.3,
-  )  # fmt: skip
+    detect,
+    jnp.float32(rng.normal(0, 1.5, (2, 60, 2))),
+    jnp.float32(rng.normal(0, 0.3, (2, 60, 4))),
+    anchors,
+    jnp.array([[90, 100]] * 2),
+    jnp.ones((2, 2)),
+    level_sizes=(60,),
+    convention="modern",
+    score_threshold=0.3,
+  )
   categories = (Category(3, "a"), Category(8, "b"))
 
   def results(detections):
     return [
-      r for image in range(2)
-      for r in coco.to_results(10 * image, *(np.asarray(c[image])[np.asarray(detections.valid[image])]
-                                             for c in detections[:3]), categories)
-    ]  # fmt: skip
+      r
+      for image in range(2)
+      for r in coco.to_results(
+        10 * image,
+        *(np.asarray(c[image])[np.asarray(detections.valid[image])] for c in detections[:3]),
+        categories,
+      )
+    ]
 
   hard, every = results(run(max_detections=12)), results(run(max_detections=120, nms="none"))
   assert len(hard) == 24 and len(every) > 60

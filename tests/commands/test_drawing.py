@@ -12,7 +12,8 @@ GREY = 90
 def draw(boxes=(), labels=(), scores=(), size=(640, 640), **more):
   image = np.full((*size, 3), GREY, np.uint8)
   picture = draw_detections(
-    image, np.float32(boxes).reshape(-1, 4), np.int32(labels), np.float32(scores), NAMES, **more)  # fmt: skip
+    image, np.float32(boxes).reshape(-1, 4), np.int32(labels), np.float32(scores), NAMES, **more
+  )
   assert (image == GREY).all()  # the picture is new
   return picture
 
@@ -71,8 +72,12 @@ def test_colours_of_classes_differ():
   colours = []
   for label in range(12):
     picture = draw_detections(
-      np.full((640, 640, 3), GREY, np.uint8), np.float32([[100, 100, 300, 300]]), np.int32([label]),
-      np.float32([0.9]), names)  # fmt: skip
+      np.full((640, 640, 3), GREY, np.uint8),
+      np.float32([[100, 100, 300, 300]]),
+      np.int32([label]),
+      np.float32([0.9]),
+      names,
+    )
     colours.append(picture[299, 200].astype(int))
   distances = [np.abs(a - b).sum() for i, a in enumerate(colours) for b in colours[:i]]
   assert min(distances) >= 60

@@ -1,0 +1,184 @@
+"""What a training step costs, whole and piece by piece, what detecting costs, and what scoring costs."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from iou_det.bench.measure import (
+  Measurement,
+  compile_program,
+  fresh_cache,
+  print_line,
+  time_calls,
+  versions,
+)
+from iou_det.bench.synthetic import Case, changed, scored_dataset
+from iou_det.detector import Detector, forward, make_model, network_inputs
+from iou_det.evaluation import coco
+from iou_det.models.resnet import ResNet
+from iou_det.ops import matching
+from iou_det.training.losses import detection_losses, loss_arguments, loss_terms
+
+
+def bench_train(
+  case: Case, *, repeats: int, pieces: bool, orientations: bool, out: str | Path | None
+) -> dict[str, Any]:
+  """Reports the whole step, and on request its pieces and the compilation of both orientations.
+
+  Args:
+    pieces: also a line for each part of the step compiled alone. Parts overlap less alone than in the step,
+      and write results that the step never needs: they do not add up to it.
+    orientations: also what compiling landscape and portrait together takes, cold and from the cache.
+
+  Returns:
+    The line of the whole step.
+  """
+  with fresh_cache():
+    cold = [case.compile_step(portrait) for portrait in ((False, True) if orientations else (False,))]
+    cached = [case.compile_step(portrait) for portrait in (False, True)] if orientations else []
+  timing, losses = case.time_step(cold[0], repeats)
+  # Random weights: numbers that are not finite would draw less power and flatter the chip.
+  step = case.measurement("train", "step", timing, cold[0], loss_first=losses[0], loss_last=losses[-1])
+  row = step.print(out)
+
+  if orientations:
+    for what, both in (("compile both, cold", cold), ("compile both, from the cache", cached)):
+      seconds = {name: sum(getattr(c, name) for c in both) for name in ("lower_seconds", "compile_seconds")}
+      case.measurement("train", what, None, None, **seconds).print(out)
+  if pieces:
+    without_remat = case.without_remat()
+    counted = parts(case, without_remat) if without_remat else {}
+    for what, (function, *arguments) in parts(case, case.config).items():
+      with fresh_cache():
+        work = jax.jit(counted[what][0]) if counted else None
+        piece = compile_program(jax.jit(function), *arguments, counted=work)
+      call = partial(piece.program, *arguments)
+      timing = time_calls(call, warmup=2, repeats=repeats)
+      case.measurement("train", what, timing, piece).print(out)
+  return row
+
+
+def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
+  """The parts of a landscape step: name -> function and its arguments.
+
+  Args:
+    config: the case's, or another one that changes no shape.
+  """
+  model, state = make_model(config, case.num_classes), case.state
+  params, stats = state.params, state.batch_stats
+  make_inputs = jax.jit(lambda b: network_inputs(config, b, False, train=True))
+  inputs, anchors, level_sizes = make_inputs(case.arrays)
+  level_sizes = tuple(int(n) for n in level_sizes)
+
+  def with_backward(function):
+    """The gradient of the parameters of half the square of the output."""
+
+    def run(params, images):
+      result, pull = jax.vjp(lambda p: function(p, images), params)
+      return pull(result)
+
+    return run
+
+  def network(params, images):
+    return forward(model, state.variables | {"params": params}, images, case.mesh)
+
+  def backbone(params, images):
+    resnet = ResNet(model.depth, model.width, model.norm, model.frozen_stages, model.dtype, model.remat)
+    variables = {"params": params["backbone"], "batch_stats": stats.get("backbone", {})}
+    return resnet.apply(variables, images)
+
+  def loss(out, inputs):
+    arguments = loss_arguments(config, inputs, anchors, level_sizes, False)
+    terms = detection_losses(loss_terms(*out, **arguments))
+    return terms.classification + terms.localization
+
+  def assignment(inputs):
+    match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())
+    return jax.vmap(match)(inputs.boxes, inputs.valid)
+
+  out = jax.jit(network)(params, inputs.images)
+  trunk = {"backbone": params["backbone"]}
+  return {
+    "preprocessing": (lambda b: network_inputs(config, b, False, train=True)[0], case.arrays),
+    "network forward": (network, params, inputs.images),
+    "network forward and backward": (with_backward(network), params, inputs.images),
+    "backbone forward": (backbone, trunk, inputs.images),
+    "backbone forward and backward": (with_backward(backbone), trunk, inputs.images),
+    "loss with assignment, forward and backward": (jax.value_and_grad(loss), out, inputs),
+    "assignment": (assignment, inputs),
+  }
+
+
+def bench_predict(
+  config: ConfigDict,
+  num_classes: int,
+  *,
+  repeats: int,
+  out: str | Path | None,
+  devices: Sequence[jax.Device] | None = None,
+) -> list[dict[str, Any]]:
+  """Reports batches of `config.eval.batch_size` on all devices and single images on one; returns the lines.
+
+  Decoding and NMS are included.
+
+  Args:
+    devices: default: all.
+  """
+  rows = []
+  devices = jax.devices() if devices is None else devices
+  for batch_size in dict.fromkeys((config.eval.batch_size, 1)):
+    if latency := batch_size == 1:
+      case = Case(changed(config, {"mesh.fsdp": 1, "mesh.space": 1}), num_classes, 0, 1, devices[:1])
+    else:
+      case = Case(config, num_classes, 0, batch_size, devices)
+    step = Detector(case.config, case.model, case.mesh, ()).step
+    with fresh_cache():
+      compilation = compile_program(step, case.state.variables, case.arrays, False)
+    detect = partial(compilation.program, case.state.variables, case.arrays)
+    found = float(detect().valid.sum(axis=1).mean())
+    timing = time_calls(detect, warmup=2, repeats=repeats, calls=1 if latency else None)
+    what = "latency" if latency else "throughput"
+    line = case.measurement("predict", what, timing, compilation, detections_per_image=found)
+    rows.append(line.print(out))
+  return rows
+
+
+def bench_eval(
+  images: int, detections: int, num_classes: int, *, repeats: int, out: str | Path | None
+) -> dict[str, Any]:
+  """Reports a line for each backend of scoring and one that compares their figures; returns the last.
+
+  pycocotools, which takes most of a minute at COCO's size, is run once.
+  """
+  truth, results = scored_dataset(images, detections, num_classes)
+  shapes = {"ground_truth": len(truth["annotations"]), "detections": detections, "classes": num_classes}
+  figures, seconds = {}, {}
+  for backend in coco.BACKENDS:
+
+    def score(backend=backend):
+      figures[backend] = coco.evaluate(truth, results, backend=backend)
+
+    once = backend == "pycocotools"
+    timing = time_calls(score, warmup=0 if once else 1, repeats=1 if once else repeats, calls=1)
+    seconds[backend] = timing.median
+    fields = {"batch": images, "shapes": shapes, "versions": versions(backend)}
+    Measurement("eval", "scoring", backend, timing, fields=fields).print(out)
+
+  def figure(backend, name):  # -1 is COCO's own mark where there is no ground truth
+    return -1.0 if figures[backend][name] is None else figures[backend][name]
+
+  differences = [abs(figure(b, n) - figure("pycocotools", n)) for n in coco.FIGURES for b in coco.BACKENDS]
+  row = {
+    "bench": "eval",
+    "what": "scoring",
+    "by": "pycocotools seconds / hotcoco seconds",
+    "ratio": seconds["pycocotools"] / seconds["hotcoco"],
+    "largest_difference_of_12_figures": max(differences),
+    "AP": figures["pycocotools"]["AP"],
+  }
+  print_line(row, out)
+  return row
