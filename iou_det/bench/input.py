@@ -28,14 +28,11 @@ from iou_det.data.pipeline import (
   AHEAD,
   Example,
   HostBatch,
-  Plan,
-  TrainingFilter,
   TrainRows,
-  check_max_boxes,
   decode_image,
   init_worker,
+  make_plan,
   number_of_threads,
-  scan,
   train_batches,
 )
 from iou_det.data.source import Source
@@ -94,31 +91,13 @@ class Reading:
   def __init__(self, config: ConfigDict, steps: int):
     d = config.data
     self.config, self.steps, self.threads = config, steps, number_of_threads(d.threads)
-    self.keep = TrainingFilter(
-      min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty
-    )
     self.source = open_dataset(d.path, d.train_split)
-    index = scan(self.source, self.keep)
-    check_max_boxes(index, d.max_boxes)
-    self.plan = Plan(index, batch_size=config.train.batch_size, seed=config.seed)
+    self.plan = make_plan(self.source, config)
 
   def ours(self, workers: int) -> Iterator[HostBatch]:
     """Ready batches of our pipeline; by threads if there are no workers."""
-    d = self.config.data
-    batches = train_batches(
-      self.source,
-      self.plan,
-      start_step=0,
-      stop_step=self.steps,
-      canvas=tuple(d.canvas),
-      max_boxes=d.max_boxes,
-      keep=self.keep,
-      part=0,
-      parts=1,
-      threads=self.threads,
-      workers=workers,
-    )
-    return (batch for batch, _ in batches)
+    data = ConfigDict(self.config.data.to_dict() | {"threads": self.threads, "workers": workers})
+    return (b for b, _ in train_batches(self.source, self.plan, data, range(self.steps), (0, 1)))
 
   def decoded(self) -> Iterator[int]:
     """Decodes the images from memory and forgets them; yields once a batch."""
@@ -141,7 +120,7 @@ class Reading:
     """Batches of `UsualLoader`, with as many threads and images ahead as our pipeline."""
     init_worker(0, 1)
     size, load = self.plan.batch_size, UsualLoader(self.source, self.config)
-    rows = TrainRows(self.plan, 0, self.steps, range(size))
+    rows = TrainRows(self.plan, range(self.steps), range(size))
     ahead = max(AHEAD * size, self.threads)
     options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(rows).map(load).to_iter_dataset(options).batch(size))

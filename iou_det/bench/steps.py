@@ -19,9 +19,9 @@ from iou_det.bench.measure import (
 from iou_det.bench.synthetic import Case, changed, scored_dataset
 from iou_det.detector import Detector, forward, make_model, network_inputs
 from iou_det.evaluation import coco
-from iou_det.models.resnet import ResNet
+from iou_det.models import backbone_class
 from iou_det.ops import matching
-from iou_det.training.losses import detection_losses, loss_arguments, loss_terms
+from iou_det.training.losses import detection_losses, loss_terms, make_targets
 
 
 def bench_train(
@@ -87,13 +87,14 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
     return forward(model, state.variables | {"params": params}, images, case.mesh)
 
   def backbone(params, images):
-    resnet = ResNet(model.depth, model.width, model.norm, model.frozen_stages, model.dtype, model.remat)
+    trunk = backbone_class(config.model.backbone)(model.settings, model.dtype)
     variables = {"params": params["backbone"], "batch_stats": stats.get("backbone", {})}
-    return resnet.apply(variables, images)
+    return trunk.apply(variables, images)
 
   def loss(out, inputs):
-    arguments = loss_arguments(config, inputs, anchors, level_sizes, False)
-    terms = detection_losses(loss_terms(*out, **arguments))
+    targets = make_targets(config, inputs, anchors, level_sizes, False)
+    logits, deltas = out
+    terms = detection_losses(loss_terms(logits, deltas, targets, config))
     return terms.classification + terms.localization
 
   def assignment(inputs):
