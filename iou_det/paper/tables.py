@@ -1,4 +1,4 @@
-"""Writes a table as GitHub Markdown and as CSV."""
+"""Tables as GitHub Markdown and as CSV."""
 
 import csv
 import math
@@ -6,45 +6,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 Cell = str | float | int | None
+Rows = Sequence[Sequence[Cell]]
 
 
-def write_table(
-  stem: Path,
-  columns: Sequence[str],
-  rows: Sequence[Sequence[Cell]],
-  *,
-  caption: str,
-  command: str,
-  formats: Mapping[str, str] | None = None,
-  stamp: str = "",
-) -> str:
-  """Writes STEM.md, for people, and STEM.csv, with every digit.
+def markdown(columns: Sequence[str], rows: Rows, formats: Mapping[str, str]) -> str:
+  """A table for people.
 
   Args:
-    stem: path without its ending; the folder is made.
     columns: names, all different.
-    rows: one cell for each column; None: there is no such number ("-" in Markdown, empty in CSV).
-    caption: what the table shows.
-    command: command line that made it.
-    formats: format specification of a column's floats in Markdown, such as "+.1f" for differences; columns
-      without one have one decimal.
-    stamp: said above the table and in every row of the CSV, such as "smoke, not a result".
-
-  Returns:
-    The Markdown.
+    rows: one cell for each column; None: there is no such number ("-").
+    formats: format specification of a column's floats, such as "+.1f" for differences; columns without one
+      have one decimal.
 
   Raises:
-    ValueError: rows of another length, two columns of one name, a format for no column, a number that is not
+    ValueError: a row of another length, two columns of one name, a format for no column, a number that is not
       finite.
   """
-  _check(columns, rows)
-  formats = formats or {}
+  check(columns, rows)
   unknown = sorted(formats.keys() - set(columns))
   if unknown:
     raise ValueError(f"formats for {unknown}, which are no columns; columns are {list(columns)}")
   specs = [formats.get(name, "z.1f") for name in columns]
-  texts = [[_text(cell, spec) for cell, spec in zip(row, specs, strict=True)] for row in rows]
-  names = [_text(name, "") for name in columns]
+  texts = [[cell_text(cell, spec) for cell, spec in zip(row, specs, strict=True)] for row in rows]
+  names = [cell_text(name, "") for name in columns]
   widths = [max([3, *map(len, column)]) for column in zip(names, *texts, strict=True)]
   numbers = [not any(isinstance(row[i], str) for row in rows) for i in range(len(columns))]
 
@@ -52,27 +36,22 @@ def write_table(
     padded = [f"{c:{'>' if n else '<'}{w}}" for c, w, n in zip(cells, widths, numbers, strict=True)]
     return f"| {' | '.join(padded)} |"
 
-  rule = ["-" * (w - 1) + (":" if n else "-") for w, n in zip(widths, numbers, strict=True)]
-  parts = [f"**{stamp}**", caption] if stamp else [caption]
-  parts += ["\n".join(map(line, [names, rule, *texts])), f"Made by `{command}`"]
-  markdown = "\n\n".join(parts) + "\n"
-  stem.parent.mkdir(parents=True, exist_ok=True)
-  with_ending(stem, ".md").write_text(markdown, encoding="utf-8")
-  write_csv(with_ending(stem, ".csv"), columns, rows, stamp=stamp)
-  return markdown
+  dashes = ["-" * (w - 1) + (":" if n else "-") for w, n in zip(widths, numbers, strict=True)]
+  return "\n".join(map(line, [names, dashes, *texts]))
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]], *, stamp: str = "") -> None:
+def write_csv(path: Path, columns: Sequence[str], rows: Rows, *, stamp: str = "") -> None:
   """Writes floats so that they read back as the same float64; None as an empty cell.
 
-  A stamp is a last column of its own, so that the file stays plain CSV and no row goes without.
+  Args:
+    stamp: a last column of its own, so that the file stays plain CSV and no row goes without.
 
   Raises:
-    ValueError: rows of another length, two columns of one name, a number that is not finite.
+    ValueError: as `markdown`.
   """
   if stamp:
     columns, rows = [*columns, "stamp"], [[*row, stamp] for row in rows]
-  _check(columns, rows)
+  check(columns, rows)
   path.parent.mkdir(parents=True, exist_ok=True)
   with path.open("w", newline="", encoding="utf-8") as file:
     writer = csv.writer(file, lineterminator="\n")
@@ -80,12 +59,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]
     writer.writerows([[float(c) if isinstance(c, float) else c for c in row] for row in rows])
 
 
-def with_ending(stem: Path, ending: str) -> Path:
-  """The path with `ending` added; `Path.with_suffix` would take "w_1" for the stem "w_1.5"."""
-  return stem.with_name(stem.name + ending)
-
-
-def _check(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+def check(columns: Sequence[str], rows: Rows) -> None:
   double = sorted({name for name in columns if list(columns).count(name) > 1})
   if double:
     raise ValueError(f"columns named twice: {double}")
@@ -97,7 +71,7 @@ def _check(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         raise ValueError(f"row {number}, column {name!r} is {cell}; give None for a number that is missing")
 
 
-def _text(cell: Cell, spec: str) -> str:
+def cell_text(cell: Cell, spec: str) -> str:
   if cell is None:
     return "-"
   if isinstance(cell, float):
