@@ -132,7 +132,9 @@ def test_shipped_configs_are_found_by_name_and_files_by_path(tmp_path, monkeypat
   assert check_command_line([f"--config={path}:eta=0", *more]) == [f"--config={path}:eta=0", *more]
   with pytest.raises(UserError, match="no such file; known: bccd, deeppcb, paper, retinanet, shapes"):
     check_command_line(["--config=shape"])
-  (tmp_path / "shapes").write_text("def get_config(): return {}")  # a file of the user's own comes first
+  (tmp_path / "shapes").write_text(
+    "from iou_det.config import base_config as get_config"
+  )  # the user's own file comes first
   assert check_command_line(["--config=shapes"]) == ["--config=shapes"]
 
 

@@ -8,19 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from iou_det.errors import UserError
-from iou_det.paper import plots, results
+from iou_det.paper import plots, report, results
 from iou_det.paper.figures import figure1, figure2, figure3
 from iou_det.paper.output import Output
-from iou_det.paper.report import (
-  Intervals,
-  Row,
-  ap_bars,
-  ap_differences,
-  ap_table,
-  contrast_table,
-  diagnostics,
-  with_spread,
-)
+from iou_det.paper.report import Intervals, Row
 from iou_det.paper.results import Results
 from iou_det.paper.runs import SWEEP, Reproduction, Run
 from iou_det.paper.tables import Cell
@@ -30,50 +21,33 @@ FIVE_IOUS = ("AP50", "AP60", "AP70", "AP80", "AP90")
 
 
 class Line(NamedTuple):
-  """A line of a table, a run in a figure or a point of a curve.
+  """A line of a table, a run in a figure or a point of a curve."""
 
-  Attributes:
-    run: of `iou_det.paper.runs.RUNS`.
-    label: "{depth}" in it is the backbone's.
-    paper: what the paper printed for it: AP on COCO in percent, digits as printed.
-    large: the run with the larger backbone.
-    soft_nms: "linear" or "gaussian": its detections made with soft-NMS.
-  """
-
-  run: str
-  label: str
-  paper: Mapping[str, float] = {}
-  large: bool = False
-  soft_nms: str = ""
+  run: str  # of `iou_det.paper.runs.RUNS`
+  label: str  # with {depth} of the backbone
+  paper: Mapping[str, float] = {}  # what the paper printed: AP on COCO in percent, digits as printed
+  large: bool = False  # the run with the larger backbone
+  soft_nms: str = ""  # "linear" or "gaussian": its detections made with soft-NMS
 
 
 @dataclass(frozen=True)
 class Table:
-  """A table of AP; the first line of each backbone is the baseline of the others.
-
-  Attributes:
-    figures: columns.
-    caption: "{source}" in it is where the numbers come from.
-    compared: figure of differences, spreads and the paper's columns.
-    weights: columns w_loc and effective weight.
-    bars: title of the table as a plot; "": none.
-    differences: a plot of the differences of AP at each IoU.
-  """
+  """A table of AP; the first line of each backbone is the baseline of the others."""
 
   lines: tuple[Line, ...]
-  figures: tuple[str, ...]
-  caption: str
-  compared: str = "AP"
-  weights: bool = True
-  bars: str = ""
-  differences: bool = False
+  figures: tuple[str, ...]  # columns
+  caption: str  # with {source} of the numbers
+  compared: str = "AP"  # figure of differences, spreads and the paper's columns
+  weights: bool = True  # columns w_loc and effective weight
+  bars: str = ""  # title of the table as a plot; "": none
+  differences: bool = False  # a plot of the differences of AP at each IoU
 
 
 def sizes(*printed: float) -> dict[str, float]:
   return dict(zip(SIZES, printed, strict=True))
 
 
-def five_ious(*printed: float) -> dict[str, float]:
+def ious(*printed: float) -> dict[str, float]:
   return dict(zip(FIVE_IOUS, printed, strict=True))
 
 
@@ -88,14 +62,12 @@ CONTROLS = (
   Line("loc_eq5", "+ loc by Eq. (5)"),
   Line("both_eq5", "+ both by Eq. (5)"),
 )
-CONTRASTS = (
-  ("loc", "baseline_effective"),
-  ("loc", "baseline_w_loc"),
-  ("loc_eq5", "baseline"),
-  ("both_eq5", "cls"),
-  ("both", "cls"),
-  ("both", "loc"),
-)
+CONTRASTS = {
+  "loc": ("baseline_effective", "baseline_w_loc"),
+  "loc_eq5": ("baseline",),
+  "both_eq5": ("cls",),
+  "both": ("cls", "loc"),
+}
 TABLES = {
   "table1": Table(
     (
@@ -118,10 +90,10 @@ TABLES = {
   ),
   "table3": Table(
     (
-      BASELINE._replace(paper=five_ious(53.9, 49.2, 41.9, 30.0, 11.2)),
-      CLS._replace(paper=five_ious(54.6, 50.2, 42.7, 31.0, 11.4)),
-      LOC._replace(paper=five_ious(53.7, 49.3, 42.3, 31.8, 13.1)),
-      BOTH._replace(paper=five_ious(54.3, 50.0, 43.0, 32.1, 13.5)),
+      BASELINE._replace(paper=ious(53.9, 49.2, 41.9, 30.0, 11.2)),
+      CLS._replace(paper=ious(54.6, 50.2, 42.7, 31.0, 11.4)),
+      LOC._replace(paper=ious(53.7, 49.3, 42.3, 31.8, 13.1)),
+      BOTH._replace(paper=ious(54.3, 50.0, 43.0, 32.1, 13.5)),
     ),
     FIVE_IOUS,
     "Table 3. {source}. Differences, intervals and the paper's column: AP90. "
@@ -268,23 +240,25 @@ def write_table(experiment: str, rows: Sequence[Row], output: Output) -> str:
   table = TABLES[experiment]
   intervals = Intervals(rows, smoke=output.smoke)
   caption = table.caption.format(source=output.source)
-  text = ap_table(output, experiment, intervals, table.figures, caption=caption, compared=table.compared)
+  text = report.ap_table(
+    output, experiment, intervals, table.figures, caption=caption, compared=table.compared
+  )
   if table.differences:
-    ap_differences(output, intervals)
+    report.ap_differences(output, intervals)
   if table.bars:
     baselines = [row for row in rows if row.baseline is None]
     for base in baselines:
       shown = [row for row in rows if base in (row, row.baseline)]
       depth = base.results[0].config.model.depth
       name, title = ("", "") if len(baselines) == 1 else (f"_r{depth}", f", R{depth}")
-      ap_bars(output, f"{experiment}{name}_bars", shown, table.bars + title)
+      report.ap_bars(output, f"{experiment}{name}_bars", shown, table.bars + title)
   if experiment == "table2":
     row_of = {line.run: row for line in table.lines for row in rows if row.label == line.label}
     for run in ("baseline", "loc"):
-      diagnostics(output, f"diagnostics_{run}", row_of[run])
-    pairs = [(row_of[a], row_of[b]) for a, b in CONTRASTS if a in row_of and b in row_of]
+      report.diagnostics(output, f"diagnostics_{run}", row_of[run])
+    pairs = [(row_of[a], row_of[b]) for a in CONTRASTS for b in CONTRASTS[a] if a in row_of and b in row_of]
     caption = f"Differences between the rows of Table 2. {output.source}."
-    text += "\n" + contrast_table(output, "contrasts", intervals, pairs, caption=caption)
+    text += "\n" + report.contrast_table(output, "contrasts", intervals, pairs, caption=caption)
   return text
 
 
@@ -298,7 +272,7 @@ def wloc_sweep(rows: Sequence[Row], output: Output) -> str:
     label: np.array([line[1:] for line in body if line[0] == label], float).T  # None becomes NaN
     for label in (WITHOUT, WITH)
   }
-  caption = with_spread(output.source, len(rows[0].results))
+  caption = report.with_spread(output.source, len(rows[0].results))
   plots.sweep(output.figure("wloc_sweep", "AP against the localization weight", caption), curves)
   return output.table(
     "wloc_sweep_table",

@@ -92,11 +92,9 @@ def figure2(rows: Sequence[Row], output: Output) -> str:
   """Mean score in each bin of IoU; score against IoU; Spearman's correlation and NMS regret as a table."""
   overlaps = {row.label: pooled(row.results) for row in rows}
   caption = f"{RULE} {output.source}"
-  bins = {label: overlap.score_per_iou(o) for label, o in overlaps.items()}
   plots.mean_scores(
     output.figure("fig2", "Figure 2: mean score by IoU", caption),
-    next(iter(bins.values())).edges,
-    {label: (b.mean_score, b.counts) for label, b in bins.items()},
+    {label: overlap.score_per_iou(o) for label, o in overlaps.items()},
   )
   correlation = {label: overlap.rank_correlation(o) for label, o in overlaps.items()}
   plots.score_against_iou(

@@ -36,19 +36,12 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Output:
-  """A folder of tables and plots, and what each of them says about itself.
-
-  Attributes:
-    folder: made when something is written.
-    source: where the numbers come from (data, split, epochs, seeds), a sentence for captions.
-    command: command line that makes them.
-    smoke: toy size: tables, plots and every row of a CSV say SMOKE.
-  """
+  """A folder of tables and plots, made when something is written, and what each of them says about itself."""
 
   folder: Path
-  source: str
+  source: str  # where the numbers come from (data, split, epochs, seeds), a sentence for captions
   command: str
-  smoke: bool = False
+  smoke: bool = False  # toy size: tables, plots and every row of a CSV say SMOKE
 
   def table(
     self,
@@ -72,7 +65,7 @@ class Output:
     write_csv(self.folder / f"{name}.csv", columns, rows, stamp=SMOKE if self.smoke else "")
 
   def figure(self, name: str, title: str, caption: str) -> "Plot":
-    """A plot to draw; title: above it; caption: small print below: how the numbers were made."""
+    """A plot to draw; its caption says how the numbers were made."""
     return Plot(self, name, title, caption)
 
 

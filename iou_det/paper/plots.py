@@ -1,4 +1,4 @@
-"""Plots of detections, of AP and of training, from plain arrays.
+"""Plots of detections, of AP and of training.
 
 `runs` maps the name of each run, as the legend shows it, to its numbers; the order is kept. There are at most
 as many as COLOURS.
@@ -6,16 +6,17 @@ as many as COLOURS.
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, LogNorm
 
+from iou_det.evaluation.overlap import ScorePerIou
 from iou_det.paper.output import Plot
 from iou_det.paper.tables import Cell
 
@@ -26,36 +27,27 @@ BINS_COLOURMAP = "viridis"  # for what has an order
 IOU = "IoU with the ground truth"
 
 
-def mean_scores(
-  plot: Plot,
-  edges: Float[np.ndarray, " edges"],
-  runs: Mapping[str, tuple[Float[np.ndarray, " bins"], Int[np.ndarray, " bins"]]],
-) -> None:
-  """Figure 2: mean score of the detections in each bin of IoU, runs side by side, and how many there are.
-
-  Args:
-    edges: ascending ends of the IoU bins; a bin holds its lower end.
-    runs: mean score of each bin, anything where the bin is empty; detections in each bin.
-  """
-  rows: list[list[Cell]] = []
+def mean_scores(plot: Plot, runs: Mapping[str, ScorePerIou]) -> None:
+  """Figure 2: mean score of the detections in each bin of IoU, runs side by side, and how many there are."""
+  edges = next(iter(runs.values())).edges
   grid: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (2, 1)}
   with plot.panels(5.0, note=bins_text(edges), **grid) as (top, bottom):
-    for i, (run, (mean, counts)) in enumerate(runs.items()):
+    for i, (run, (_, mean, counts)) in enumerate(runs.items()):
       full = counts > 0
       width = 0.84 * np.diff(edges) / len(runs)
       left = edges[:-1] + 0.08 * np.diff(edges) + i * width
       label = f"{run}: {counts.sum():,} detections"
       top.bar(left[full], mean[full], width[full], align="edge", color=COLOURS[i], label=label)
       bottom.bar(left, counts, width, align="edge", color=COLOURS[i])
-      for low, high, value, count in zip(edges[:-1], edges[1:], mean.tolist(), counts.tolist(), strict=True):
-        rows.append([run, float(low), float(high), value if count else None, count])
     top.set(ylabel="mean score", ylim=(0, None))
     bottom.set_yscale("symlog", linthresh=1)  # a logarithm that can show an empty bin
     bottom.set(ylabel="detections", ylim=(0, None), xlabel=IOU, xlim=(edges[0], edges[-1]))
     for axis in (top, bottom):
       axis.grid(axis="x", visible=False)
     legend_above(top)
-  plot.csv(["run", "iou_from", "iou_to", "mean_score", "detections"], rows)
+  means = {run: np.where(counts > 0, mean, np.nan) for run, (_, mean, counts) in runs.items()}
+  numbers = {run: (edges[:-1], edges[1:], means[run], bins.counts) for run, bins in runs.items()}
+  plot.csv(["run", "iou_from", "iou_to", "mean_score", "detections"], rows_of(numbers))
 
 
 def shares_above(
@@ -63,27 +55,25 @@ def shares_above(
 ) -> None:
   """Figure 3: share of a run's detections at or above each IoU, and its difference to the first run."""
   (baseline, reference), *_ = runs.items()
-  rows: list[list[Cell]] = []
+  differences = {run: 100 * (shares - reference) for run, shares in runs.items()}
   with plot.panels(5.4, nrows=2, sharex=True, height_ratios=(3, 2)) as (top, bottom):
-    for i, (run, shares) in enumerate(runs.items()):
-      points = 100 * (shares - reference)
+    for i, (run, points) in enumerate(differences.items()):
       look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i]}
-      top.plot(thresholds, 100 * shares, label=run, **look)
+      top.plot(thresholds, 100 * runs[run], label=run, **look)
       bottom.plot(thresholds, points, linestyle="--" if i == 0 else "-", **look)
       if i == 1 and len(runs) == 2:
         near: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center"}
         for x, y in zip(thresholds, points, strict=True):
           offset, side = ((0, 6), "bottom") if y >= 0 else ((0, -6), "top")
           bottom.annotate(f"{y:+z.2f}", (x, y), offset, va=side, **near)
-      for iou, share, more in zip(thresholds.tolist(), shares.tolist(), points.tolist(), strict=True):
-        rows.append([run, iou, share, more])
     top.set(ylabel="share of detections (%)", ylim=(0, None))
     bottom.set(xlabel=f"{IOU}, at least", xticks=thresholds)
     bottom.set_ylabel(textwrap.fill(f"difference to {baseline} (points)", 22))
     bottom.tick_params(axis="x", labelrotation=45 if len(thresholds) > 11 else 0)
     bottom.margins(y=0.25)
     legend_above(top)
-  plot.csv(["run", "iou", "share", "difference_points"], rows)
+  numbers = {run: (thresholds, runs[run], points) for run, points in differences.items()}
+  plot.csv(["run", "iou", "share", "difference_points"], rows_of(numbers))
 
 
 def score_against_iou(
@@ -113,28 +103,18 @@ def score_against_iou(
     for cell in cells:
       cell.set_norm(LogNorm(1, most))
     axes[0].figure.colorbar(cells[0], ax=axes[: len(runs)], label="detections in a cell", pad=0.01)
-  rows: list[list[Cell]] = []
-  for (run, (_, _, spearman)), cell in zip(runs.items(), cells, strict=True):
-    for (iou, score), count in zip(cell.get_offsets().tolist(), cell.get_array().tolist(), strict=True):
-      rows.append([run, spearman, iou, score, int(count)])
+  rows = [
+    [run, spearman, iou, score, int(count)]
+    for (run, (_, _, spearman)), cell in zip(runs.items(), cells, strict=True)
+    for (iou, score), count in zip(cell.get_offsets().tolist(), cell.get_array().tolist(), strict=True)
+  ]
   plot.csv(["run", "spearman", "cell_iou", "cell_score", "detections"], rows)
 
 
 def ap_differences(
-  plot: Plot,
-  ious: Float[np.ndarray, " n"],
-  runs: Mapping[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]],
-  *,
-  baseline: str,
+  plot: Plot, ious: Float[np.ndarray, " n"], runs: Mapping[str, Float[np.ndarray, "3 n"]], *, baseline: str
 ) -> None:
-  """AP at each IoU minus the baseline's, with intervals.
-
-  Args:
-    ious: ascending IoUs of the AP, COCO's ten.
-    runs: difference in points of AP; lower and upper end of its 95% interval.
-    baseline: name of the run that is subtracted.
-  """
-  rows: list[list[Cell]] = []
+  """AP at each IoU minus the baseline's: points of AP, lower and upper end of the 95% interval."""
   with plot.panels(4.2, note="Bars: 95% intervals.") as (axis,):
     axis.axhline(0, color="black", linewidth=1)
     step = 0.6 * np.diff(ious).min(initial=0.05) / len(runs)
@@ -142,12 +122,11 @@ def ap_differences(
       x = ious + step * (i - (len(runs) - 1) / 2)
       axis.vlines(x, low, high, color=COLOURS[i], linewidth=2)
       axis.plot(x, difference, MARKERS[i], color=COLOURS[i], markersize=6, label=run)
-      rows += [[run, *numbers] for numbers in np.stack([ious, difference, low, high], axis=1).tolist()]
     axis.set(xlabel="IoU that counts as correct", xticks=ious)
     axis.set_ylabel(textwrap.fill(f"AP - AP of {baseline} (points)", 40))
     axis.grid(axis="x", visible=False)
     legend_above(axis)
-  plot.csv(["run", "iou", "difference", "low", "high"], rows)
+  plot.csv(["run", "iou", "difference", "low", "high"], rows_of({r: (ious, *n) for r, n in runs.items()}))
 
 
 def sweep(plot: Plot, curves: Mapping[str, Float[np.ndarray, "6 _"]]) -> None:
@@ -158,7 +137,6 @@ def sweep(plot: Plot, curves: Mapping[str, Float[np.ndarray, "6 _"]]) -> None:
       its spread over seeds, mean AP90, its spread. A spread is drawn up and down from the mean; NaN: not
       known, not drawn.
   """
-  rows: list[list[Cell]] = []
   with plot.panels(6.6, nrows=2, ncols=2) as axes:
     for i, (curve, arrays) in enumerate(curves.items()):
       weights, effective, ap, ap_spread, ap90, ap90_spread = arrays
@@ -166,34 +144,30 @@ def sweep(plot: Plot, curves: Mapping[str, Float[np.ndarray, "6 _"]]) -> None:
       for x, (left, right) in zip((weights, effective), (axes[:2], axes[2:]), strict=True):
         left.errorbar(x, ap, ap_spread, **look)
         right.errorbar(x, ap90, ap90_spread, **look)
-      rows += [[curve, *cells_of(numbers)] for numbers in arrays.T]
     for i, axis in enumerate(axes):
       below = ("localization weight w_loc", "effective weight (mean over training)")[i // 2]
       axis.set(xlabel=below, ylabel=("AP (%)", "AP90 (%)")[i % 2])
     legend_above(axes[0], letters=50)
-  plot.csv(["curve", "weight", "effective_weight", "ap", "ap_spread", "ap90", "ap90_spread"], rows)
+  columns = ["curve", "weight", "effective_weight", "ap", "ap_spread", "ap90", "ap90_spread"]
+  plot.csv(columns, rows_of(curves))
 
 
-def ap_bars(
-  plot: Plot,
-  names: Sequence[str],
-  mean: Float[np.ndarray, " n"],
-  spread: Float[np.ndarray, " n"],
-  paper: Float[np.ndarray, " n"] | None,
-) -> None:
+def ap_bars(plot: Plot, names: Sequence[str], ap: Float[np.ndarray, "3 n"]) -> None:
   """A table as a plot: AP of each run with its spread over seeds; beside it what each adds to the first run.
 
   The paper's AP is of another data set and does not stand beside ours; its differences do.
 
   Args:
     names: the runs, the baseline first.
-    mean: AP in percent.
-    spread: over seeds, drawn left and right; NaN: not known.
-    paper: the paper's AP of the same runs, in percent, NaN where it has none; None: not of the baseline.
+    ap: in percent: mean of each run; its spread over seeds, drawn left and right (NaN: not known); the
+      paper's (NaN where it has none; nothing of it is shown if it has none of the baseline).
   """
+  mean, spread, paper = ap
   differences = {"ours": mean - mean[0]}
-  if paper is not None:
+  numbers = {"ap": mean, "ap_spread": spread, "difference": mean - mean[0]}
+  if not np.isnan(paper[0]):
     differences["paper (COCO)"] = paper - paper[0]
+    numbers |= {"paper_ap": paper, "paper_difference": paper - paper[0]}
   y = np.arange(len(names))
   with plot.panels(1.9 + 0.42 * len(names), ncols=2, sharey=True) as (left, right):
     left.errorbar(mean, y, xerr=spread, fmt="o", color=COLOURS[0], capsize=3)
@@ -211,11 +185,7 @@ def ap_bars(
     right.set(xlabel=textwrap.fill(f"AP - AP of {names[0]} (points)", 40))
     right.grid(axis="y", visible=False)
     legend_above(right, letters=50)
-  numbers = {"ap": mean, "ap_spread": spread, "difference": mean - mean[0]}
-  if paper is not None:
-    numbers |= {"paper_ap": paper, "paper_difference": paper - paper[0]}
-  lines = np.stack(list(numbers.values()), axis=1)
-  plot.csv(["run", *numbers], [[name, *cells_of(line)] for name, line in zip(names, lines, strict=True)])
+  plot.csv(["run", *numbers], list(zip(names, *map(cells_of, numbers.values()), strict=True)))
 
 
 def diagnostics(
@@ -276,6 +246,11 @@ def legend_above(axes: Axes, *, letters: int = 108) -> None:
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
 
 
-def cells_of(values: Float[np.ndarray, " n"]) -> list[Cell]:
+def rows_of(runs: Mapping[str, Iterable[Shaped[np.ndarray, " _"]]]) -> list[list[Cell]]:
+  """A row for each number of each run: the run's name and what its arrays have there."""
+  return [[run, *cells] for run, arrays in runs.items() for cells in zip(*map(cells_of, arrays), strict=True)]
+
+
+def cells_of(values: Shaped[np.ndarray, " n"]) -> list[Cell]:
   """NaN as None: a cell that stays empty."""
   return [None if math.isnan(value) else value for value in values.tolist()]

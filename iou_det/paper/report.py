@@ -16,25 +16,18 @@ from iou_det.training.diagnostics import BINS
 
 SAMPLES = 1000
 SMOKE_SAMPLES = 10
+AP_AT = [f"AP{round(100 * iou)}" for iou in IOUS]
 
 
 @dataclass(frozen=True)
 class Row:
-  """One detector in a table, with all its seeds.
-
-  Attributes:
-    label: first cell.
-    results: by seed.
-    paper: the paper's figures for it, by name.
-    baseline: row that it is compared with; None for a baseline.
-    cells: further cells, by column.
-  """
+  """One detector in a table, with all its seeds."""
 
   label: str
-  results: list[Results]
-  paper: Mapping[str, float] = field(default_factory=dict)
-  baseline: "Row | None" = None
-  cells: Mapping[str, Cell] = field(default_factory=dict)
+  results: list[Results]  # by seed
+  paper: Mapping[str, float] = field(default_factory=dict)  # the paper's figures for it, by name
+  baseline: "Row | None" = None  # row that it is compared with
+  cells: Mapping[str, Cell] = field(default_factory=dict)  # further ones, by column
 
   def known(self, figure: str) -> list[float]:
     return [value for r in self.results if (value := r.figure(figure)) is not None]
@@ -50,17 +43,12 @@ class Row:
 
 
 class Difference(NamedTuple):
-  """AP of one row minus another's, in points.
-
-  Attributes:
-    low, high: 95 % interval of a bootstrap over images, paired by image and seed.
-    spread: standard deviation over the seeds of the difference of each seed; None for one seed.
-  """
+  """AP of one row minus another's, in points, with a 95 % interval."""
 
   value: float
   low: float
   high: float
-  spread: float | None
+  spread: float | None  # standard deviation over the seeds of each seed's difference; None for one seed
 
 
 class Intervals:
@@ -78,11 +66,10 @@ class Intervals:
 
     Each sample of images gives one difference, the mean over seeds of `row` minus `other` of that seed.
     """
-    names = [f"AP{round(100 * iou)}" for iou in IOUS]
-    columns = [i for i, name in enumerate(names) if figure in ("AP", name)]
+    columns = [i for i, name in enumerate(AP_AT) if figure in ("AP", name)]
     samples = (self.ap[row.label] - self.ap[other.label])[..., columns].mean(axis=(0, 2))
     ours, others = (
-      np.array([[r.figure(names[i]) for i in columns] for r in results], float)  # None becomes NaN
+      np.array([[r.figure(AP_AT[i]) for i in columns] for r in results], float)  # None becomes NaN
       for results in (row.results, other.results)
     )
     seeds = np.nanmean(ours - others, axis=1)
@@ -150,10 +137,10 @@ def contrast_table(
 def ap_differences(output: Output, intervals: Intervals) -> None:
   """Plots the AP of all rows at each IoU minus the first row's, with intervals."""
   base = intervals.rows[0]
-  shown = {}
-  for row in intervals.rows[1:]:
-    ends = np.array([intervals.between(row, base, f"AP{round(100 * iou)}")[:3] for iou in IOUS])
-    shown[row.label] = (ends[:, 0], ends[:, 1], ends[:, 2])
+  shown = {
+    row.label: np.array([intervals.between(row, base, name)[:3] for name in AP_AT]).T
+    for row in intervals.rows[1:]
+  }
   caption = f"{output.source}; 95% intervals of a bootstrap over images, paired by image and seed."
   plot = output.figure("ap_differences", "AP at each IoU against the baseline", caption)
   plots.ap_differences(plot, np.array(IOUS), shown, baseline=base.label)
@@ -161,17 +148,9 @@ def ap_differences(output: Output, intervals: Intervals) -> None:
 
 def ap_bars(output: Output, name: str, rows: Sequence[Row], title: str) -> None:
   """Plots the AP of all rows, and what each adds to the first."""
-  means, spreads, paper = (
-    np.array(values, float)  # None becomes NaN
-    for values in zip(*((r.mean("AP"), r.spread("AP"), r.paper.get("AP")) for r in rows), strict=True)
-  )
-  plots.ap_bars(
-    output.figure(name, title, with_spread(output.source, len(rows[0].results))),
-    [row.label for row in rows],
-    means,
-    spreads,
-    None if np.isnan(paper[0]) else paper,
-  )
+  ap = np.array([(r.mean("AP"), r.spread("AP"), r.paper.get("AP")) for r in rows], float).T  # NaN for None
+  plot = output.figure(name, title, with_spread(output.source, len(rows[0].results)))
+  plots.ap_bars(plot, [row.label for row in rows], ap)
 
 
 def with_spread(source: str, seeds: int) -> str:

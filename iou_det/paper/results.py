@@ -25,18 +25,13 @@ from iou_det.workdir import read_config, read_metrics
 
 @dataclass(frozen=True)
 class Results:
-  """A run's config, log and scores.
-
-  Attributes:
-    folder: with detections.json and metrics.json.
-    rows: of metrics.jsonl.
-  """
+  """A run's config, log and scores."""
 
   workdir: Path
-  folder: Path
+  folder: Path  # with detections.json and metrics.json
   config: ConfigDict
   metrics: dict[str, Any]
-  rows: list[dict[str, Any]]
+  rows: list[dict[str, Any]]  # of metrics.jsonl
 
   @classmethod
   def read(cls, workdir: Path, variant: str = "") -> "Results":

@@ -47,17 +47,12 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-  """One training: losses of RUNS, a backbone, a seed.
-
-  Attributes:
-    large: the larger backbone of Table 1 (R101; R34 where the small one is R18).
-    full_size: [800,1333] (Table 1) in place of [600,1000]; on COCO only.
-  """
+  """One training: losses of RUNS, a backbone, a seed."""
 
   name: str
   seed: int
-  large: bool = False
-  full_size: bool = False
+  large: bool = False  # the larger backbone of Table 1 (R101; R34 where the small one is R18)
+  full_size: bool = False  # [800,1333] (Table 1) in place of [600,1000]; on COCO only
 
   @property
   def folder(self) -> str:
@@ -75,19 +70,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Reproduction:
-  """The folder of a reproduction's runs, and what they are trained on.
-
-  Attributes:
-    workdir: W of the command line.
-    preset: of PRESETS.
-    data: replaces the preset's `data.path`; "" for none.
-    smoke: toy size, to show that the commands work.
-  """
+  """The folder of a reproduction's runs, and what they are trained on."""
 
   workdir: Path
   preset: str
-  data: str = ""
-  smoke: bool = False
+  data: str = ""  # replaces the preset's `data.path`
+  smoke: bool = False  # toy size, to show that the commands work
 
   @property
   def name(self) -> str:

@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from iou_det.evaluation.overlap import ScorePerIou
 from iou_det.paper import plots
 from iou_det.paper.output import Output
 
@@ -22,25 +23,29 @@ def rounded(*shape):
   return RNG.uniform(0.0, 1.0, shape).round(3)
 
 
-SCORES = {"a": (rounded(5), np.array([900, 40, 7, 0, 31])), "b": (rounded(5), np.array([1, 2, 3, 4, 5]))}
+SCORES = {
+  "a": ScorePerIou(EDGES, rounded(5), np.array([900, 40, 7, 0, 31])),
+  "b": ScorePerIou(EDGES, rounded(5), np.array([1, 2, 3, 4, 5])),
+}
 SHARES = {"a": np.linspace(0.9, 0.0, 10), "b": np.linspace(0.95, 0.0, 10)}
 POINTS = {"a": (rounded(400), rounded(400), 0.5), "b": (np.zeros(0), np.zeros(0), None)}
-GAPS = {"cls": (rounded(10), rounded(10) - 1, rounded(10) + 1), "loc": (rounded(10),) * 3}
+GAPS = {"cls": np.array([rounded(10), rounded(10) - 1, rounded(10) + 1]), "loc": np.array([rounded(10)] * 3)}
 WEIGHTS = np.array([1.0, 2.0, 3.049])
 CURVES = {"with": np.array([WEIGHTS, *rounded(5, 3)]), "without": np.array([WEIGHTS[:2], *rounded(5, 2)])}
-OURS = (np.array([34.0, 35.5, 33.0]), np.array([0.25, NAN, 0.0]))
-PAPER = np.array([34.4, NAN, 35.2])
+OURS = [34.0, 35.5, 33.0], [0.25, NAN, 0.0]
+PAPER = [34.4, NAN, 35.2]
+BARS = (["none", "cls", "loc"], np.array([*OURS, PAPER]))
 GRADIENT = np.array([[1.0, 1.0, 2.0, 0.0, 0.0], [0.0] * 5, [0.0, 3.0, 0.0, 0.0, 1.0]])
 COUNTS = np.array([[5.0, 5.0, 0.0, 0.0, 0.0], [0.0] * 5, [0.0, 0.0, 1.0, 1.0, 2.0]])
 STEPS = np.array([0, 50, 100])
 
 CASES = {
-  "mean_scores": ((EDGES, SCORES), ["mean score", "a: 978 detections", "5 bins of IoU, 0.1 wide"]),
+  "mean_scores": ((SCORES,), ["mean score", "a: 978 detections", "5 bins of IoU, 0.1 wide"]),
   "shares_above": ((IOUS, SHARES), ["share of detections (%)", "a (points)", "+5.00", "IoU"]),
   "score_against_iou": ((POINTS,), ["400 detections", "Spearman 0.500", "0 detections", "not defined"]),
   "ap_differences": ((IOUS, GAPS), ["AP - AP of plain (points)", "cls", "loc", "95% intervals"]),
   "sweep": ((CURVES,), ["AP (%)", "AP90 (%)", "localization weight w_loc", "effective weight", "without"]),
-  "ap_bars": ((["none", "cls", "loc"], *OURS, PAPER), ["paper (COCO)", "+1.5", "-1.0", "+0.8", "AP (%)"]),
+  "ap_bars": (BARS, ["paper (COCO)", "+1.5", "-1.0", "+0.8", "AP (%)"]),
   "diagnostics": ((STEPS, EDGES, GRADIENT, COUNTS), ["training step", "share (%)", "Share of the positives"]),
 }  # fmt: skip
 
@@ -106,7 +111,7 @@ def test_csv_of_mean_scores(folder):
   table = rows(folder, "mean_scores")
   assert [row["run"] for row in table] == ["a"] * 5 + ["b"] * 5
   expected = []
-  for mean, counts in SCORES.values():
+  for _, mean, counts in SCORES.values():
     mean = np.where(counts > 0, mean, NAN)
     expected += np.stack([EDGES[:-1], EDGES[1:], mean, counts], axis=1).tolist()
   np.testing.assert_array_equal(numbers(table, "iou_from", "iou_to", "mean_score", "detections"), expected)
@@ -146,7 +151,7 @@ def test_csv_of_ap_bars(folder, tmp_path):
   columns = ["ap", "ap_spread", "difference", "paper_ap", "paper_difference"]
   expected = [[34.0, 0.25, 0.0, 34.4, 0.0], [35.5, NAN, 1.5, NAN, NAN], [33.0, 0.0, -1.0, 35.2, 0.8]]
   np.testing.assert_allclose(numbers(rows(folder, "ap_bars"), *columns), expected, atol=1e-12)
-  draw(tmp_path, "ap_bars", [["none", "cls", "loc"], *OURS, None])
+  draw(tmp_path, "ap_bars", [["none", "cls", "loc"], np.array([*OURS, [NAN] * 3])])
   assert list(rows(tmp_path, "ap_bars")[0]) == ["run", *columns[:3], "stamp"]
 
 
@@ -165,11 +170,11 @@ def test_csv_of_diagnostics(folder):
 @pytest.mark.filterwarnings("error")
 def test_what_a_smoke_run_may_have(tmp_path):
   """One seed, one step, no detections."""
-  nothing = (np.full(5, NAN), np.zeros(5, int))
-  draw(tmp_path, "mean_scores", [EDGES, {"a": nothing, "b": nothing}])
+  nothing = ScorePerIou(EDGES, np.full(5, NAN), np.zeros(5, int))
+  draw(tmp_path, "mean_scores", [{"a": nothing, "b": nothing}])
   draw(tmp_path, "shares_above", [IOUS, {"a": np.zeros(10), "b": np.zeros(10)}])
   draw(tmp_path, "sweep", [{"with": np.array([WEIGHTS[:1], [1.0], [0.0], [NAN], [0.0], [NAN]])}])
-  draw(tmp_path, "ap_bars", [["none"], np.zeros(1), np.full(1, NAN), None])
+  draw(tmp_path, "ap_bars", [["none"], np.array([[0.0], [NAN], [NAN]])])
   draw(tmp_path, "diagnostics", [STEPS[:1], EDGES, GRADIENT[:1], COUNTS[:1]])
   assert [row["mean_score"] for row in rows(tmp_path, "mean_scores")] == [""] * 10
   assert len(list(tmp_path.glob("*.png"))) == 5
@@ -177,6 +182,6 @@ def test_what_a_smoke_run_may_have(tmp_path):
 
 def test_one_to_seven_runs(tmp_path):
   seven = {f"a rather long name of run {i}": SCORES["a"] for i in range(7)}
-  draw(tmp_path, "mean_scores", [EDGES, seven])
+  draw(tmp_path, "mean_scores", [seven])
   assert len(rows(tmp_path, "mean_scores")) == 35
   draw(tmp_path, "score_against_iou", [{name: POINTS["a"] for name in list(seven)[:4]}])
