@@ -10,11 +10,10 @@ import numpy as np
 from iou_det.errors import UserError
 from iou_det.paper import plots, report, results
 from iou_det.paper.figures import figure1, figure2, figure3
-from iou_det.paper.output import Output
+from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row
 from iou_det.paper.results import Results
 from iou_det.paper.runs import SWEEP, Reproduction, Run
-from iou_det.paper.tables import Cell
 
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # columns, named as in our metrics.json
 FIVE_IOUS = ("AP50", "AP60", "AP70", "AP80", "AP90")
@@ -161,8 +160,13 @@ def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], comm
   groups: dict[tuple[str, bool], list[Results]] = {}
   for run in runs:
     groups.setdefault((run.name, run.large), []).append(Results.read(reproduction.folder(run)))
-  output = Output(folder, describe(reproduction, groups["baseline", False]), command, reproduction.smoke)
-  weights = experiment == "wloc_sweep" or (experiment in TABLES and TABLES[experiment].weights)
+  first, seeds = groups["baseline", False][0], len(groups["baseline", False])
+  source = (
+    f"{reproduction.preset}, split {first.config.data.val_split} ({first.metrics['images']} images), "
+    f"{first.config.train.epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"
+  )
+  output = Output(folder, source, command, reproduction.smoke)
+  weights = experiment not in TABLES or TABLES[experiment].weights
   rows = make_rows(EXPERIMENTS[experiment], groups, weights=weights)
   if experiment in TABLES:
     text = write_table(experiment, rows, output)
@@ -199,15 +203,6 @@ def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command:
   first = rows[0].results[0]
   output = Output(folder, f"Split {first.config.data.val_split} ({first.metrics['images']} images)", command)
   return f"{(figure2 if experiment == 'fig2' else figure3)(rows, output)}\nwrote {folder}"
-
-
-def describe(reproduction: Reproduction, seeds: Sequence[Results]) -> str:
-  """Where the figures come from, in a sentence for captions."""
-  d, t = seeds[0].config.data, seeds[0].config.train
-  return (
-    f"{reproduction.preset}, split {d.val_split} ({seeds[0].metrics['images']} images), {t.epochs} epochs, "
-    f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
-  )
 
 
 def make_rows(
@@ -248,7 +243,7 @@ def write_table(experiment: str, rows: Sequence[Row], output: Output) -> str:
   if table.bars:
     baselines = [row for row in rows if row.baseline is None]
     for base in baselines:
-      shown = [row for row in rows if base in (row, row.baseline)]
+      shown = [row for row in rows if row is base or row.baseline is base]
       depth = base.results[0].config.model.depth
       name, title = ("", "") if len(baselines) == 1 else (f"_r{depth}", f", R{depth}")
       report.ap_bars(output, f"{experiment}{name}_bars", shown, table.bars + title)
@@ -273,7 +268,7 @@ def wloc_sweep(rows: Sequence[Row], output: Output) -> str:
     for label in (WITHOUT, WITH)
   }
   caption = report.with_spread(output.source, len(rows[0].results))
-  plots.sweep(output.figure("wloc_sweep", "AP against the localization weight", caption), curves)
+  plots.sweep(Plot(output, "wloc_sweep", "AP against the localization weight", caption), curves)
   return output.table(
     "wloc_sweep_table",
     ["run", "w_loc", "effective weight", "AP", "AP spread", "AP90", "AP90 spread"],

@@ -14,10 +14,9 @@ from matplotlib import colormaps
 from iou_det.config import W_LOC
 from iou_det.evaluation import overlap
 from iou_det.paper import plots
-from iou_det.paper.output import Output
+from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row, ap_differences
 from iou_det.paper.results import Results, candidates
-from iou_det.paper.tables import Cell
 
 DELTA = 0.111  # as printed; the authors' code and our config say 0.11
 RULE = (
@@ -73,7 +72,7 @@ def figure1(output: Output) -> None:
     "A centre that is off by a whole box (|d| ≥ 1) has IoU 0 and no gradient for any λ > 0."
   )
   columns = {"d": d}
-  plot = output.figure("fig1", "Gradient norm of the localization loss (Figure 1)", caption)
+  plot = Plot(output, "fig1", "Gradient norm of the localization loss (Figure 1)", caption)
   with plot.panels(4.2, ncols=2, sharey=True) as axes:
     shades = colormaps[plots.BINS_COLOURMAP](np.linspace(0.85, 0.0, len(W_LOC) - 1))
     colours = ["black", *shades]  # the baseline, then darker with lambda
@@ -92,15 +91,11 @@ def figure2(rows: Sequence[Row], output: Output) -> str:
   """Mean score in each bin of IoU; score against IoU; Spearman's correlation and NMS regret as a table."""
   overlaps = {row.label: pooled(row.results) for row in rows}
   caption = f"{RULE} {output.source}"
-  plots.mean_scores(
-    output.figure("fig2", "Figure 2: mean score by IoU", caption),
-    {label: overlap.score_per_iou(o) for label, o in overlaps.items()},
-  )
+  plot = Plot(output, "fig2", "Figure 2: mean score by IoU", caption)
+  plots.mean_scores(plot, {label: overlap.score_per_iou(o) for label, o in overlaps.items()})
   correlation = {label: overlap.rank_correlation(o) for label, o in overlaps.items()}
-  plots.score_against_iou(
-    output.figure("score_against_iou", "Score against IoU", caption),
-    {label: (o.scores, o.ious, correlation[label]) for label, o in overlaps.items()},
-  )
+  points = {label: (o.scores, o.ious, correlation[label]) for label, o in overlaps.items()}
+  plots.score_against_iou(Plot(output, "score_against_iou", "Score against IoU", caption), points)
   body: list[list[Cell]] = []
   for row in rows:
     regrets = [regret(r) for r in row.results if r.config.eval.nms == "hard"]  # others suppress nothing
@@ -128,20 +123,14 @@ def figure3(rows: Sequence[Row], output: Output) -> str:
   shares = {row.label: overlap.share_above_iou(pooled(row.results)) for row in rows}
   thresholds = next(iter(shares.values())).thresholds
   caption = f"{RULE} {output.source}"
-  title = "Figure 3: share of {} above each IoU".format
-  plots.shares_above(
-    output.figure("fig3", title("all detections"), caption),
-    thresholds,
-    {label: np.nan_to_num(s.of_all) for label, s in shares.items()},
-  )
-  plots.shares_above(
-    output.figure("fig3_located", title("detections with IoU >= 0.5"), caption),
-    thresholds,
-    {label: np.nan_to_num(s.of_located) for label, s in shares.items()},
-  )
+  of_all = {label: np.nan_to_num(s.of_all) for label, s in shares.items()}
+  of_located = {label: np.nan_to_num(s.of_located) for label, s in shares.items()}
+  plot = Plot(output, "fig3", "Figure 3: share of all detections above each IoU", caption)
+  plots.shares_above(plot, thresholds, of_all)
+  plot = Plot(output, "fig3_located", "Figure 3: share of detections with IoU >= 0.5 above each IoU", caption)
+  plots.shares_above(plot, thresholds, of_located)
   body = [
-    [label, s.detections, s.located, *(100 * v for v in np.nan_to_num(s.of_all)[::2].tolist())]
-    for label, s in shares.items()
+    [label, s.detections, s.located, *(100 * of_all[label][::2]).tolist()] for label, s in shares.items()
   ]
   columns = ["run", "detections", "IoU >= 0.5", *(f"share above {t:.1f} (%)" for t in thresholds[::2])]
   caption = f"Figure 3: share of all detections above each IoU. {caption}"
@@ -151,11 +140,8 @@ def figure3(rows: Sequence[Row], output: Output) -> str:
 def pooled(results: Sequence[Results]) -> overlap.Overlaps:
   """Scores and IoUs of all seeds' detections together."""
   each = [overlap.best_ious(r.truth, r.detections()) for r in results]
-  return overlap.Overlaps(
-    np.concatenate([o.scores for o in each]),
-    np.concatenate([o.ious for o in each]),
-    sum(o.on_crowd for o in each),
-  )
+  scores, ious = (np.concatenate([o[i] for o in each]) for i in (0, 1))
+  return overlap.Overlaps(scores, ious, sum(o.on_crowd for o in each))
 
 
 def regret(results: Results) -> overlap.Regret:

@@ -1,6 +1,8 @@
 """What an experiment writes: tables, and plots of one look, the same bytes every time."""
 
 import contextlib
+import csv
+import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +13,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from iou_det.paper.tables import Rows, markdown, write_csv
-
+Cell = str | float | int | None
+Rows = Sequence[Sequence[Cell]]
 SMOKE = "smoke, not a result"
 WIDTH = 8.0  # inches; 1600 pixels in the PNG, which a README shows at about half
 STYLE: dict[str, Any] = {
@@ -44,16 +46,10 @@ class Output:
   smoke: bool = False  # toy size: tables, plots and every row of a CSV say SMOKE
 
   def table(
-    self,
-    name: str,
-    columns: Sequence[str],
-    rows: Rows,
-    *,
-    caption: str,
-    formats: Mapping[str, str] | None = None,
+    self, name: str, columns: Sequence[str], rows: Rows, *, caption: str, formats: Mapping[str, str] = {}
   ) -> str:
     """Writes NAME.md, for people, and NAME.csv, with every digit; returns the Markdown. See `markdown`."""
-    parts = [caption, markdown(columns, rows, formats or {}), f"Made by `{self.command}`"]
+    parts = [caption, markdown(columns, rows, formats), f"Made by `{self.command}`"]
     if self.smoke:
       parts.insert(0, f"**{SMOKE}**")
     text = "\n\n".join(parts) + "\n"
@@ -62,11 +58,18 @@ class Output:
     return text
 
   def csv(self, name: str, columns: Sequence[str], rows: Rows) -> None:
-    write_csv(self.folder / f"{name}.csv", columns, rows, stamp=SMOKE if self.smoke else "")
+    """Writes floats so that they read back as the same float64; None as an empty cell. See `check`.
 
-  def figure(self, name: str, title: str, caption: str) -> "Plot":
-    """A plot to draw; its caption says how the numbers were made."""
-    return Plot(self, name, title, caption)
+    SMOKE is a last column of its own, so that the file stays plain CSV and no row goes without.
+    """
+    if self.smoke:
+      columns, rows = [*columns, "stamp"], [[*row, SMOKE] for row in rows]
+    check(columns, rows)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    with (self.folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+      writer = csv.writer(file, lineterminator="\n")
+      writer.writerow(columns)
+      writer.writerows([[float(c) if isinstance(c, float) else c for c in row] for row in rows])
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ class Plot:
   output: Output
   name: str
   title: str
-  caption: str
+  caption: str  # how the numbers were made
 
   @contextlib.contextmanager
   def panels(self, height: float, *, note: str = "", **grid: Any) -> Iterator[list[Axes]]:
@@ -100,9 +103,55 @@ class Plot:
         across = figure.text(0.5, 0.5, SMOKE, color="#B00000", alpha=0.6, bbox=behind)
         across.set(ha="center", va="center", rotation=18, fontsize=40, in_layout=False)
       stem = self.output.folder / self.name
-      stem.parent.mkdir(parents=True, exist_ok=True)
+      self.output.folder.mkdir(parents=True, exist_ok=True)
       figure.savefig(f"{stem}.png")
       figure.savefig(f"{stem}.svg", metadata={"Date": None})
 
   def csv(self, columns: Sequence[str], rows: Rows) -> None:
     self.output.csv(self.name, columns, rows)
+
+
+def markdown(columns: Sequence[str], rows: Rows, formats: Mapping[str, str]) -> str:
+  """A table as GitHub Markdown; None is "-": there is no such number.
+
+  Args:
+    formats: format specification of a column's floats, such as "+.1f" for differences; columns without one
+      have one decimal.
+  """
+  check(columns, rows)
+  unknown = sorted(formats.keys() - set(columns))
+  if unknown:
+    raise ValueError(f"formats for {unknown}, which are no columns; columns are {list(columns)}")
+  specs = [formats.get(name, "z.1f") for name in columns]
+  texts = [[cell_text(cell, spec) for cell, spec in zip(row, specs, strict=True)] for row in rows]
+  names = [cell_text(name, "") for name in columns]
+  widths = [max([3, *map(len, column)]) for column in zip(names, *texts, strict=True)]
+  numbers = [not any(isinstance(row[i], str) for row in rows) for i in range(len(columns))]
+
+  def line(cells):
+    padded = [f"{c:{'>' if n else '<'}{w}}" for c, w, n in zip(cells, widths, numbers, strict=True)]
+    return f"| {' | '.join(padded)} |"
+
+  dashes = ["-" * (w - 1) + (":" if n else "-") for w, n in zip(widths, numbers, strict=True)]
+  return "\n".join(map(line, [names, dashes, *texts]))
+
+
+def check(columns: Sequence[str], rows: Rows) -> None:
+  """Raises a ValueError if two columns have one name, a row another length, or a number is not finite."""
+  double = sorted({name for name in columns if list(columns).count(name) > 1})
+  if double:
+    raise ValueError(f"columns named twice: {double}")
+  for number, row in enumerate(rows):
+    if len(row) != len(columns):
+      raise ValueError(f"row {number} has {len(row)} cells for {len(columns)} columns {list(columns)}")
+    for name, cell in zip(columns, row, strict=True):
+      if isinstance(cell, float) and not math.isfinite(cell):
+        raise ValueError(f"row {number}, column {name!r} is {cell}; give None for a number that is missing")
+
+
+def cell_text(cell: Cell, spec: str) -> str:
+  if cell is None:
+    return "-"
+  if isinstance(cell, float):
+    return format(cell, spec)
+  return " ".join(str(cell).replace("|", "\\|").split())  # a line break would end the row

@@ -17,8 +17,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, LogNorm
 
 from iou_det.evaluation.overlap import ScorePerIou
-from iou_det.paper.output import Plot
-from iou_det.paper.tables import Cell
+from iou_det.paper.output import Cell, Plot
 
 # Okabe and Ito's colours, which everybody can tell apart; without their yellow, too pale for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

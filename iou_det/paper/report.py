@@ -9,9 +9,8 @@ import numpy as np
 from iou_det.evaluation.bootstrap import Scored, bootstrap_ap, interval, score_detections
 from iou_det.evaluation.coco import IOUS
 from iou_det.paper import plots
-from iou_det.paper.output import Output
+from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.results import Results
-from iou_det.paper.tables import Cell
 from iou_det.training.diagnostics import BINS
 
 SAMPLES = 1000
@@ -142,14 +141,14 @@ def ap_differences(output: Output, intervals: Intervals) -> None:
     for row in intervals.rows[1:]
   }
   caption = f"{output.source}; 95% intervals of a bootstrap over images, paired by image and seed."
-  plot = output.figure("ap_differences", "AP at each IoU against the baseline", caption)
+  plot = Plot(output, "ap_differences", "AP at each IoU against the baseline", caption)
   plots.ap_differences(plot, np.array(IOUS), shown, baseline=base.label)
 
 
 def ap_bars(output: Output, name: str, rows: Sequence[Row], title: str) -> None:
   """Plots the AP of all rows, and what each adds to the first."""
   ap = np.array([(r.mean("AP"), r.spread("AP"), r.paper.get("AP")) for r in rows], float).T  # NaN for None
-  plot = output.figure(name, title, with_spread(output.source, len(rows[0].results)))
+  plot = Plot(output, name, title, with_spread(output.source, len(rows[0].results)))
   plots.ap_bars(plot, [row.label for row in rows], ap)
 
 
@@ -168,6 +167,6 @@ def diagnostics(output: Output, name: str, row: Row) -> None:
   caption = (
     f"Positives by the IoU of their predicted box, single training batches, first seed. {output.source}"
   )
-  plot = output.figure(name, f"Where the localization gradient comes from: {row.label}", caption)
+  plot = Plot(output, name, f"Where the localization gradient comes from: {row.label}", caption)
   steps = np.array([entry["step"] for entry in log])
   plots.diagnostics(plot, steps, np.linspace(0, 1, BINS + 1), gradient, positives)

@@ -100,15 +100,13 @@ class Reproduction:
 def run_config(run: Run, preset: str) -> ConfigDict:
   """The config of a run by the preset's own data path; w_loc stays 1 where it comes from another run."""
   choose("preset", preset, PRESETS)
+  file, arg = f"{preset}.py", "eta=0,lambd=0"
   if preset == "coco":
-    backbone, short = "r101" if run.large else "r50", 800 if run.full_size else 600
-    config = read_config_file(
-      shipped_configs() / "retinanet.py", f"backbone={backbone},short={short},eta=0,lambd=0"
-    )
-  else:
-    config = read_config_file(shipped_configs() / f"{preset}.py", "eta=0,lambd=0")
-    if run.large:
-      config.model.depth = 34
+    file = "retinanet.py"
+    arg += f",backbone={'r101' if run.large else 'r50'},short={800 if run.full_size else 600}"
+  config = read_config_file(shipped_configs() / file, arg)
+  if run.large and preset != "coco":
+    config.model.depth = 34
   if preset == "shapes":
     # The config was chosen on val. Fewer epochs, so that a table takes an hour and not a night.
     config.data.val_split = "test"

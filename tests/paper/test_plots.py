@@ -10,7 +10,7 @@ import pytest
 
 from iou_det.evaluation.overlap import ScorePerIou
 from iou_det.paper import plots
-from iou_det.paper.output import Output
+from iou_det.paper.output import Output, Plot
 
 RNG = np.random.default_rng(0)
 STAMP = "smoke, not a result"
@@ -52,7 +52,7 @@ CASES = {
 
 def draw(folder, name, arguments=None, smoke=True):
   output = Output(folder, "", "make it", smoke)
-  plot = output.figure(f"{name}_1.5", f"Title of {name}", "Matched at 0.5; best score first.")
+  plot = Plot(output, f"{name}_1.5", f"Title of {name}", "Matched at 0.5; best score first.")
   more = {"baseline": "plain"} if name == "ap_differences" else {}
   getattr(plots, name)(plot, *(CASES[name][0] if arguments is None else arguments), **more)
 

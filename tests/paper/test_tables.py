@@ -7,7 +7,6 @@ import pytest
 
 from iou_det.paper.experiments import FIVE_IOUS, TABLES
 from iou_det.paper.output import Output
-from iou_det.paper.tables import write_csv
 
 COLUMNS = ["run", "AP", "difference", "images", "hours"]
 ROWS = [
@@ -60,7 +59,7 @@ def test_csv_reads_back(tmp_path, smoke):
 
 def test_csv_keeps_every_digit_of_numpy_floats(tmp_path):
   values = np.random.default_rng(0).normal(size=50) * 10.0 ** np.arange(-25, 25)
-  write_csv(tmp_path / "x.csv", ["x"], [[value] for value in values])
+  Output(tmp_path, "", COMMAND).csv("x", ["x"], [[value] for value in values])
   with (tmp_path / "x.csv").open() as file:
     back = [float(row["x"]) for row in csv.DictReader(file)]
   np.testing.assert_array_equal(back, values)
