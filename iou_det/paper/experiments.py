@@ -24,7 +24,7 @@ class Line(NamedTuple):
 
   run: str  # of `iou_det.paper.runs.RUNS`
   label: str  # with {depth} of the backbone
-  paper: Mapping[str, float] = {}  # what the paper printed: AP on COCO in percent, digits as printed
+  paper: tuple[float, ...] = ()  # printed in the table's first columns: AP on COCO, percent
   large: bool = False  # the run with the larger backbone
   soft_nms: str = ""  # "linear" or "gaussian": its detections made with soft-NMS
 
@@ -42,18 +42,10 @@ class Table:
   differences: bool = False  # a plot of the differences of AP at each IoU
 
 
-def sizes(*printed: float) -> dict[str, float]:
-  return dict(zip(SIZES, printed, strict=True))
-
-
-def ious(*printed: float) -> dict[str, float]:
-  return dict(zip(FIVE_IOUS, printed, strict=True))
-
-
-BASELINE = Line("baseline", "RetinaNet", sizes(34.4, 53.9, 36.6, 17.2, 38.2, 48.0))
-CLS = Line("cls", "+ cls (eta 1.5)", sizes(35.1, 54.6, 37.5, 18.4, 38.5, 47.8))
-LOC = Line("loc", "+ loc (lambda 1.5)", sizes(35.2, 53.7, 37.6, 17.9, 39.3, 48.5))
-BOTH = Line("both", "+ both", sizes(35.7, 54.3, 38.0, 17.7, 39.4, 48.8))
+BASELINE = Line("baseline", "RetinaNet", (34.4, 53.9, 36.6, 17.2, 38.2, 48.0))
+CLS = Line("cls", "+ cls (eta 1.5)", (35.1, 54.6, 37.5, 18.4, 38.5, 47.8))
+LOC = Line("loc", "+ loc (lambda 1.5)", (35.2, 53.7, 37.6, 17.9, 39.3, 48.5))
+BOTH = Line("both", "+ both", (35.7, 54.3, 38.0, 17.7, 39.4, 48.8))
 # Controls of Table 2: does a run beat the one that differs in nothing but the weights' shape?
 CONTROLS = (
   Line("baseline_effective", "RetinaNet, localization x mean effective weight"),
@@ -70,10 +62,10 @@ CONTRASTS = {
 TABLES = {
   "table1": Table(
     (
-      Line("baseline", "RetinaNet R{depth}", sizes(35.9, 55.8, 38.4, 19.9, 38.8, 45.0)),
-      Line("both", "IoU-balanced R{depth}", sizes(37.0, 56.2, 39.7, 20.6, 39.8, 46.3)),
-      Line("baseline", "RetinaNet R{depth}", sizes(38.1, 58.5, 40.8, 21.2, 41.5, 48.2), large=True),
-      Line("both", "IoU-balanced R{depth}", sizes(39.2, 58.7, 42.3, 21.5, 42.4, 49.4), large=True),
+      Line("baseline", "RetinaNet R{depth}", (35.9, 55.8, 38.4, 19.9, 38.8, 45.0)),
+      Line("both", "IoU-balanced R{depth}", (37.0, 56.2, 39.7, 20.6, 39.8, 46.3)),
+      Line("baseline", "RetinaNet R{depth}", (38.1, 58.5, 40.8, 21.2, 41.5, 48.2), large=True),
+      Line("both", "IoU-balanced R{depth}", (39.2, 58.7, 42.3, 21.5, 42.4, 49.4), large=True),
     ),
     SIZES,
     "Table 1. {source}. Paper: COCO test-dev, R50 and R101.",  # at [800,1333]
@@ -89,10 +81,10 @@ TABLES = {
   ),
   "table3": Table(
     (
-      BASELINE._replace(paper=ious(53.9, 49.2, 41.9, 30.0, 11.2)),
-      CLS._replace(paper=ious(54.6, 50.2, 42.7, 31.0, 11.4)),
-      LOC._replace(paper=ious(53.7, 49.3, 42.3, 31.8, 13.1)),
-      BOTH._replace(paper=ious(54.3, 50.0, 43.0, 32.1, 13.5)),
+      BASELINE._replace(paper=(53.9, 49.2, 41.9, 30.0, 11.2)),
+      CLS._replace(paper=(54.6, 50.2, 42.7, 31.0, 11.4)),
+      LOC._replace(paper=(53.7, 49.3, 42.3, 31.8, 13.1)),
+      BOTH._replace(paper=(54.3, 50.0, 43.0, 32.1, 13.5)),
     ),
     FIVE_IOUS,
     "Table 3. {source}. Differences, intervals and the paper's column: AP90. "
@@ -102,15 +94,15 @@ TABLES = {
   ),
   "table4": Table(  # one exponent at a time, the other part of the loss as in the baseline
     (
-      Line("baseline", "eta 0.0", {"AP": 34.4}),
-      Line("eta1.0", "eta 1.0", {"AP": 34.7}),
-      Line("eta1.4", "eta 1.4", {"AP": 35.0}),
-      Line("cls", "eta 1.5", {"AP": 35.1}),
-      Line("eta1.6", "eta 1.6", {"AP": 34.9}),
-      Line("lambd0.5", "lambda 0.5", {"AP": 35.0}),
-      Line("lambd1.0", "lambda 1.0", {"AP": 35.1}),
-      Line("loc", "lambda 1.5", {"AP": 35.2}),
-      Line("lambd1.8", "lambda 1.8", {"AP": 35.1}),
+      Line("baseline", "eta 0.0", (34.4,)),
+      Line("eta1.0", "eta 1.0", (34.7,)),
+      Line("eta1.4", "eta 1.4", (35.0,)),
+      Line("cls", "eta 1.5", (35.1,)),
+      Line("eta1.6", "eta 1.6", (34.9,)),
+      Line("lambd0.5", "lambda 0.5", (35.0,)),
+      Line("lambd1.0", "lambda 1.0", (35.1,)),
+      Line("loc", "lambda 1.5", (35.2,)),
+      Line("lambd1.8", "lambda 1.8", (35.1,)),
       Line("loc_eq5", "lambda 1.5, Eq. (5)"),  # no number, "inferior"
     ),
     ("AP", "AP50", "AP75", "AP90"),
@@ -166,8 +158,7 @@ def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], comm
     f"{first.config.train.epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"
   )
   output = Output(folder, source, command, reproduction.smoke)
-  weights = experiment not in TABLES or TABLES[experiment].weights
-  rows = make_rows(EXPERIMENTS[experiment], groups, weights=weights)
+  rows = make_rows(experiment, groups)
   if experiment in TABLES:
     text = write_table(experiment, rows, output)
   else:
@@ -205,28 +196,24 @@ def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command:
   return f"{(figure2 if experiment == 'fig2' else figure3)(rows, output)}\nwrote {folder}"
 
 
-def make_rows(
-  lines: Sequence[Line], groups: Mapping[tuple[str, bool], list[Results]], *, weights: bool
-) -> list[Row]:
-  """Rows of the lines whose runs, by name and size, are there.
-
-  Args:
-    weights: with cells for w_loc as trained and the effective weight over training, means over seeds.
-  """
+def make_rows(experiment: str, groups: Mapping[tuple[str, bool], list[Results]]) -> list[Row]:
+  """Rows of the lines whose runs, by name and size, are there."""
+  table = TABLES.get(experiment)
   rows: list[Row] = []
   baselines: dict[bool, Row] = {}
-  for run, label, paper, large, method in lines:
+  for run, label, paper, large, method in EXPERIMENTS[experiment]:
     found = groups.get((run, large), [])
     if not found:  # a control that was not asked for
       continue
     if method:
       found = [results.soft_nms(r, method) for r in found]
     cells: dict[str, Cell] = {}
-    if weights:
+    if table is None or table.weights:  # means over seeds: as trained, and over training
       cells["w_loc"] = float(np.mean([r.w_loc for r in found]))
       cells["effective weight"] = float(np.mean([r.effective_weight for r in found]))
     label = label.format(depth=found[0].config.model.depth)
-    rows.append(Row(label, found, paper, baselines.get(large), cells))
+    printed = dict(zip(table.figures, paper, strict=False)) if table else {}
+    rows.append(Row(label, found, printed, baselines.get(large), cells))
     baselines.setdefault(large, rows[-1])
   return rows
 

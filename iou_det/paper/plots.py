@@ -191,19 +191,17 @@ def diagnostics(
   plot: Plot,
   steps: Int[np.ndarray, " steps"],
   edges: Float[np.ndarray, " edges"],
-  gradient: Float[np.ndarray, "steps bins"],
-  positives: Float[np.ndarray, "steps bins"],
+  amounts: Mapping[str, Float[np.ndarray, "steps bins"]],
 ) -> None:
-  """Over training: which bins of IoU the localization gradient comes from, and where the positives lie.
+  """Over training: the bins of IoU that something comes from or lies in.
 
   Args:
     edges: ascending ends of the IoU bins.
-    gradient: gradient norm of the positives in each bin, in any unit: each step is divided by its sum. A step
-      that sums to 0 (no positives) is a gap in the plot and empty in the CSV.
-    positives: in each bin, counts or shares; divided likewise.
+    amounts: two of them by name, in any unit: each step is divided by its sum. A step that sums to 0 (no
+      positives) is a gap in the plot and empty in the CSV.
   """
   shares = {}
-  for name, values in (("localization gradient", gradient), ("positives", positives)):
+  for name, values in amounts.items():
     total = values.sum(axis=1, keepdims=True)
     shares[name] = np.divide(values, total, out=np.full(values.shape, np.nan), where=total > 0)
   with plot.panels(4.2, note=bins_text(edges), ncols=2, sharey=True) as axes:

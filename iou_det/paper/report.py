@@ -160,13 +160,14 @@ def with_spread(source: str, seeds: int) -> str:
 def diagnostics(output: Output, name: str, row: Row) -> None:
   """Plots over the training of the first seed: localization gradient and positives by IoU."""
   log = [entry for entry in row.results[0].rows if "positive_share/0.0" in entry]
-  gradient, positives = (
-    np.array([[entry[f"{share}/{i / BINS:.1f}"] for i in range(BINS)] for entry in log])
-    for share in ("localization_gradient_share", "positive_share")
-  )
+  names = {"localization gradient": "localization_gradient_share", "positives": "positive_share"}
+  shares = {
+    name: np.array([[entry[f"{share}/{i / BINS:.1f}"] for i in range(BINS)] for entry in log])
+    for name, share in names.items()
+  }
   caption = (
     f"Positives by the IoU of their predicted box, single training batches, first seed. {output.source}"
   )
   plot = Plot(output, name, f"Where the localization gradient comes from: {row.label}", caption)
   steps = np.array([entry["step"] for entry in log])
-  plots.diagnostics(plot, steps, np.linspace(0, 1, BINS + 1), gradient, positives)
+  plots.diagnostics(plot, steps, np.linspace(0, 1, BINS + 1), shares)

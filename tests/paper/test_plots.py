@@ -38,6 +38,7 @@ BARS = (["none", "cls", "loc"], np.array([*OURS, PAPER]))
 GRADIENT = np.array([[1.0, 1.0, 2.0, 0.0, 0.0], [0.0] * 5, [0.0, 3.0, 0.0, 0.0, 1.0]])
 COUNTS = np.array([[5.0, 5.0, 0.0, 0.0, 0.0], [0.0] * 5, [0.0, 0.0, 1.0, 1.0, 2.0]])
 STEPS = np.array([0, 50, 100])
+AMOUNTS = {"localization gradient": GRADIENT, "positives": COUNTS}
 
 CASES = {
   "mean_scores": ((SCORES,), ["mean score", "a: 978 detections", "5 bins of IoU, 0.1 wide"]),
@@ -46,7 +47,7 @@ CASES = {
   "ap_differences": ((IOUS, GAPS), ["AP - AP of plain (points)", "cls", "loc", "95% intervals"]),
   "sweep": ((CURVES,), ["AP (%)", "AP90 (%)", "localization weight w_loc", "effective weight", "without"]),
   "ap_bars": (BARS, ["paper (COCO)", "+1.5", "-1.0", "+0.8", "AP (%)"]),
-  "diagnostics": ((STEPS, EDGES, GRADIENT, COUNTS), ["training step", "share (%)", "Share of the positives"]),
+  "diagnostics": ((STEPS, EDGES, AMOUNTS), ["training step", "share (%)", "Share of the positives"]),
 }  # fmt: skip
 
 
@@ -175,7 +176,7 @@ def test_what_a_smoke_run_may_have(tmp_path):
   draw(tmp_path, "shares_above", [IOUS, {"a": np.zeros(10), "b": np.zeros(10)}])
   draw(tmp_path, "sweep", [{"with": np.array([WEIGHTS[:1], [1.0], [0.0], [NAN], [0.0], [NAN]])}])
   draw(tmp_path, "ap_bars", [["none"], np.array([[0.0], [NAN], [NAN]])])
-  draw(tmp_path, "diagnostics", [STEPS[:1], EDGES, GRADIENT[:1], COUNTS[:1]])
+  draw(tmp_path, "diagnostics", [STEPS[:1], EDGES, {name: values[:1] for name, values in AMOUNTS.items()}])
   assert [row["mean_score"] for row in rows(tmp_path, "mean_scores")] == [""] * 10
   assert len(list(tmp_path.glob("*.png"))) == 5
 

@@ -5,7 +5,7 @@ import csv
 import numpy as np
 import pytest
 
-from iou_det.paper.experiments import FIVE_IOUS, TABLES
+from iou_det.paper.experiments import FIVE_IOUS, SIZES, TABLES
 from iou_det.paper.output import Output
 
 COLUMNS = ["run", "AP", "difference", "images", "hours"]
@@ -83,7 +83,14 @@ def test_bad_tables_are_refused(tmp_path, change, message):
 
 def printed(name):
   """What the paper printed in a table, by run; Table 1's with the larger backbone as run_large."""
-  return {line.run + "_large" * line.large: line.paper for line in TABLES[name].lines if line.paper}
+  table = TABLES[name]
+  columns = {"table3": FIVE_IOUS, "table4": ("AP",)}.get(name, SIZES)
+  assert table.figures[: len(columns)] == columns
+  return {
+    line.run + "_large" * line.large: dict(zip(columns, line.paper, strict=True))
+    for line in table.lines
+    if line.paper
+  }
 
 
 def test_the_papers_tables_agree_where_they_print_the_same_run():

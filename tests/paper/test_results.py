@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from iou_det.errors import UserError
+from iou_det.evaluation.bootstrap import score_detections
 from iou_det.evaluation.coco import evaluate
-from iou_det.evaluation.overlap import load_candidates, suppress
+from iou_det.evaluation.overlap import best_ious, load_candidates, suppress
 from iou_det.paper import results as paper_results
-from iou_det.paper.results import Results
+from iou_det.paper.results import Results, read_truth
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +21,19 @@ def run(tmp_path_factory, reference):
   workdir = tmp_path_factory.mktemp("copy") / "run"
   shutil.copytree(reference[0], workdir)
   return Results.read(workdir)
+
+
+def test_ground_truth_is_read_once_and_stays_as_it_is(run, shapes_folder):
+  again = Results.read(run.workdir)
+  assert again.truth is run.truth
+  found = run.detections()
+  score_detections(run.truth, found), best_ious(run.truth, found), evaluate(run.truth, found)
+  file = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
+  assert {a["id"]: a["bbox"] for a in run.truth["annotations"]} == {
+    a["id"]: a["bbox"] for a in file["annotations"]
+  }
+  read_truth.cache_clear()
+  assert Results.read(run.workdir).truth == again.truth
 
 
 def test_candidates_become_the_runs_detections_by_nms(run):
