@@ -13,11 +13,7 @@ from iou_det.errors import UserError
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
-  """Parses a config file's argument, `name=value,name=value`; values get the default's type.
-
-  Raises:
-    UserError: for a name that is not in `defaults` or a value of another type.
-  """
+  """Parses a config file's argument, `name=value,name=value`; values get the default's type."""
   values = dict(defaults)
   for item in filter(None, (arg or "").split(",")):
     name, equals, text = item.partition("=")
@@ -33,11 +29,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def loss_settings(eta: float, lambd: float, w_loc: str) -> dict[str, Any]:
-  """Loss settings of a config's argument; w_loc: "paper" (Table 4's for this `lambd`), "auto" or a number.
-
-  Raises:
-    UserError: if w_loc is none of these, or Table 4 has none for this `lambd`.
-  """
+  """Loss settings of a config's argument; w_loc: "paper" (Table 4's for this `lambd`), "auto" or a number."""
   if w_loc == "paper" and lambd not in W_LOC:
     known = ", ".join(map(str, W_LOC))
     raise UserError(
@@ -56,9 +48,6 @@ def check_command_line(argv: list[str]) -> list[str]:
 
   Returns:
     The arguments with the path of a shipped config in place of its name (`--config=shapes:eta=0`), for absl.
-
-  Raises:
-    UserError: for a file that is missing, an argument it refuses, or an unknown field; names the known ones.
   """
   resolved = list(argv)
   config: Any = None
@@ -70,19 +59,18 @@ def check_command_line(argv: list[str]) -> list[str]:
     path = find_config(file)
     resolved[i] = f"{flag}{path}{colon}{arg}"
     config = read_config_file(path, arg)
-  overrides = [
-    a.removeprefix("--").removeprefix("no") for a in argv if a.startswith(("--config.", "--noconfig."))
-  ]
+  fields = [a for a in argv if a.startswith(("--config.", "--noconfig."))]
+  overrides = [a.removeprefix("--").removeprefix("no") for a in fields]
   if overrides and config is None:
     raise UserError(f"--{overrides[0]} is given without --config=FILE; name the file that it changes")
   for override in overrides:
     node = config
     for part in override.split("=", 1)[0].split(".")[1:]:
       if not isinstance(node, ConfigDict) or part not in node:
-        fields = sorted(node) if isinstance(node, ConfigDict) else []
-        near = difflib.get_close_matches(part, fields, n=1)
+        known = sorted(node) if isinstance(node, ConfigDict) else []
+        near = difflib.get_close_matches(part, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"--{override}: there is no field {part!r}; {hint}known here: {', '.join(fields)}")
+        raise UserError(f"--{override}: there is no field {part!r}; {hint}known here: {', '.join(known)}")
       node = node[part]
   return resolved
 
@@ -94,11 +82,7 @@ def shipped_configs() -> Path:
 
 
 def find_config(name: str) -> Path:
-  """The path of a config file, given by its path or, a shipped one, by its name ("shapes").
-
-  Raises:
-    UserError: there is no such file; names the known ones.
-  """
+  """The path of a config file, given by its path or, a shipped one, by its name ("shapes")."""
   path = Path(name)
   shipped = {p.stem: p for p in sorted(shipped_configs().glob("*.py"))}
   if path.is_file():
@@ -110,11 +94,7 @@ def find_config(name: str) -> Path:
 
 
 def read_config_file(path: Path, arg: str = "") -> ConfigDict:
-  """What `get_config(arg)` of a config file returns.
-
-  Raises:
-    UserError: for a file that has no get_config, or an argument that it refuses.
-  """
+  """What `get_config(arg)` of a config file returns."""
   get_config = runpy.run_path(str(path)).get("get_config")
   if get_config is None:
     raise UserError(f"--config={path}: the file has no function get_config; see configs/ for examples")

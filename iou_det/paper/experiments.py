@@ -176,11 +176,7 @@ def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], comm
 
 
 def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command: str) -> str:
-  """Figure 2 or 3 of any scored workdirs; the first is the baseline.
-
-  Raises:
-    UserError: a workdir that is no training run or was not scored; one named twice; too many.
-  """
+  """Figure 2 or 3 of any scored workdirs; the first is the baseline."""
   if len(workdirs) > len(plots.COLOURS):
     raise UserError(f"--workdirs names {len(workdirs)} workdirs; a figure shows {len(plots.COLOURS)} at most")
   rows: list[Row] = []

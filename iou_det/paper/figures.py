@@ -94,8 +94,8 @@ def figure2(rows: Sequence[Row], output: Output) -> str:
   plot = Plot(output, "fig2", "Figure 2: mean score by IoU", caption)
   plots.mean_scores(plot, {label: overlap.score_per_iou(o) for label, o in overlaps.items()})
   correlation = {label: overlap.rank_correlation(o) for label, o in overlaps.items()}
-  points = {label: (o.scores, o.ious, correlation[label]) for label, o in overlaps.items()}
-  plots.score_against_iou(Plot(output, "score_against_iou", "Score against IoU", caption), points)
+  plot = Plot(output, "score_against_iou", "Score against IoU", caption)
+  plots.score_against_iou(plot, overlaps, correlation)
   body: list[list[Cell]] = []
   for row in rows:
     regrets = [regret(r) for r in row.results if r.config.eval.nms == "hard"]  # others suppress nothing

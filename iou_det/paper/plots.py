@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, LogNorm
 
-from iou_det.evaluation.overlap import ScorePerIou
+from iou_det.evaluation.overlap import Overlaps, ScorePerIou
 from iou_det.paper.output import Cell, Plot
 
 # Okabe and Ito's colours, which everybody can tell apart; without their yellow, too pale for lines.
@@ -75,22 +75,16 @@ def shares_above(
   plot.csv(["run", "iou", "share", "difference_points"], rows_of(numbers))
 
 
-def score_against_iou(
-  plot: Plot,
-  runs: Mapping[str, tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"], float | None]],
-) -> None:
-  """Where a run's detections lie by IoU and score: a panel each, one scale of colours.
-
-  Args:
-    runs: scores; IoU of the same detections; their Spearman correlation, None if it is not defined.
-  """
+def score_against_iou(plot: Plot, runs: Mapping[str, Overlaps], spearman: Mapping[str, float | None]) -> None:
+  """Where a run's detections lie by IoU and score: a panel each, one scale of colours; their correlation."""
   across = 2 if len(runs) == 4 else min(len(runs), 3)
   down = math.ceil(len(runs) / across)
   cells: list[Any] = []  # matplotlib's types do not say what a hexbin holds
   with plot.panels(0.9 + 3.2 * down, nrows=down, ncols=across, sharey=True) as axes:
-    for axis, (run, (scores, ious, spearman)) in zip(axes, runs.items(), strict=False):
-      cells.append(axis.hexbin(ious, scores, gridsize=25, extent=(0, 1, 0, 1), mincnt=1, cmap=BINS_COLOURMAP))
-      known = "not defined" if spearman is None else f"{spearman:.3f}"
+    look: dict[str, Any] = {"gridsize": 25, "extent": (0, 1, 0, 1), "mincnt": 1, "cmap": BINS_COLOURMAP}
+    for axis, (run, (scores, ious, _)) in zip(axes, runs.items(), strict=False):
+      cells.append(axis.hexbin(ious, scores, **look))
+      known = "not defined" if spearman[run] is None else f"{spearman[run]:.3f}"
       name = textwrap.fill(run, 80 // across)
       axis.set_title(f"{name}\n{len(scores):,} detections\nSpearman {known}", loc="left", fontsize=9)
       axis.set(xlabel=IOU, xlim=(0, 1), ylim=(0, 1))
@@ -103,8 +97,8 @@ def score_against_iou(
       cell.set_norm(LogNorm(1, most))
     axes[0].figure.colorbar(cells[0], ax=axes[: len(runs)], label="detections in a cell", pad=0.01)
   rows = [
-    [run, spearman, iou, score, int(count)]
-    for (run, (_, _, spearman)), cell in zip(runs.items(), cells, strict=True)
+    [run, spearman[run], iou, score, int(count)]
+    for run, cell in zip(runs, cells, strict=True)
     for (iou, score), count in zip(cell.get_offsets().tolist(), cell.get_array().tolist(), strict=True)
   ]
   plot.csv(["run", "spearman", "cell_iou", "cell_score", "detections"], rows)
@@ -133,8 +127,7 @@ def sweep(plot: Plot, curves: Mapping[str, Float[np.ndarray, "6 _"]]) -> None:
 
   Args:
     curves: for each way to weight: ascending w_loc; mean effective weight over training, mean AP in percent,
-      its spread over seeds, mean AP90, its spread. A spread is drawn up and down from the mean; NaN: not
-      known, not drawn.
+      its spread over seeds (NaN: not known, not drawn), mean AP90, its spread.
   """
   with plot.panels(6.6, nrows=2, ncols=2) as axes:
     for i, (curve, arrays) in enumerate(curves.items()):
@@ -157,9 +150,8 @@ def ap_bars(plot: Plot, names: Sequence[str], ap: Float[np.ndarray, "3 n"]) -> N
   The paper's AP is of another data set and does not stand beside ours; its differences do.
 
   Args:
-    names: the runs, the baseline first.
-    ap: in percent: mean of each run; its spread over seeds, drawn left and right (NaN: not known); the
-      paper's (NaN where it has none; nothing of it is shown if it has none of the baseline).
+    ap: in percent: mean of each run; its spread, NaN if not known; the paper's, NaN where it has none (of the
+      first run: then nothing of it is shown).
   """
   mean, spread, paper = ap
   differences = {"ours": mean - mean[0]}
@@ -226,18 +218,12 @@ def diagnostics(
 
 
 def bins_text(edges: Float[np.ndarray, " edges"]) -> str:
-  widths = np.diff(edges)
-  if np.allclose(widths, widths[0]):
-    return f"{len(widths)} bins of IoU, {widths[0]:.3g} wide, from {edges[0]:.3g} to {edges[-1]:.3g}."
-  return f"Bins of IoU with ends {', '.join(f'{edge:.3g}' for edge in edges)}."
+  width = np.diff(edges)[0]
+  return f"{len(edges) - 1} bins of IoU, {width:.3g} wide, from {edges[0]:.3g} to {edges[-1]:.3g}."
 
 
 def legend_above(axes: Axes, *, letters: int = 108) -> None:
-  """A legend between title and panel, where it covers no data, in as many columns as fit.
-
-  Args:
-    letters: how many stand in the panel's width; 108 is a panel as wide as the figure.
-  """
+  """A legend between title and panel, where it covers no data; in the panel's width stand so many letters."""
   _, labels = axes.get_legend_handles_labels()
   columns = max(1, min(len(labels), letters // (max(map(len, labels)) + 6)))
   axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.4)

@@ -81,19 +81,9 @@ def scored_run(results: Results) -> Scored:
 
 
 def ap_table(
-  output: Output,
-  name: str,
-  intervals: Intervals,
-  figures: Sequence[str],
-  *,
-  caption: str,
-  compared: str = "AP",
+  output: Output, name: str, intervals: Intervals, figures: Sequence[str], *, caption: str, compared: str
 ) -> str:
-  """Our figures, the difference to the baseline with interval and spread, the paper's.
-
-  Args:
-    compared: figure of the difference, of the spreads and of the paper's columns: AP or AP at one IoU.
-  """
+  """Our figures; the difference to the baseline, spreads and the paper's number for `compared` (AP, AP90)."""
   extra = list(dict.fromkeys(name for row in intervals.rows for name in row.cells))
   differences = ["difference", "95% low", "95% high", "difference spread"]
   last = ["spread", f"paper {compared}", "paper difference"]

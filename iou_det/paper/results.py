@@ -1,7 +1,4 @@
-"""What a finished run left in its workdir, and its detections made in another way.
-
-These are: with soft-NMS, before NMS, or on COCO's test-dev.
-"""
+"""What a finished run left in its workdir; its detections with soft-NMS, before NMS, on COCO's test-dev."""
 
 import functools
 import json
@@ -38,7 +35,6 @@ class Results:
     """Of the run's own val split; `variant`: of eval/SPLIT_VARIANT, detections made in another way.
 
     Raises:
-      UserError: the workdir is no training run.
       FileNotFoundError: it has not been scored.
     """
     config = read_config(workdir)
@@ -146,14 +142,8 @@ def newer(path: Path, results: Results) -> bool:
 def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
   """Detects on test-dev2017 and writes what COCO's evaluation server takes: a zip with one JSON file in it.
 
-  A zip that is there and newer than the run's scores stays as it is.
-
-  Args:
-    root: COCO folder with test2017/ and annotations/image_info_test-dev2017.json.
-    name: of the method in the file's name, detections_test-dev2017_NAME_results.
-
-  Raises:
-    UserError: the images or their list are not there or damaged.
+  A zip that is there and newer than the run's scores stays as it is. `name` is the method's, as the server
+  wants it in the file's name; `root` is the COCO folder.
   """
   stem = f"detections_test-dev2017_{name}_results"
   path = out / f"{stem}.zip"

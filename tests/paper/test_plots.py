@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from iou_det.evaluation.overlap import ScorePerIou
+from iou_det.evaluation.overlap import Overlaps, ScorePerIou
 from iou_det.paper import plots
 from iou_det.paper.output import Output, Plot
 
@@ -28,7 +28,9 @@ SCORES = {
   "b": ScorePerIou(EDGES, rounded(5), np.array([1, 2, 3, 4, 5])),
 }
 SHARES = {"a": np.linspace(0.9, 0.0, 10), "b": np.linspace(0.95, 0.0, 10)}
-POINTS = {"a": (rounded(400), rounded(400), 0.5), "b": (np.zeros(0), np.zeros(0), None)}
+POINTS = {"a": Overlaps(rounded(400), rounded(400), 0), "b": Overlaps(np.zeros(0), np.zeros(0), 0)}
+SPEARMAN = {"a": 0.5, "b": None}
+RANKS = ["400 detections", "Spearman 0.500", "0 detections", "not defined"]
 GAPS = {"cls": np.array([rounded(10), rounded(10) - 1, rounded(10) + 1]), "loc": np.array([rounded(10)] * 3)}
 WEIGHTS = np.array([1.0, 2.0, 3.049])
 CURVES = {"with": np.array([WEIGHTS, *rounded(5, 3)]), "without": np.array([WEIGHTS[:2], *rounded(5, 2)])}
@@ -43,7 +45,7 @@ AMOUNTS = {"localization gradient": GRADIENT, "positives": COUNTS}
 CASES = {
   "mean_scores": ((SCORES,), ["mean score", "a: 978 detections", "5 bins of IoU, 0.1 wide"]),
   "shares_above": ((IOUS, SHARES), ["share of detections (%)", "a (points)", "+5.00", "IoU"]),
-  "score_against_iou": ((POINTS,), ["400 detections", "Spearman 0.500", "0 detections", "not defined"]),
+  "score_against_iou": ((POINTS, SPEARMAN), RANKS),
   "ap_differences": ((IOUS, GAPS), ["AP - AP of plain (points)", "cls", "loc", "95% intervals"]),
   "sweep": ((CURVES,), ["AP (%)", "AP90 (%)", "localization weight w_loc", "effective weight", "without"]),
   "ap_bars": (BARS, ["paper (COCO)", "+1.5", "-1.0", "+0.8", "AP (%)"]),
@@ -185,4 +187,5 @@ def test_one_to_seven_runs(tmp_path):
   seven = {f"a rather long name of run {i}": SCORES["a"] for i in range(7)}
   draw(tmp_path, "mean_scores", [seven])
   assert len(rows(tmp_path, "mean_scores")) == 35
-  draw(tmp_path, "score_against_iou", [{name: POINTS["a"] for name in list(seven)[:4]}])
+  four = list(seven)[:4]
+  draw(tmp_path, "score_against_iou", [dict.fromkeys(four, POINTS["a"]), dict.fromkeys(four, 0.5)])

@@ -67,7 +67,7 @@ def test_difference_and_spread_are_those_of_the_seeds(results, tmp_path):
                    for a, b in zip(rows[2].results, rows[0].results, strict=True)]))  # fmt: skip
 
   output = Output(tmp_path, "here", "make it")
-  text = report.ap_table(output, "table", intervals, ("AP", "AP60"), caption="A table.")
+  text = report.ap_table(output, "table", intervals, ("AP", "AP60"), caption="A table.", compared="AP")
   assert "A table." in text and "Made by `make it`" in text
   with (tmp_path / "table.csv").open() as file:
     plain, _, better = csv.DictReader(file)
