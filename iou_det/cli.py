@@ -46,9 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     print(flags.FLAGS.module_help(module))
     sys.exit(0)
   set_up_logging()
-  sys.argv = [f"iou-det {command}", *argv[1:]]  # ml_collections looks for --config.a.b there
   try:
-    check_command_line(argv[1:])
+    # ml_collections looks for --config.a.b in sys.argv
+    sys.argv = [f"iou-det {command}", *check_command_line(argv[1:])]
     rest = flags.FLAGS(sys.argv)
     if command in ("bench", "predict", "reproduce"):  # take arguments that are no flags
       module.main(rest[1:])

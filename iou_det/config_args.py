@@ -1,7 +1,6 @@
 """Strict reading of config files, their arguments and overrides on the command line."""
 
 import difflib
-import itertools
 import runpy
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,7 @@ from iou_det.errors import UserError
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
-  """Parses a config file's argument, `name=value,name=value`; values get the default's type.
-
-  Raises:
-    UserError: for a name that is not in `defaults` or a value of another type.
-  """
+  """Parses a config file's argument, `name=value,name=value`; values get the default's type."""
   values = dict(defaults)
   for item in filter(None, (arg or "").split(",")):
     name, equals, text = item.partition("=")
@@ -34,11 +29,7 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
 
 
 def loss_settings(eta: float, lambd: float, w_loc: str) -> dict[str, Any]:
-  """Loss settings of a config's argument; w_loc: "paper" (Table 4's for this `lambd`), "auto" or a number.
-
-  Raises:
-    UserError: if w_loc is none of these, or Table 4 has none for this `lambd`.
-  """
+  """Loss settings of a config's argument; w_loc: "paper" (Table 4's for this `lambd`), "auto" or a number."""
   if w_loc == "paper" and lambd not in W_LOC:
     known = ", ".join(map(str, W_LOC))
     raise UserError(
@@ -52,43 +43,58 @@ def loss_settings(eta: float, lambd: float, w_loc: str) -> dict[str, Any]:
     raise UserError(f"w_loc={w_loc}: must be paper, auto or a number") from None
 
 
-def check_command_line(argv: list[str]) -> None:
+def check_command_line(argv: list[str]) -> list[str]:
   """Checks `--config=FILE:ARG` and the names of `--config.a.b` before absl parses them.
 
-  Raises:
-    UserError: for a file that is missing, an argument it refuses, or an unknown field; names the known ones.
+  Returns:
+    The arguments with the path of a shipped config in place of its name (`--config=shapes:eta=0`), for absl.
   """
-  given = [a.split("=", 1)[1] for a in argv if a.startswith("--config=")]
-  given += [b for a, b in itertools.pairwise(argv) if a == "--config"]
-  overrides = [
-    a.removeprefix("--").removeprefix("no") for a in argv if a.startswith(("--config.", "--noconfig."))
-  ]
-  if not given:
-    if overrides:
-      raise UserError(f"--{overrides[0]} is given without --config=FILE; name the file that it changes")
-    return
-  path, _, arg = given[-1].partition(":")
-  config = read_config_file(Path(path), arg)
+  resolved = list(argv)
+  config: Any = None
+  for i, argument in enumerate(argv):
+    flag = "--config=" if argument.startswith("--config=") else ""
+    if not flag and (i == 0 or argv[i - 1] != "--config"):
+      continue
+    file, colon, arg = argument.removeprefix(flag).partition(":")
+    path = find_config(file)
+    resolved[i] = f"{flag}{path}{colon}{arg}"
+    config = read_config_file(path, arg)
+  fields = [a for a in argv if a.startswith(("--config.", "--noconfig."))]
+  overrides = [a.removeprefix("--").removeprefix("no") for a in fields]
+  if overrides and config is None:
+    raise UserError(f"--{overrides[0]} is given without --config=FILE; name the file that it changes")
   for override in overrides:
-    node: Any = config
+    node = config
     for part in override.split("=", 1)[0].split(".")[1:]:
       if not isinstance(node, ConfigDict) or part not in node:
-        fields = sorted(node) if isinstance(node, ConfigDict) else []
-        near = difflib.get_close_matches(part, fields, n=1)
+        known = sorted(node) if isinstance(node, ConfigDict) else []
+        near = difflib.get_close_matches(part, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise UserError(f"--{override}: there is no field {part!r}; {hint}known here: {', '.join(fields)}")
+        raise UserError(f"--{override}: there is no field {part!r}; {hint}known here: {', '.join(known)}")
       node = node[part]
+  return resolved
+
+
+def shipped_configs() -> Path:
+  """The folder configs/: inside an installed package, beside it in a clone."""
+  inside = Path(__file__).parent / "configs"
+  return inside if inside.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def find_config(name: str) -> Path:
+  """The path of a config file, given by its path or, a shipped one, by its name ("shapes")."""
+  path = Path(name)
+  shipped = {p.stem: p for p in sorted(shipped_configs().glob("*.py"))}
+  if path.is_file():
+    return path
+  if name in shipped:
+    return shipped[name]
+  beside = sorted(map(str, path.parent.glob("*.py"))) if path.suffix else []
+  raise UserError(f"--config={name}: there is no such file; known: {', '.join([*beside, *shipped])}")
 
 
 def read_config_file(path: Path, arg: str = "") -> ConfigDict:
-  """What `get_config(arg)` of a config file returns.
-
-  Raises:
-    UserError: for a file that is missing or has no get_config, or an argument that it refuses.
-  """
-  if not path.is_file():
-    known = ", ".join(str(p) for p in sorted(path.parent.glob("*.py"))) or "none in that folder"
-    raise UserError(f"--config={path}: there is no such file; known: {known}")
+  """What `get_config(arg)` of a config file returns."""
   get_config = runpy.run_path(str(path)).get("get_config")
   if get_config is None:
     raise UserError(f"--config={path}: the file has no function get_config; see configs/ for examples")
@@ -98,7 +104,7 @@ def read_config_file(path: Path, arg: str = "") -> ConfigDict:
 def config_from_flag(flag: flags.FlagHolder) -> ConfigDict:
   """The validated config of a `--config` flag."""
   if flag.value is None:
-    raise UserError("--config is missing; for example --config=configs/shapes.py")
+    raise UserError("--config is missing; for example --config=shapes")
   config = flag.value
   validate(config)
   return config

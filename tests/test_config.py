@@ -129,6 +129,24 @@ def test_command_line_check_names_the_near_field():
     check_command_line(["--config.train.epochs=3"])
 
 
+def test_shipped_configs_are_found_by_name_and_files_by_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  path = f"{CONFIGS / 'shapes.py'}"
+  more = ["--config.train.epochs=3", "--workdir=w"]
+  assert check_command_line(["--config=shapes:eta=0,lambd=0", *more]) == [
+    f"--config={path}:eta=0,lambd=0",
+    *more,
+  ]
+  assert check_command_line([*more, "--config", "shapes"]) == [*more, "--config", path]
+  assert check_command_line([f"--config={path}:eta=0", *more]) == [f"--config={path}:eta=0", *more]
+  with pytest.raises(UserError, match="no such file; known: bccd, deeppcb, paper, retinanet, shapes"):
+    check_command_line(["--config=shape"])
+  (tmp_path / "shapes").write_text(
+    "from iou_det.config import base_config as get_config"
+  )  # the user's own file comes first
+  assert check_command_line(["--config=shapes"]) == ["--config=shapes"]
+
+
 @pytest.mark.parametrize(("short", "portrait", "size"), [(800, False, (800, 1344)), (600, True, (1024, 608))])
 def test_input_size_is_padded_to_32(short, portrait, size):
   config = shapes_config()

@@ -16,9 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from iou_det.errors import UserError
-from iou_det.paper import experiments as paper_experiments
-from iou_det.paper.reproduce import EXPERIMENTS, dry_run, plan, run_all
-from iou_det.paper.runs import PRESETS, Place
+from iou_det.paper.experiments import EXPERIMENTS, figures_of, write
+from iou_det.paper.reproduce import dry_run, plan, run_all
+from iou_det.paper.runs import PRESETS, Reproduction
 
 PRESET = flags.DEFINE_enum("preset", "shapes", PRESETS, "What to train on; coco is the paper's protocol.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs, tables and figures.", required=True)
@@ -49,29 +49,23 @@ def main(arguments: list[str]) -> None:
     given = [f.name for f in (PRESET, DATA, SEEDS, DRY_RUN, SMOKE) if f.present]
     if given:
       raise UserError(f"--{given[0]} has no meaning with --workdirs, which trains nothing; leave it out")
-    print(
-      paper_experiments.figures_of(
-        experiment, [Path(w) for w in WORKDIRS.value], workdir / experiment, command
-      )
-    )
+    print(figures_of(experiment, [Path(w) for w in WORKDIRS.value], workdir / experiment, command))
     return
   if SMOKE.value and DATA.value:
     raise UserError("--smoke trains on shapes that it makes itself; leave out --data")
   data = str(workdir / "smoke_data") if SMOKE.value else DATA.value
   if PRESET.value == "coco" and not data and experiment != "fig1":
     raise UserError("--preset=coco needs --data=DIR: a COCO folder, or what TFDS or `prepare` made of it")
-  place = Place(workdir, PRESET.value, data, SMOKE.value)
-  experiments = list(EXPERIMENTS) if experiment == "all" else [experiment]
+  reproduction = Reproduction(workdir, PRESET.value, data, SMOKE.value)
+  controls = CONTROLS.value or experiment == "all"
   plans = {
-    name: plan(
-      name, place, seeds=SEEDS.value,
-      controls=name == "table2" and (CONTROLS.value or experiment == "all"))
-    for name in experiments
-  }  # fmt: skip
+    name: plan(name, reproduction, seeds=SEEDS.value, controls=controls)
+    for name in (EXPERIMENTS if experiment == "all" else [experiment])
+  }
   if DRY_RUN.value:
     every = list(dict.fromkeys(run for runs in plans.values() for run in runs))  # shared ones once
-    print(f"{experiment}\n{dry_run(every, place)}" if every else f"{experiment}: nothing to train")
+    print(f"{experiment}\n{dry_run(every, reproduction)}" if every else f"{experiment}: nothing to train")
     return
   for name, runs in plans.items():
-    run_all(runs, place)
-    print(paper_experiments.write(name, place, runs, command))
+    run_all(runs, reproduction)
+    print(write(name, reproduction, runs, command))

@@ -1,323 +1,262 @@
-"""What each experiment writes, from its finished runs."""
+"""The tables and figures as data, with what arXiv:1908.05641 printed, and their making from finished runs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from iou_det.errors import UserError
-from iou_det.evaluation.coco import IOUS
-from iou_det.paper import ap_plots, detections, figure1, figures, numbers, plots
-from iou_det.paper.report import SMOKE, Intervals, Row, ap_table, bars, contrast_table, with_spread
+from iou_det.paper import plots, report, results
+from iou_det.paper.figures import figure1, figure2, figure3
+from iou_det.paper.output import Cell, Output, Plot
+from iou_det.paper.report import Intervals, Row
 from iou_det.paper.results import Results
-from iou_det.paper.runs import CONTROLS, SWEEP, TABLE2, TABLE4, Place, Run
-from iou_det.paper.tables import Cell, write_table
-from iou_det.training.diagnostics import BINS
+from iou_det.paper.runs import SWEEP, Reproduction, Run
 
-LABELS = {
-  "baseline": "RetinaNet",
-  "cls": "+ cls (eta 1.5)",
-  "loc": "+ loc (lambda 1.5)",
-  "both": "+ both",
-  "baseline_effective": "RetinaNet, localization x mean effective weight",
-  "baseline_w_loc": "RetinaNet, localization x w_loc",
-  "loc_eq5": "+ loc by Eq. (5)",
-  "both_eq5": "+ both by Eq. (5)",
-  "balanced_l1": "balanced L1 (Libra R-CNN)",
-  "ghm_r": "GHM-R",
-  "bounded_iou": "bounded IoU loss",
-  "isr": "ISR (PISA)",
+SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # columns, named as in our metrics.json
+FIVE_IOUS = ("AP50", "AP60", "AP70", "AP80", "AP90")
+
+
+class Line(NamedTuple):
+  """A line of a table, a run in a figure or a point of a curve."""
+
+  run: str  # of `iou_det.paper.runs.RUNS`
+  label: str  # with {depth} of the backbone
+  paper: tuple[float, ...] = ()  # printed in the table's first columns: AP on COCO, percent
+  large: bool = False  # the run with the larger backbone
+  soft_nms: str = ""  # "linear" or "gaussian": its detections made with soft-NMS
+
+
+@dataclass(frozen=True)
+class Table:
+  """A table of AP; the first line of each backbone is the baseline of the others."""
+
+  lines: tuple[Line, ...]
+  figures: tuple[str, ...]  # columns
+  caption: str  # with {source} of the numbers
+  compared: str = "AP"  # figure of differences, spreads and the paper's columns
+  weights: bool = True  # columns w_loc and effective weight
+  bars: str = ""  # title of the table as a plot; "": none
+  differences: bool = False  # a plot of the differences of AP at each IoU
+
+
+BASELINE = Line("baseline", "RetinaNet", (34.4, 53.9, 36.6, 17.2, 38.2, 48.0))
+CLS = Line("cls", "+ cls (eta 1.5)", (35.1, 54.6, 37.5, 18.4, 38.5, 47.8))
+LOC = Line("loc", "+ loc (lambda 1.5)", (35.2, 53.7, 37.6, 17.9, 39.3, 48.5))
+BOTH = Line("both", "+ both", (35.7, 54.3, 38.0, 17.7, 39.4, 48.8))
+# Controls of Table 2: does a run beat the one that differs in nothing but the weights' shape?
+CONTROLS = (
+  Line("baseline_effective", "RetinaNet, localization x mean effective weight"),
+  Line("baseline_w_loc", "RetinaNet, localization x w_loc"),
+  Line("loc_eq5", "+ loc by Eq. (5)"),
+  Line("both_eq5", "+ both by Eq. (5)"),
+)
+CONTRASTS = {
+  "loc": ("baseline_effective", "baseline_w_loc"),
+  "loc_eq5": ("baseline",),
+  "both_eq5": ("cls",),
+  "both": ("cls", "loc"),
 }
-# What Table 2's controls are for: does a run beat the one that differs in nothing but the weights' shape?
-CONTRASTS = (
-  ("loc", "baseline_effective"), ("loc", "baseline_w_loc"), ("loc_eq5", "baseline"), ("both_eq5", "cls"),
-  ("both", "cls"), ("both", "loc"),
-)  # fmt: skip
-TABLE4_KEYS = {
-  "baseline": ("eta", 0.0), "eta1.0": ("eta", 1.0), "eta1.4": ("eta", 1.4), "cls": ("eta", 1.5),
-  "eta1.6": ("eta", 1.6), "lambd0.5": ("lambd", 0.5), "lambd1.0": ("lambd", 1.0), "loc": ("lambd", 1.5),
-  "lambd1.8": ("lambd", 1.8),
-}  # fmt: skip
+TABLES = {
+  "table1": Table(
+    (
+      Line("baseline", "RetinaNet R{depth}", (35.9, 55.8, 38.4, 19.9, 38.8, 45.0)),
+      Line("both", "IoU-balanced R{depth}", (37.0, 56.2, 39.7, 20.6, 39.8, 46.3)),
+      Line("baseline", "RetinaNet R{depth}", (38.1, 58.5, 40.8, 21.2, 41.5, 48.2), large=True),
+      Line("both", "IoU-balanced R{depth}", (39.2, 58.7, 42.3, 21.5, 42.4, 49.4), large=True),
+    ),
+    SIZES,
+    "Table 1. {source}. Paper: COCO test-dev, R50 and R101.",  # at [800,1333]
+    weights=False,
+    bars="Table 1",
+  ),
+  "table2": Table(
+    (BASELINE, CLS, LOC, BOTH, *CONTROLS),
+    (*SIZES, "AP90"),
+    "Table 2. {source}. Paper: COCO val-2017, R50.",  # at [600,1000], as Tables 3 and 4
+    bars="Table 2",
+    differences=True,
+  ),
+  "table3": Table(
+    (
+      BASELINE._replace(paper=(53.9, 49.2, 41.9, 30.0, 11.2)),
+      CLS._replace(paper=(54.6, 50.2, 42.7, 31.0, 11.4)),
+      LOC._replace(paper=(53.7, 49.3, 42.3, 31.8, 13.1)),
+      BOTH._replace(paper=(54.3, 50.0, 43.0, 32.1, 13.5)),
+    ),
+    FIVE_IOUS,
+    "Table 3. {source}. Differences, intervals and the paper's column: AP90. "
+    "Every IoU: ap_differences.csv. Paper: COCO val-2017, R50.",
+    compared="AP90",
+    differences=True,
+  ),
+  "table4": Table(  # one exponent at a time, the other part of the loss as in the baseline
+    (
+      Line("baseline", "eta 0.0", (34.4,)),
+      Line("eta1.0", "eta 1.0", (34.7,)),
+      Line("eta1.4", "eta 1.4", (35.0,)),
+      Line("cls", "eta 1.5", (35.1,)),
+      Line("eta1.6", "eta 1.6", (34.9,)),
+      Line("lambd0.5", "lambda 0.5", (35.0,)),
+      Line("lambd1.0", "lambda 1.0", (35.1,)),
+      Line("loc", "lambda 1.5", (35.2,)),
+      Line("lambd1.8", "lambda 1.8", (35.1,)),
+      Line("loc_eq5", "lambda 1.5, Eq. (5)"),  # no number, "inferior"
+    ),
+    ("AP", "AP50", "AP75", "AP90"),
+    "Table 4. {source}. The row eta 0.0 is lambda 0 too. Paper: COCO val-2017, R50.",
+    bars="Table 4",
+  ),
+  "comparison": Table(
+    (
+      BASELINE,
+      BOTH,
+      Line("balanced_l1", "balanced L1 (Libra R-CNN)"),
+      Line("ghm_r", "GHM-R"),
+      Line("bounded_iou", "bounded IoU loss"),
+      Line("isr", "ISR (PISA)"),
+      Line("baseline", "RetinaNet, soft-NMS (linear)", soft_nms="linear"),
+      Line("both", "+ both, soft-NMS (linear)", soft_nms="linear"),
+      Line("baseline", "RetinaNet, soft-NMS (gaussian)", soft_nms="gaussian"),
+      Line("both", "+ both, soft-NMS (gaussian)", soft_nms="gaussian"),
+    ),
+    (*SIZES, "AP90"),
+    "Other methods beside IoU-balanced losses. {source}. Balanced L1 and GHM-R have their authors' weights "
+    "for RetinaNet, the other localization losses one fitted on the matched anchors. Paper: COCO val-2017, "
+    "R50, its Table 2.",
+    bars="Methods compared",
+  ),
+}
+WITHOUT, WITH = "without IoU balancing (lambda 0)", "with IoU balancing (lambda 1.5)"
+EXPERIMENTS: dict[str, tuple[Line, ...]] = {
+  **{name: TABLES[name].lines for name in ("table1", "table2", "table3", "table4")},
+  "fig1": (),
+  "fig2": (BASELINE, CLS),
+  "fig3": (BASELINE, LOC),
+  "comparison": TABLES["comparison"].lines,
+  "wloc_sweep": (
+    *(Line("baseline" if w == 1.0 else f"weight{w}", WITHOUT) for w in SWEEP),
+    *(Line(f"loc_weight{w}", WITH) for w in SWEEP),
+  ),
+}
 
 
-def write(experiment: str, place: Place, runs: Sequence[Run], command: str) -> str:
+def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], command: str) -> str:
   """Writes W/PRESET/EXPERIMENT/ and returns what to print: tables as Markdown, and where the files are."""
-  out = place.workdir / place.name / experiment
-  stamp = SMOKE if place.smoke else ""
+  folder = reproduction.workdir / reproduction.name / experiment
   if experiment == "fig1":
-    figure1.write(out, stamp=stamp)
-    return f"wrote {out}"
+    figure1(Output(folder, "", command, reproduction.smoke))
+    return f"wrote {folder}"
   groups: dict[tuple[str, bool], list[Results]] = {}
   for run in runs:
-    groups.setdefault((run.name, run.large), []).append(Results.read(place.of(run)))
-  first = groups["baseline", False][0]
-  rule = describe(place, first, seeds=len(groups["baseline", False]))
-  writer = {
-    "table1": table1, "table2": table2, "table3": table3, "table4": table4, "comparison": comparison,
-    "wloc_sweep": wloc_sweep, "fig2": fig2, "fig3": fig3,
-  }[experiment]  # fmt: skip
-  text = writer(groups, out, rule=rule, command=command, stamp=stamp)
-  if experiment == "table1" and place.preset == "coco":
-    for (name, _), results in groups.items():
-      for r in results:
+    groups.setdefault((run.name, run.large), []).append(Results.read(reproduction.folder(run)))
+  first, seeds = groups["baseline", False][0], len(groups["baseline", False])
+  source = (
+    f"{reproduction.preset}, split {first.config.data.val_split} ({first.metrics['images']} images), "
+    f"{first.config.train.epochs} epochs, {seeds} seed{'s' if seeds > 1 else ''}"
+  )
+  output = Output(folder, source, command, reproduction.smoke)
+  rows = make_rows(experiment, groups)
+  if experiment in TABLES:
+    text = write_table(experiment, rows, output)
+  else:
+    text = {"fig2": figure2, "fig3": figure3, "wloc_sweep": wloc_sweep}[experiment](rows, output)
+  if experiment == "table1" and reproduction.preset == "coco":
+    for (name, _), found in groups.items():
+      for r in found:
         method = f"iou-det-{name}-r{r.config.model.depth}-seed{r.config.seed}"
         try:
-          text += f"\nfor the evaluation server: {detections.test_dev(r, Path(place.data), method, out)}"
+          zipped = results.test_dev(r, Path(reproduction.data), method, folder)
+          text += f"\nfor the evaluation server: {zipped}"
         except UserError as error:  # the table above stands without them
           text += f"\nno results for the evaluation server: {error}"
-  return f"{text}\nwrote {out}"
+  return f"{text}\nwrote {folder}"
 
 
-def figures_of(experiment: str, workdirs: Sequence[Path], out: Path, command: str) -> str:
-  """Figure 2 or 3 of any scored workdirs; the first is the baseline.
-
-  Raises:
-    UserError: a workdir that is no training run or was not scored; two of one name.
-  """
-  runs: dict[str, list[Results]] = {}
+def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command: str) -> str:
+  """Figure 2 or 3 of any scored workdirs; the first is the baseline."""
+  if len(workdirs) > len(plots.COLOURS):
+    raise UserError(f"--workdirs names {len(workdirs)} workdirs; a figure shows {len(plots.COLOURS)} at most")
+  rows: list[Row] = []
   for workdir in workdirs:
-    if str(workdir) in runs:
+    if str(workdir) in [row.label for row in rows]:
       raise UserError(f"--workdirs names {workdir} twice")
     try:
-      runs[str(workdir)] = [Results.read(workdir)]
+      rows.append(Row(str(workdir), [Results.read(workdir)], baseline=rows[0] if rows else None))
     except FileNotFoundError as error:
       raise UserError(f"{workdir} was not scored ({error.filename} is missing); run iou-det eval") from None
-  first = runs[str(workdirs[0])][0]
-  rule = f"Split {first.config.data.val_split} ({first.metrics['images']} images)"
-  draw = figures.figure2 if experiment == "fig2" else figure3
-  return f"{draw(runs, out, rule=rule, command=command, stamp='')}\nwrote {out}"
+  first = rows[0].results[0]
+  output = Output(folder, f"Split {first.config.data.val_split} ({first.metrics['images']} images)", command)
+  return f"{(figure2 if experiment == 'fig2' else figure3)(rows, output)}\nwrote {folder}"
 
 
-def describe(place: Place, results: Results, seeds: int) -> str:
-  """Where the figures come from, in a sentence for captions."""
-  d, t = results.config.data, results.config.train
-  return (
-    f"{place.preset}, split {d.val_split} ({results.metrics['images']} images), {t.epochs} epochs, "
-    f"{seeds} seed{'s' if seeds > 1 else ''}"
+def make_rows(experiment: str, groups: Mapping[tuple[str, bool], list[Results]]) -> list[Row]:
+  """Rows of the lines whose runs, by name and size, are there."""
+  table = TABLES.get(experiment)
+  rows: list[Row] = []
+  baselines: dict[bool, Row] = {}
+  for run, label, paper, large, method in EXPERIMENTS[experiment]:
+    found = groups.get((run, large), [])
+    if not found:  # a control that was not asked for
+      continue
+    if method:
+      found = [results.soft_nms(r, method) for r in found]
+    cells: dict[str, Cell] = {}
+    if table is None or table.weights:  # means over seeds: as trained, and over training
+      cells["w_loc"] = float(np.mean([r.w_loc for r in found]))
+      cells["effective weight"] = float(np.mean([r.effective_weight for r in found]))
+    label = label.format(depth=found[0].config.model.depth)
+    printed = dict(zip(table.figures, paper, strict=False)) if table else {}
+    rows.append(Row(label, found, printed, baselines.get(large), cells))
+    baselines.setdefault(large, rows[-1])
+  return rows
+
+
+def write_table(experiment: str, rows: Sequence[Row], output: Output) -> str:
+  table = TABLES[experiment]
+  intervals = Intervals(rows, smoke=output.smoke)
+  caption = table.caption.format(source=output.source)
+  text = report.ap_table(
+    output, experiment, intervals, table.figures, caption=caption, compared=table.compared
   )
-
-
-Groups = dict[tuple[str, bool], list[Results]]
-
-
-def table1(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
-  rows = []
-  for large in (False, True):
-    depth = groups["baseline", large][0].config.model.depth
-    paper = "r101" if large else "r50"
-    base = f"RetinaNet R{depth}"
-    rows.append(Row(base, groups["baseline", large], numbers.TABLE1[f"{paper}_baseline"]))
-    rows.append(
-      Row(f"IoU-balanced R{depth}", groups["both", large], numbers.TABLE1[f"{paper}_both"], baseline=base)
-    )
-  for half in (rows[:2], rows[2:]):
-    depth = half[0].results[0].config.model.depth
-    bars(half, out / f"table1_r{depth}_bars", title=f"Table 1, R{depth}", rule=rule, stamp=stamp)
-  return ap_table(
-    rows,
-    Intervals(rows, stamp),
-    numbers.SIZES,
-    out / "table1",
-    caption=f"Table 1. {rule}. Paper: COCO test-dev, R50 and R101.",
-    command=command,
-    stamp=stamp,
-  )
-
-
-def compared(groups: Groups, names: Sequence[str], paper: dict[str, dict[str, float]]) -> list[Row]:
-  """A row for each name; all but the first are compared with the baseline."""
-  return [
-    Row(
-      LABELS[name], groups[name, False], paper.get(name, {}),
-      baseline="" if name == "baseline" else LABELS["baseline"], cells=weights(groups[name, False]),
-    )
-    for name in names
-  ]  # fmt: skip
-
-
-def weights(results: list[Results]) -> dict[str, float]:
-  """Columns of a row: w_loc as trained, and the effective weight over training (means over seeds)."""
-  return {
-    "w_loc": float(np.mean([r.w_loc for r in results])),
-    "effective weight": float(np.mean([r.effective_weight for r in results])),
-  }
-
-
-def table2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
-  names = [n for n in (*TABLE2, *CONTROLS) if (n, False) in groups]
-  rows = compared(groups, names, numbers.TABLE2)
-  intervals = Intervals(rows, stamp)
-  text = ap_table(
-    rows,
-    intervals,
-    (*numbers.SIZES, "AP90"),
-    out / "table2",
-    caption=f"Table 2. {rule}. Paper: COCO val-2017, R50.",
-    command=command,
-    stamp=stamp,
-  )
-  bars(rows, out / "table2_bars", title="Table 2", rule=rule, stamp=stamp)
-  for name in ("baseline", "loc"):
-    diagnostics(groups[name, False][0], out / f"diagnostics_{name}", LABELS[name], rule, stamp)
-  differences(rows, intervals, out / "ap_differences", rule, stamp)
-  row_of = {name: row for name, row in zip(names, rows, strict=True)}
-  pairs = [(row_of[a], row_of[b]) for a, b in CONTRASTS if a in row_of and b in row_of]
-  contrasts = contrast_table(
-    pairs,
-    intervals,
-    out / "contrasts",
-    caption=f"Differences between the rows of Table 2. {rule}.",
-    command=command,
-    stamp=stamp,
-  )
-  return f"{text}\n{contrasts}"
-
-
-def table3(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
-  rows = compared(groups, TABLE2, numbers.TABLE3)
-  intervals = Intervals(rows, stamp)
-  differences(rows, intervals, out / "ap_differences", rule, stamp)
-  return ap_table(
-    rows,
-    intervals,
-    numbers.IOUS,
-    out / "table3",
-    paper="AP90",
-    ious=(0.9,),
-    command=command,
-    stamp=stamp,
-    caption=f"Table 3. {rule}. Differences, intervals and the paper's column: AP90. "
-    "Every IoU: ap_differences.csv. Paper: COCO val-2017, R50.",
-  )
-
-
-def table4(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
-  rows = []
-  for name in TABLE4:
-    results = groups[name, False]
-    kind, value = TABLE4_KEYS.get(name, ("lambd", 1.5))
-    label = {"eta": f"eta {value}", "lambd": f"lambda {value}"}[kind] + (", Eq. (5)" if "eq5" in name else "")
-    paper = numbers.TABLE4[kind, value] if name in TABLE4_KEYS else {}
-    base = "" if name == "baseline" else "eta 0.0"
-    rows.append(Row(label, results, paper, base, weights(results)))
-  text = ap_table(
-    rows,
-    Intervals(rows, stamp),
-    ("AP", "AP50", "AP75", "AP90"),
-    out / "table4",
-    caption=f"Table 4. {rule}. The row eta 0.0 is lambda 0 too. Paper: COCO val-2017, R50.",
-    command=command,
-    stamp=stamp,
-  )
-  bars(rows, out / "table4_bars", title="Table 4", rule=rule, stamp=stamp)
+  if table.differences:
+    report.ap_differences(output, intervals)
+  if table.bars:
+    baselines = [row for row in rows if row.baseline is None]
+    for base in baselines:
+      shown = [row for row in rows if row is base or row.baseline is base]
+      depth = base.results[0].config.model.depth
+      name, title = ("", "") if len(baselines) == 1 else (f"_r{depth}", f", R{depth}")
+      report.ap_bars(output, f"{experiment}{name}_bars", shown, table.bars + title)
+  if experiment == "table2":
+    row_of = {line.run: row for line in table.lines for row in rows if row.label == line.label}
+    for run in ("baseline", "loc"):
+      report.diagnostics(output, f"diagnostics_{run}", row_of[run])
+    pairs = [(row_of[a], row_of[b]) for a in CONTRASTS for b in CONTRASTS[a] if a in row_of and b in row_of]
+    caption = f"Differences between the rows of Table 2. {output.source}."
+    text += "\n" + report.contrast_table(output, "contrasts", intervals, pairs, caption=caption)
   return text
 
 
-def comparison(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
-  rows = compared(groups, [name for name, large in groups if not large], numbers.TABLE2)
-  for method in ("linear", "gaussian"):
-    for name in ("baseline", "both"):
-      again = [detections.soft_nms(r, method) for r in groups[name, False]]
-      label = f"{LABELS[name]}, soft-NMS ({method})"
-      rows.append(Row(label, again, baseline=LABELS["baseline"], cells=weights(again)))
-  text = ap_table(
-    rows,
-    Intervals(rows, stamp),
-    (*numbers.SIZES, "AP90"),
-    out / "comparison",
-    caption=f"Other methods beside IoU-balanced losses. {rule}. Balanced L1 and GHM-R have their "
-    "authors' weights for RetinaNet, the other localization losses one fitted on the matched anchors. Paper: "
-    "COCO val-2017, R50, its Table 2.",
-    command=command,
-    stamp=stamp,
-  )
-  bars(rows, out / "comparison_bars", title="Methods compared", rule=rule, stamp=stamp)
-  return text
-
-
-def wloc_sweep(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
-  curves = {}
+def wloc_sweep(rows: Sequence[Row], output: Output) -> str:
+  """AP and AP90 against the localization weight, and against the mean effective weight."""
   body: list[list[Cell]] = []
-  for label, name_of in (
-    ("without IoU balancing (lambda 0)", lambda w: "baseline" if w == 1.0 else f"weight{w}"),
-    ("with IoU balancing (lambda 1.5)", lambda w: f"loc_weight{w}"),
-  ):
-    rows = {w: Row(label, groups[name_of(w), False]) for w in SWEEP if (name_of(w), False) in groups}
-    cells: list[list[float | None]] = []
-    for w, row in rows.items():
-      ap = [figure for name in ("AP", "AP90") for figure in (row.mean(name), row.spread(name))]
-      cells.append([w, weights(row.results)["effective weight"], *ap])
-    curves[label] = tuple(np.array(cells, float).T)  # None becomes NaN
-    body += [[label, *row] for row in cells]
-  ap_plots.sweep(
-    curves,
-    out / "wloc_sweep",
-    title="AP against the localization weight",
-    rule=with_spread(rule, seeds=len(groups["baseline", False])),
-    stamp=stamp,
-  )
-  return write_table(
-    out / "wloc_sweep_table",
+  for row in rows:
+    ap = [figure for name in ("AP", "AP90") for figure in (row.mean(name), row.spread(name))]
+    body.append([row.label, *row.cells.values(), *ap])
+  curves = {
+    label: np.array([line[1:] for line in body if line[0] == label], float).T  # None becomes NaN
+    for label in (WITHOUT, WITH)
+  }
+  caption = report.with_spread(output.source, len(rows[0].results))
+  plots.sweep(Plot(output, "wloc_sweep", "AP against the localization weight", caption), curves)
+  return output.table(
+    "wloc_sweep_table",
     ["run", "w_loc", "effective weight", "AP", "AP spread", "AP90", "AP90 spread"],
     body,
-    caption=f"AP against the localization weight. {rule}. The effective weight is the localization loss over "
-    "what it is with weights of 1, averaged over training.",
-    command=command,
+    caption=f"AP against the localization weight. {output.source}. The effective weight is the localization "
+    "loss over what it is with weights of 1, averaged over training.",
     formats={"w_loc": ".1f", "effective weight": ".2f", "AP spread": ".2f", "AP90 spread": ".2f"},
-    stamp=stamp,
-  )
-
-
-def fig2(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
-  runs = {LABELS[name]: results for (name, _), results in groups.items()}
-  return figures.figure2(runs, out, rule=rule, command=command, stamp=stamp)
-
-
-def fig3(groups: Groups, out: Path, *, rule: str, command: str, stamp: str) -> str:
-  runs = {LABELS[name]: results for (name, _), results in groups.items()}
-  return figure3(runs, out, rule=rule, command=command, stamp=stamp)
-
-
-def figure3(runs: dict[str, list[Results]], out: Path, *, rule: str, command: str, stamp: str) -> str:
-  """Shares of detections above each IoU, and the difference of AP at each IoU."""
-  base = next(iter(runs))
-  rows = [Row(label, results, baseline="" if label == base else base) for label, results in runs.items()]
-  differences(rows, Intervals(rows, stamp), out / "ap_differences", rule, stamp)
-  return figures.figure3(runs, out, rule=rule, command=command, stamp=stamp)
-
-
-def differences(rows: Sequence[Row], intervals: Intervals, stem: Path, rule: str, stamp: str) -> None:
-  """AP difference at each IoU with its interval."""
-  base = rows[0].label
-  shown = {}
-  for row in rows[1:]:
-    ends = np.array([intervals.between(row, rows[0], (iou,))[:3] for iou in IOUS])
-    shown[row.label] = (ends[:, 0], ends[:, 1], ends[:, 2])
-  ap_plots.ap_differences(
-    np.array(IOUS),
-    shown,
-    stem,
-    baseline=base,
-    title="AP at each IoU against the baseline",
-    rule=f"{rule}; 95% intervals of a bootstrap over images, paired by image and seed.",
-    stamp=stamp,
-  )
-
-
-def diagnostics(results: Results, stem: Path, label: str, rule: str, stamp: str) -> None:
-  """Over training: shares of the localization gradient and of the positives by IoU."""
-  rows = [row for row in results.rows if "positive_share/0.0" in row]
-  shares = {
-    name: np.array([[row[f"{name}/{i / BINS:.1f}"] for i in range(BINS)] for row in rows])
-    for name in ("localization_gradient_share", "positive_share")
-  }
-  plots.diagnostics(
-    np.array([row["step"] for row in rows]),
-    np.linspace(0, 1, BINS + 1),
-    shares["localization_gradient_share"],
-    shares["positive_share"],
-    stem,
-    title=f"Where the localization gradient comes from: {label}",
-    rule=f"Positives by the IoU of their predicted box, single training batches, first seed. {rule}",
-    stamp=stamp,
   )

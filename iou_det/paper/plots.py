@@ -1,171 +1,90 @@
-"""Plots of detections and of training, from plain arrays: Figures 2 and 3 of arXiv:1908.05641 and more.
+"""Plots of detections, of AP and of training.
 
-Every function writes STEM.png, STEM.svg and STEM.csv, which holds every number that is drawn. They share
-these arguments:
-
-  stem: path without its ending; the folder is made.
-  title: above the panels.
-  rule: sentences below the panels that say how the numbers were made: data, matching rule, what a spread is.
-  stamp: drawn across the plot, in its title and in every row of the CSV, such as "smoke, not a result".
-
-`runs` maps the name of each run, as the legend shows it, to its numbers; the order is kept.
+`runs` maps the name of each run, as the legend shows it, to its numbers; the order is kept. There are at most
+as many as COLOURS.
 """
 
 import math
 import textwrap
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, LogNorm
 
-from iou_det.paper.canvas import (
-  BINS_COLOURMAP,
-  COLOURS,
-  MARKERS,
-  cells_of,
-  check_ascending,
-  check_lengths,
-  check_runs,
-  check_unit,
-  drawing,
-  legend_above,
-)  # fmt: skip
-from iou_det.paper.tables import Cell, with_ending, write_csv
+from iou_det.evaluation.overlap import Overlaps, ScorePerIou
+from iou_det.paper.output import Cell, Plot
 
+# Okabe and Ito's colours, which everybody can tell apart; without their yellow, too pale for lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vP*"
+BINS_COLOURMAP = "viridis"  # for what has an order
 IOU = "IoU with the ground truth"
 
 
-def mean_scores(
-  edges: Float[np.ndarray, " edges"],
-  runs: Mapping[str, tuple[Float[np.ndarray, " _"], Int[np.ndarray, " _"]]],
-  stem: Path,
-  *,
-  title: str,
-  rule: str,
-  stamp: str = "",
-) -> None:
-  """Figure 2: mean score of the detections in each bin of IoU, runs side by side, and how many there are.
-
-  Args:
-    edges: ascending ends of the IoU bins, one more than bins; a bin holds its lower end.
-    runs: mean score of each bin, in [0, 1], anything where the bin is empty; detections in each bin.
-
-  Raises:
-    ValueError: a run with another number of bins; edges that do not ascend; too many runs.
-  """
-  bins = len(edges) - 1
-  check_ascending("ends of bins", edges, least=2)
-  check_runs(runs, least=1)
-  rows: list[list[Cell]] = []
-  with drawing(
-    stem, title=title, caption=f"{_bins_text(edges)} {rule}", stamp=stamp,
-    rows=2, height=5.0, sharex=True, height_ratios=(2, 1)) as (_, (top, bottom)):  # fmt: skip
-    for i, (run, (mean, counts)) in enumerate(runs.items()):
-      check_lengths(run, bins, "bins", {"mean score": mean, "count": counts})
+def mean_scores(plot: Plot, runs: Mapping[str, ScorePerIou]) -> None:
+  """Figure 2: mean score of the detections in each bin of IoU, runs side by side, and how many there are."""
+  edges = next(iter(runs.values())).edges
+  grid: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (2, 1)}
+  with plot.panels(5.0, note=bins_text(edges), **grid) as (top, bottom):
+    for i, (run, (_, mean, counts)) in enumerate(runs.items()):
       full = counts > 0
-      check_unit(run, "mean score", mean[full])
       width = 0.84 * np.diff(edges) / len(runs)
       left = edges[:-1] + 0.08 * np.diff(edges) + i * width
       label = f"{run}: {counts.sum():,} detections"
       top.bar(left[full], mean[full], width[full], align="edge", color=COLOURS[i], label=label)
       bottom.bar(left, counts, width, align="edge", color=COLOURS[i])
-      for low, high, value, count in zip(edges[:-1], edges[1:], mean.tolist(), counts.tolist(), strict=True):
-        rows.append([run, float(low), float(high), value if count else None, count])
     top.set(ylabel="mean score", ylim=(0, None))
     bottom.set_yscale("symlog", linthresh=1)  # a logarithm that can show an empty bin
     bottom.set(ylabel="detections", ylim=(0, None), xlabel=IOU, xlim=(edges[0], edges[-1]))
     for axis in (top, bottom):
       axis.grid(axis="x", visible=False)
     legend_above(top)
-  columns = ["run", "iou_from", "iou_to", "mean_score", "detections"]
-  write_csv(with_ending(stem, ".csv"), columns, rows, stamp=stamp)
+  means = {run: np.where(counts > 0, mean, np.nan) for run, (_, mean, counts) in runs.items()}
+  numbers = {run: (edges[:-1], edges[1:], means[run], bins.counts) for run, bins in runs.items()}
+  plot.csv(["run", "iou_from", "iou_to", "mean_score", "detections"], rows_of(numbers))
 
 
 def shares_above(
-  thresholds: Float[np.ndarray, " thresholds"],
-  runs: Mapping[str, Float[np.ndarray, " _"]],
-  stem: Path,
-  *,
-  title: str,
-  rule: str,
-  stamp: str = "",
+  plot: Plot, thresholds: Float[np.ndarray, " n"], runs: Mapping[str, Float[np.ndarray, " n"]]
 ) -> None:
-  """Figure 3: share of the detections at or above each IoU, and its difference to the first run.
-
-  Args:
-    thresholds: ascending IoUs.
-    runs: share of all of the run's detections, in [0, 1]; the first run is the baseline.
-
-  Raises:
-    ValueError: a run with another number of shares; thresholds that do not ascend; no second run; too many
-      runs; a share outside [0, 1].
-  """
-  check_ascending("thresholds", thresholds, least=1)
-  check_runs(runs, least=2)
-  for run, shares in runs.items():
-    check_lengths(run, len(thresholds), "thresholds", {"share": shares})
-    check_unit(run, "share", shares)
+  """Figure 3: share of a run's detections at or above each IoU, and its difference to the first run."""
   (baseline, reference), *_ = runs.items()
-  rows: list[list[Cell]] = []
-  with drawing(
-    stem, title=title, caption=rule, stamp=stamp,
-    rows=2, height=5.4, sharex=True, height_ratios=(3, 2)) as (_, (top, bottom)):  # fmt: skip
-    for i, (run, shares) in enumerate(runs.items()):
-      points = 100 * (shares - reference)
+  differences = {run: 100 * (shares - reference) for run, shares in runs.items()}
+  with plot.panels(5.4, nrows=2, sharex=True, height_ratios=(3, 2)) as (top, bottom):
+    for i, (run, points) in enumerate(differences.items()):
       look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i]}
-      top.plot(thresholds, 100 * shares, label=run, **look)
+      top.plot(thresholds, 100 * runs[run], label=run, **look)
       bottom.plot(thresholds, points, linestyle="--" if i == 0 else "-", **look)
       if i == 1 and len(runs) == 2:
+        near: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center"}
         for x, y in zip(thresholds, points, strict=True):
-          up = y >= 0
-          bottom.annotate(
-            f"{y:+z.2f}", (x, y), (0, 6 if up else -6), textcoords="offset points", fontsize=8,
-            ha="center", va="bottom" if up else "top")  # fmt: skip
-      for iou, share, more in zip(thresholds.tolist(), shares.tolist(), points.tolist(), strict=True):
-        rows.append([run, iou, share, more])
+          offset, side = ((0, 6), "bottom") if y >= 0 else ((0, -6), "top")
+          bottom.annotate(f"{y:+z.2f}", (x, y), offset, va=side, **near)
     top.set(ylabel="share of detections (%)", ylim=(0, None))
     bottom.set(xlabel=f"{IOU}, at least", xticks=thresholds)
     bottom.set_ylabel(textwrap.fill(f"difference to {baseline} (points)", 22))
     bottom.tick_params(axis="x", labelrotation=45 if len(thresholds) > 11 else 0)
     bottom.margins(y=0.25)
     legend_above(top)
-  write_csv(with_ending(stem, ".csv"), ["run", "iou", "share", "difference_points"], rows, stamp=stamp)
+  numbers = {run: (thresholds, runs[run], points) for run, points in differences.items()}
+  plot.csv(["run", "iou", "share", "difference_points"], rows_of(numbers))
 
 
-def score_against_iou(
-  runs: Mapping[str, tuple[Float[np.ndarray, " _"], Float[np.ndarray, " _"], float | None]],
-  stem: Path,
-  *,
-  title: str,
-  rule: str,
-  stamp: str = "",
-) -> None:
-  """Where a run's detections lie by IoU and score: a panel each, one scale of colours.
-
-  Args:
-    runs: scores; IoU of the same detections; their Spearman correlation, None if it is not defined.
-
-  Raises:
-    ValueError: scores and IoUs of different numbers; values outside [0, 1]; no run.
-  """
-  check_runs(runs, least=1)
+def score_against_iou(plot: Plot, runs: Mapping[str, Overlaps], spearman: Mapping[str, float | None]) -> None:
+  """Where a run's detections lie by IoU and score: a panel each, one scale of colours; their correlation."""
   across = 2 if len(runs) == 4 else min(len(runs), 3)
   down = math.ceil(len(runs) / across)
   cells: list[Any] = []  # matplotlib's types do not say what a hexbin holds
-  with drawing(
-    stem, title=title, caption=rule, stamp=stamp,
-    rows=down, columns=across, height=0.9 + 3.2 * down, sharey=True) as (figure, axes):  # fmt: skip
-    for axis, (run, (scores, ious, spearman)) in zip(axes, runs.items(), strict=False):
-      check_lengths(run, len(scores), "scores", {"IoU": ious})
-      check_unit(run, "score", scores)
-      check_unit(run, "IoU", ious)
-      cells.append(axis.hexbin(ious, scores, gridsize=25, extent=(0, 1, 0, 1), mincnt=1, cmap=BINS_COLOURMAP))
-      known = "not defined" if spearman is None else f"{spearman:.3f}"
+  with plot.panels(0.9 + 3.2 * down, nrows=down, ncols=across, sharey=True) as axes:
+    look: dict[str, Any] = {"gridsize": 25, "extent": (0, 1, 0, 1), "mincnt": 1, "cmap": BINS_COLOURMAP}
+    for axis, (run, (scores, ious, _)) in zip(axes, runs.items(), strict=False):
+      cells.append(axis.hexbin(ious, scores, **look))
+      known = "not defined" if spearman[run] is None else f"{spearman[run]:.3f}"
       name = textwrap.fill(run, 80 // across)
       axis.set_title(f"{name}\n{len(scores):,} detections\nSpearman {known}", loc="left", fontsize=9)
       axis.set(xlabel=IOU, xlim=(0, 1), ylim=(0, 1))
@@ -176,54 +95,108 @@ def score_against_iou(
     most = max([10, *(count for cell in cells for count in cell.get_array().tolist())])
     for cell in cells:
       cell.set_norm(LogNorm(1, most))
-    figure.colorbar(cells[0], ax=axes[: len(runs)], label="detections in a cell", pad=0.01)
-  rows: list[list[Cell]] = []
-  for (run, (_, _, spearman)), cell in zip(runs.items(), cells, strict=True):
-    for (iou, score), count in zip(cell.get_offsets().tolist(), cell.get_array().tolist(), strict=True):
-      rows.append([run, spearman, iou, score, int(count)])
-  columns = ["run", "spearman", "cell_iou", "cell_score", "detections"]
-  write_csv(with_ending(stem, ".csv"), columns, rows, stamp=stamp)
+    axes[0].figure.colorbar(cells[0], ax=axes[: len(runs)], label="detections in a cell", pad=0.01)
+  rows = [
+    [run, spearman[run], iou, score, int(count)]
+    for run, cell in zip(runs, cells, strict=True)
+    for (iou, score), count in zip(cell.get_offsets().tolist(), cell.get_array().tolist(), strict=True)
+  ]
+  plot.csv(["run", "spearman", "cell_iou", "cell_score", "detections"], rows)
+
+
+def ap_differences(
+  plot: Plot, ious: Float[np.ndarray, " n"], runs: Mapping[str, Float[np.ndarray, "3 n"]], *, baseline: str
+) -> None:
+  """AP at each IoU minus the baseline's: points of AP, lower and upper end of the 95% interval."""
+  with plot.panels(4.2, note="Bars: 95% intervals.") as (axis,):
+    axis.axhline(0, color="black", linewidth=1)
+    step = 0.6 * np.diff(ious).min(initial=0.05) / len(runs)
+    for i, (run, (difference, low, high)) in enumerate(runs.items()):
+      x = ious + step * (i - (len(runs) - 1) / 2)
+      axis.vlines(x, low, high, color=COLOURS[i], linewidth=2)
+      axis.plot(x, difference, MARKERS[i], color=COLOURS[i], markersize=6, label=run)
+    axis.set(xlabel="IoU that counts as correct", xticks=ious)
+    axis.set_ylabel(textwrap.fill(f"AP - AP of {baseline} (points)", 40))
+    axis.grid(axis="x", visible=False)
+    legend_above(axis)
+  plot.csv(["run", "iou", "difference", "low", "high"], rows_of({r: (ious, *n) for r, n in runs.items()}))
+
+
+def sweep(plot: Plot, curves: Mapping[str, Float[np.ndarray, "6 _"]]) -> None:
+  """AP and AP90 against the localization weight w_loc (above) and against the effective weight (below).
+
+  Args:
+    curves: for each way to weight: ascending w_loc; mean effective weight over training, mean AP in percent,
+      its spread over seeds (NaN: not known, not drawn), mean AP90, its spread.
+  """
+  with plot.panels(6.6, nrows=2, ncols=2) as axes:
+    for i, (curve, arrays) in enumerate(curves.items()):
+      weights, effective, ap, ap_spread, ap90, ap90_spread = arrays
+      look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "capsize": 3, "label": curve}
+      for x, (left, right) in zip((weights, effective), (axes[:2], axes[2:]), strict=True):
+        left.errorbar(x, ap, ap_spread, **look)
+        right.errorbar(x, ap90, ap90_spread, **look)
+    for i, axis in enumerate(axes):
+      below = ("localization weight w_loc", "effective weight (mean over training)")[i // 2]
+      axis.set(xlabel=below, ylabel=("AP (%)", "AP90 (%)")[i % 2])
+    legend_above(axes[0], letters=50)
+  columns = ["curve", "weight", "effective_weight", "ap", "ap_spread", "ap90", "ap90_spread"]
+  plot.csv(columns, rows_of(curves))
+
+
+def ap_bars(plot: Plot, names: Sequence[str], ap: Float[np.ndarray, "3 n"]) -> None:
+  """A table as a plot: AP of each run with its spread over seeds; beside it what each adds to the first run.
+
+  The paper's AP is of another data set and does not stand beside ours; its differences do.
+
+  Args:
+    ap: in percent: mean of each run; its spread, NaN if not known; the paper's, NaN where it has none (of the
+      first run: then nothing of it is shown).
+  """
+  mean, spread, paper = ap
+  differences = {"ours": mean - mean[0]}
+  numbers = {"ap": mean, "ap_spread": spread, "difference": mean - mean[0]}
+  if not np.isnan(paper[0]):
+    differences["paper (COCO)"] = paper - paper[0]
+    numbers |= {"paper_ap": paper, "paper_difference": paper - paper[0]}
+  y = np.arange(len(names))
+  with plot.panels(1.9 + 0.42 * len(names), ncols=2, sharey=True) as (left, right):
+    left.errorbar(mean, y, xerr=spread, fmt="o", color=COLOURS[0], capsize=3)
+    left.set(xlabel="AP (%)", yticks=y, yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    height = 0.8 / len(differences)
+    for i, (label, more) in enumerate(differences.items()):
+      given = ~np.isnan(more)
+      middle = y - 0.4 + height * (i + 0.5)
+      bars = right.barh(middle[given], more[given], height, color=COLOURS[i], label=label)
+      right.bar_label(bars, [f"{v:+z.1f}" for v in more[given]], padding=3, fontsize=8)
+    right.axvline(0, color="black", linewidth=1)
+    known = np.concatenate(list(differences.values()))
+    low, high = min(-0.1, np.nanmin(known)), max(0.1, np.nanmax(known))  # a tenth even if nothing differs
+    right.set_xlim(low - 0.15 * (high - low), high + 0.15 * (high - low))  # room for the numbers at the bars
+    right.set(xlabel=textwrap.fill(f"AP - AP of {names[0]} (points)", 40))
+    right.grid(axis="y", visible=False)
+    legend_above(right, letters=50)
+  plot.csv(["run", *numbers], list(zip(names, *map(cells_of, numbers.values()), strict=True)))
 
 
 def diagnostics(
+  plot: Plot,
   steps: Int[np.ndarray, " steps"],
   edges: Float[np.ndarray, " edges"],
-  gradient: Float[np.ndarray, "_ _"],
-  positives: Float[np.ndarray, "_ _"],
-  stem: Path,
-  *,
-  title: str,
-  rule: str,
-  stamp: str = "",
+  amounts: Mapping[str, Float[np.ndarray, "steps bins"]],
 ) -> None:
-  """Over training: which bins of IoU the localization gradient comes from, and where the positives lie.
+  """Over training: the bins of IoU that something comes from or lies in.
 
   Args:
-    steps: ascending training steps.
-    edges: ascending ends of the IoU bins, one more than bins.
-    gradient: gradient norm of the positives in each bin at each step, in any unit: each step is divided by
-      its sum. A step that sums to 0 (no positives) is a gap in the plot and empty in the CSV.
-    positives: positives in each bin at each step, counts or shares; divided likewise.
-
-  Raises:
-    ValueError: arrays that are not steps x bins; values that are negative or not finite; no
-      steps, or steps or ends that do not ascend.
+    edges: ascending ends of the IoU bins.
+    amounts: two of them by name, in any unit: each step is divided by its sum. A step that sums to 0 (no
+      positives) is a gap in the plot and empty in the CSV.
   """
-  check_ascending("ends of bins", edges, least=2)
-  check_ascending("steps", steps, least=1)
-  panels = {"localization gradient": gradient, "positives": positives}
-  shape = (len(steps), len(edges) - 1)
   shares = {}
-  for name, values in panels.items():
-    if values.shape != shape:
-      raise ValueError(f"{name}: an array of {values.shape} for {shape[0]} steps x {shape[1]} bins")
-    if not np.all(np.isfinite(values) & (values >= 0)):
-      raise ValueError(f"{name}: values are negative or not finite")
+  for name, values in amounts.items():
     total = values.sum(axis=1, keepdims=True)
-    shares[name] = np.divide(values, total, out=np.full(shape, np.nan), where=total > 0)
-  with drawing(
-    stem, title=title, caption=f"{_bins_text(edges)} {rule}", stamp=stamp,
-    columns=2, height=4.2, sharey=True) as (figure, axes):  # fmt: skip
+    shares[name] = np.divide(values, total, out=np.full(values.shape, np.nan), where=total > 0)
+  with plot.panels(4.2, note=bins_text(edges), ncols=2, sharey=True) as axes:
     ends = np.append(steps, steps[-1] + np.diff(steps, prepend=steps[-1] - 1)[-1])
     scale = BoundaryNorm(edges, 256)
     colours = colormaps[BINS_COLOURMAP](scale(edges[:-1]))
@@ -234,19 +207,33 @@ def diagnostics(
       axis.set(xlabel="training step", xlim=(ends[0], ends[-1]), ylim=(0, 100))
     axes[0].set_ylabel("share (%)")
     colours = ScalarMappable(scale, BINS_COLOURMAP)
-    figure.colorbar(colours, ax=axes, label=IOU, pad=0.01, spacing="proportional", ticks=edges)
+    axes[0].figure.colorbar(colours, ax=axes, label=IOU, pad=0.01, spacing="proportional", ticks=edges)
   rows = [
     [name, step, float(edges[i]), float(edges[i + 1]), value]
     for name, share in shares.items()
     for step, row in zip(steps.tolist(), share, strict=True)
     for i, value in enumerate(cells_of(row))
   ]
-  write_csv(with_ending(stem, ".csv"), ["share_of", "step", "iou_from", "iou_to", "share"], rows, stamp=stamp)
+  plot.csv(["share_of", "step", "iou_from", "iou_to", "share"], rows)
 
 
-def _bins_text(edges: Float[np.ndarray, " edges"]) -> str:
-  """The bins in words."""
-  widths = np.diff(edges)
-  if np.allclose(widths, widths[0]):
-    return f"{len(widths)} bins of IoU, {widths[0]:.3g} wide, from {edges[0]:.3g} to {edges[-1]:.3g}."
-  return f"Bins of IoU with ends {', '.join(f'{edge:.3g}' for edge in edges)}."
+def bins_text(edges: Float[np.ndarray, " edges"]) -> str:
+  width = np.diff(edges)[0]
+  return f"{len(edges) - 1} bins of IoU, {width:.3g} wide, from {edges[0]:.3g} to {edges[-1]:.3g}."
+
+
+def legend_above(axes: Axes, *, letters: int = 108) -> None:
+  """A legend between title and panel, where it covers no data; in the panel's width stand so many letters."""
+  _, labels = axes.get_legend_handles_labels()
+  columns = max(1, min(len(labels), letters // (max(map(len, labels)) + 6)))
+  axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, borderaxespad=0.2, columnspacing=1.4)
+
+
+def rows_of(runs: Mapping[str, Iterable[Shaped[np.ndarray, " _"]]]) -> list[list[Cell]]:
+  """A row for each number of each run: the run's name and what its arrays have there."""
+  return [[run, *cells] for run, arrays in runs.items() for cells in zip(*map(cells_of, arrays), strict=True)]
+
+
+def cells_of(values: Shaped[np.ndarray, " n"]) -> list[Cell]:
+  """NaN as None: a cell that stays empty."""
+  return [None if math.isnan(value) else value for value in values.tolist()]

@@ -1,6 +1,8 @@
-"""What a finished run left in its workdir, and whether it is finished."""
+"""What a finished run left in its workdir; its detections with soft-NMS, before NMS, on COCO's test-dev."""
 
+import functools
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,31 +11,30 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
+from iou_det.data import open_dataset
+from iou_det.data.coco import missing_images
+from iou_det.data.source import from_files, from_rows, list_problems
+from iou_det.detector import ground_truth, load_run
 from iou_det.errors import UserError
+from iou_det.evaluation.overlap import save_candidates
 from iou_det.workdir import read_config, read_metrics
 
 
 @dataclass(frozen=True)
 class Results:
-  """A run's config, log and scores.
-
-  Attributes:
-    folder: with detections.json and metrics.json.
-    rows: of metrics.jsonl.
-  """
+  """A run's config, log and scores."""
 
   workdir: Path
-  folder: Path
+  folder: Path  # with detections.json and metrics.json
   config: ConfigDict
   metrics: dict[str, Any]
-  rows: list[dict[str, Any]]
+  rows: list[dict[str, Any]]  # of metrics.jsonl
 
   @classmethod
   def read(cls, workdir: Path, variant: str = "") -> "Results":
     """Of the run's own val split; `variant`: of eval/SPLIT_VARIANT, detections made in another way.
 
     Raises:
-      UserError: the workdir is no training run.
       FileNotFoundError: it has not been scored.
     """
     config = read_config(workdir)
@@ -48,6 +49,12 @@ class Results:
   def detections(self) -> list[dict[str, Any]]:
     """COCO results."""
     return json.loads((self.folder / "detections.json").read_text())
+
+  @property
+  def truth(self) -> dict[str, Any]:
+    """What the run was scored against, as COCO annotations."""
+    d = self.config.data
+    return read_truth(d.path, d.val_split, d.val_annotations)
 
   def figure(self, name: str) -> float | None:
     """AP, AP75, APs, ... or AP at any of the ten IoUs (AP60), in percent; None where there is none."""
@@ -77,10 +84,10 @@ class Results:
     return float(np.average(weights, weights=np.diff(steps, prepend=0)))
 
 
-def images_per_second(workdir: Path) -> float | None:
-  """Of a run, finished or not: median over its log without the first step (compilation); None if unknown."""
-  rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
-  return float(np.median([row["images_per_second"] for row in rows[1:]])) if len(rows) > 1 else None
+@functools.cache
+def read_truth(path: str, split: str, annotations: str) -> dict[str, Any]:
+  """Read once for all runs and seeds; not to be changed."""
+  return ground_truth(open_dataset(path, split), annotations)
 
 
 def finished(config: ConfigDict, workdir: Path) -> bool:
@@ -95,3 +102,75 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
     return False  # training there says what differs
   last = results.training[-1] if results.training else {"epoch": 0, "step": 0}
   return last["epoch"] >= config.train.epochs and results.metrics["step"] == last["step"]
+
+
+def soft_nms(results: Results, method: str) -> Results:
+  """Scores the run's last checkpoint with soft-NMS ("linear" or "gaussian"), unless that was done before."""
+  variant = f"soft_nms_{method}"
+  try:
+    again = Results.read(results.workdir, variant)
+    if again.metrics["step"] == results.metrics["step"]:
+      return again
+  except FileNotFoundError:
+    pass  # not done yet
+  run = load_run(results.workdir, str(results.metrics["step"]))
+  run.detector.config.eval.nms = method
+  d = results.config.data
+  scored = run.detector.evaluate(run.variables, open_dataset(d.path, d.val_split), d.val_annotations)
+  scored.write(results.workdir / "eval" / f"{d.val_split}_{variant}", step=run.step, split=d.val_split)
+  return Results.read(results.workdir, variant)
+
+
+def candidates(results: Results) -> Path:
+  """File with all that entered the run's NMS, made if it is not there or older than its scores."""
+  path = results.folder / "candidates.npz"
+  if not newer(path, results):
+    run = load_run(results.workdir, str(results.metrics["step"]))
+    config = run.detector.config
+    m, e, d = config.model, config.eval, config.data
+    every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(run.detector.categories)
+    e.update(nms="none", max_detections=every)
+    save_candidates(path, run.detector.detect(run.variables, open_dataset(d.path, d.val_split)))
+  return path
+
+
+def newer(path: Path, results: Results) -> bool:
+  """Whether a file was made after the run was scored."""
+  return path.exists() and path.stat().st_mtime >= (results.folder / "metrics.json").stat().st_mtime
+
+
+def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
+  """Detects on test-dev2017 and writes what COCO's evaluation server takes: a zip with one JSON file in it.
+
+  A zip that is there and newer than the run's scores stays as it is. `name` is the method's, as the server
+  wants it in the file's name; `root` is the COCO folder.
+  """
+  stem = f"detections_test-dev2017_{name}_results"
+  path = out / f"{stem}.zip"
+  if newer(path, results):
+    return path
+  listed, images = root / "annotations" / "image_info_test-dev2017.json", root / "test2017"
+  if not listed.is_file() or not images.is_dir():
+    raise UserError(
+      f"test-dev results need {listed} and {images}; get both from cocodataset.org, then the same command "
+      "goes on from here"
+    )
+  try:
+    rows = [
+      (i["id"], i["file_name"], i["height"], i["width"]) for i in json.loads(listed.read_text())["images"]
+    ]
+  except (ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{listed} is no list of COCO images ({error}); get it again") from None
+  run = load_run(results.workdir, str(results.metrics["step"]))
+  annotations = from_rows(rows, [[] for _ in rows])
+  problems = missing_images(images, annotations)
+  if problems:
+    raise UserError(f"{len(problems)} images of {listed} are missing: {list_problems(problems)}")
+  source = from_files("test-dev2017", run.detector.categories, annotations, images)
+  found = run.detector.detect(run.variables, source)
+  out.mkdir(parents=True, exist_ok=True)
+  part = out / f"{stem}.part"
+  with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
+    file.writestr(f"{stem}.json", json.dumps(found))
+  part.replace(path)
+  return path

@@ -1,10 +1,10 @@
-"""The trained detectors behind the paper's tables and figures: what each one's config is, and its results.
+"""The trained detectors behind the paper's tables and figures: their names, folders and configs.
 
 A run is named for its losses and shared by all tables that need it:
 W/runs/PRESET/NAME/seedS is the workdir that `iou-det train` would make of the same config.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from iou_det.config import W_LOC, with_loss
-from iou_det.config_args import read_config_file
+from iou_det.config_args import read_config_file, shipped_configs
 from iou_det.errors import UserError
 from iou_det.paper.results import Results
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 PRESETS = ("coco", "deeppcb", "shapes")
 SWEEP = (0.5, 1.0, 2.0, 3.0, 4.5)  # localization weights of `wloc_sweep`
-
-TABLE2 = ("baseline", "cls", "loc", "both")
-CONTROLS = ("baseline_effective", "baseline_w_loc", "loc_eq5", "both_eq5")
-TABLE4 = (
-  "baseline", "eta1.0", "eta1.4", "cls", "eta1.6", "lambd0.5", "lambd1.0", "loc", "lambd1.8", "loc_eq5",
-)  # fmt: skip
-COMPARISON = ("baseline", "both", "balanced_l1", "ghm_r", "bounded_iou", "isr")
 # Losses by run name, as changes of the baseline. w_loc, where a run has an exponent lambd and names none, is
 # Table 4's on COCO and fitted on the training data elsewhere. A w_loc of (NAME, WHAT) comes from the results
-# of the run NAME of the same seed: its "w_loc", or its "effective" weight averaged over training.
+# of the run NAME of the same seed: its "w_loc", or its "effective_weight" averaged over training.
 RUNS: dict[str, dict[str, Any]] = {
   "baseline": {},
   "cls": {"eta": 1.5},
@@ -42,7 +34,7 @@ RUNS: dict[str, dict[str, Any]] = {
   "lambd1.8": {"lambd": 1.8},
   "loc_eq5": {"lambd": 1.5, "loc_weights": "eq5", "w_loc": 1.0},
   "both_eq5": {"eta": 1.5, "lambd": 1.5, "loc_weights": "eq5", "w_loc": 1.0},
-  "baseline_effective": {"w_loc": ("loc", "effective")},
+  "baseline_effective": {"w_loc": ("loc", "effective_weight")},
   "baseline_w_loc": {"w_loc": ("loc", "w_loc")},
   "balanced_l1": {"localization": "balanced_l1", "w_loc": 1.0},  # the authors' for RetinaNet
   "ghm_r": {"localization": "ghm_r", "w_loc": 2.5},  # the authors' 10 in a mean over the 4 offsets, not a sum
@@ -55,18 +47,12 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Run:
-  """One training: losses of RUNS, a backbone, a seed.
-
-  Attributes:
-    name: of RUNS.
-    large: the larger backbone of Table 1 (R101; R34 where the small one is R18).
-    full_size: [800,1333] (Table 1) in place of [600,1000]; on COCO only.
-  """
+  """One training: losses of RUNS, a backbone, a seed."""
 
   name: str
   seed: int
-  large: bool = False
-  full_size: bool = False
+  large: bool = False  # the larger backbone of Table 1 (R101; R34 where the small one is R18)
+  full_size: bool = False  # [800,1333] (Table 1) in place of [600,1000]; on COCO only
 
   @property
   def folder(self) -> str:
@@ -83,26 +69,19 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Place:
-  """Where the runs of one reproduction lie and what they are trained on.
-
-  Attributes:
-    workdir: W of the command line.
-    preset: of PRESETS.
-    data: replaces the preset's `data.path`; "" for none.
-    smoke: toy size, to show that the commands work.
-  """
+class Reproduction:
+  """The folder of a reproduction's runs, and what they are trained on."""
 
   workdir: Path
   preset: str
-  data: str = ""
-  smoke: bool = False
+  data: str = ""  # replaces the preset's `data.path`
+  smoke: bool = False  # toy size, to show that the commands work
 
   @property
   def name(self) -> str:
     return self.preset + ("_smoke" if self.smoke else "")
 
-  def of(self, run: Run) -> Path:
+  def folder(self, run: Run) -> Path:
     return self.workdir / "runs" / self.name / run.folder
 
   def config(self, run: Run) -> ConfigDict:
@@ -113,23 +92,21 @@ class Place:
     if self.smoke:
       shrink(config)
     if run.needs is not None:
-      source, what = Results.read(self.of(run.needs)), RUNS[run.name]["w_loc"][1]
-      config = with_loss(config, w_loc=source.w_loc if what == "w_loc" else source.effective_weight)
+      _, figure = RUNS[run.name]["w_loc"]
+      config = with_loss(config, w_loc=getattr(Results.read(self.folder(run.needs)), figure))
     return config
 
 
 def run_config(run: Run, preset: str) -> ConfigDict:
   """The config of a run by the preset's own data path; w_loc stays 1 where it comes from another run."""
   choose("preset", preset, PRESETS)
+  file, arg = f"{preset}.py", "eta=0,lambd=0"
   if preset == "coco":
-    backbone, short = "r101" if run.large else "r50", 800 if run.full_size else 600
-    config = read_config_file(
-      CONFIGS / "retinanet.py", f"backbone={backbone},short={short},eta=0,lambd=0"
-    )
-  else:
-    config = read_config_file(CONFIGS / f"{preset}.py", "eta=0,lambd=0")
-    if run.large:
-      config.model.depth = 34
+    file = "retinanet.py"
+    arg += f",backbone={'r101' if run.large else 'r50'},short={800 if run.full_size else 600}"
+  config = read_config_file(shipped_configs() / file, arg)
+  if run.large and preset != "coco":
+    config.model.depth = 34
   if preset == "shapes":
     # The config was chosen on val. Fewer epochs, so that a table takes an hour and not a night.
     config.data.val_split = "test"
@@ -140,25 +117,23 @@ def run_config(run: Run, preset: str) -> ConfigDict:
   if "lambd" in changes and "w_loc" not in changes:
     paper = 2.878 if run.large and run.full_size else W_LOC[changes["lambd"]]  # the authors' code for R101
     changes["w_loc"] = paper if preset == "coco" else "auto"
-  if isinstance(changes.get("w_loc"), tuple):
+  if run.needs is not None:
     del changes["w_loc"]
   return with_loss(config, **changes)
 
 
-def choose(name: str, value: str, allowed: Iterable[str]) -> None:
+def choose(name: str, value: Any, allowed: Collection[Any]) -> None:
   """Raises a UserError if a config's argument is none of the allowed ones."""
   if value not in allowed:
-    raise UserError(f"{name}={value}: must be one of {', '.join(allowed)}")
+    raise UserError(f"{name}={value}: must be one of {', '.join(map(str, allowed))}")
 
 
 def shrink(config: ConfigDict) -> None:
   """Toy size: seconds a run, nearly all of it compilation; no meaning in the figures."""
-  config.model.update(
-    width=8, norm="frozen_bn", frozen_stages=4, pretrained="", fpn_channels=16, head_convs=1,
-    head_norm="none", min_level=4, max_level=5)  # fmt: skip
+  config.model.update(width=8, norm="frozen_bn", frozen_stages=4, pretrained="", min_level=4, max_level=5)
+  config.model.update(fpn_channels=16, head_convs=1, head_norm="none")
   config.anchors.update(octaves=1, scale=2.0)
   config.data.update(short=64, long=96, canvas=(64, 96), transpose=0.0, threads=2)
-  config.train.update(
-    batch_size=8, epochs=1, warmup_steps=2, decay_epochs=(), schedule="step", log_every=2, eval_epochs=1,
-    checkpoint_epochs=1, diagnostics_every=2)  # fmt: skip
+  config.train.update(batch_size=8, epochs=1, warmup_steps=2, decay_epochs=(), schedule="step")
+  config.train.update(log_every=2, eval_epochs=1, checkpoint_epochs=1, diagnostics_every=2)
   config.eval.update(batch_size=8, score_threshold=0.001)

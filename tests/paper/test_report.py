@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from iou_det.evaluation.bootstrap import score_detections
 from iou_det.evaluation.coco import evaluate
 from iou_det.paper import report
+from iou_det.paper.output import Output
 from iou_det.paper.results import Results
 
 IMAGES = 12
@@ -49,11 +50,10 @@ def results(monkeypatch):
 
 
 def test_difference_and_spread_are_those_of_the_seeds(results, tmp_path):
-  rows = [
-    report.Row("plain", [results(8.0, s) for s in range(3)], {"AP": 34.4}),
-    report.Row("same", [results(8.0, s) for s in range(3)], baseline="plain"),
-    report.Row("better", [results(4.0, s) for s in range(3)], {"AP": 35.7}, "plain", {"w_loc": 2.5}),
-  ]
+  plain = report.Row("plain", [results(8.0, s) for s in range(3)], {"AP": 34.4})
+  same = report.Row("same", [results(8.0, s) for s in range(3)], baseline=plain)
+  better = report.Row("better", [results(4.0, s) for s in range(3)], {"AP": 35.7}, plain, {"w_loc": 2.5})
+  rows = [plain, same, better]
   intervals = report.Intervals(rows)
   assert intervals.between(rows[1], rows[0]) == (0.0, 0.0, 0.0, 0.0)
   value, low, high, spread = intervals.between(rows[2], rows[0])
@@ -61,14 +61,13 @@ def test_difference_and_spread_are_those_of_the_seeds(results, tmp_path):
   assert value == pytest.approx((aps[2] - aps[0]).mean())
   assert 0 < low < value < high
   assert spread == pytest.approx((aps[2] - aps[0]).std(ddof=1))
-  at_90 = intervals.between(rows[2], rows[0], (0.9,))
+  at_90 = intervals.between(rows[2], rows[0], "AP90")
   assert at_90[0] == pytest.approx(
     100 * np.mean([a.metrics["AP_per_iou"]["0.90"] - b.metrics["AP_per_iou"]["0.90"]
                    for a, b in zip(rows[2].results, rows[0].results, strict=True)]))  # fmt: skip
 
-  text = report.ap_table(
-    rows, intervals, ("AP", "AP60"), tmp_path / "table", caption="A table.", command="make it", stamp=""
-  )
+  output = Output(tmp_path, "here", "make it")
+  text = report.ap_table(output, "table", intervals, ("AP", "AP60"), caption="A table.", compared="AP")
   assert "A table." in text and "Made by `make it`" in text
   with (tmp_path / "table.csv").open() as file:
     plain, _, better = csv.DictReader(file)

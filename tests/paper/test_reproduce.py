@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from iou_det.paper.reproduce import EXPERIMENTS
+from iou_det.paper.experiments import EXPERIMENTS
 
 STAMP = "smoke, not a result"
 
@@ -144,6 +144,7 @@ def test_figures_of_any_workdirs(everything, tmp_path):
     (["fig1", "--controls", "--workdir=w"], "--controls belongs to table2"),
     (["fig2", "--workdirs=a", "--workdir=w"], "two or more trained workdirs"),
     (["fig2", "--workdirs=a,b", "--workdir=w"], "a is not a training run"),
+    (["fig2", "--workdirs=a,b,c,d,e,f,g,h", "--workdir=w"], "names 8 workdirs; a figure shows 7 at most"),
     (["table2", "--preset=deeppcb", "--data=nowhere", "--workdir=w"], "data path nowhere is not a folder"),
     (["table2", "--seeds=0", "--workdir=w"], "seeds"),
     (["table2", "--preset=deeppcb", "--smoke", "--workdir=w"], "--smoke runs on shapes"),

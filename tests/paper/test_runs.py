@@ -6,48 +6,71 @@ import re
 import pytest
 
 from iou_det.config import to_json, validate
-from iou_det.config_args import read_config_file
+from iou_det.config_args import find_config, read_config_file
 from iou_det.errors import UserError
-from iou_det.paper.reproduce import EXPERIMENTS, dry_run, plan
+from iou_det.paper.experiments import EXPERIMENTS
+from iou_det.paper.reproduce import dry_run, plan
 from iou_det.paper.results import Results, finished
-from iou_det.paper.runs import CONFIGS, PRESETS, RUNS, Place, Run, run_config
+from iou_det.paper.runs import PRESETS, RUNS, Reproduction, Run, run_config
 
 
-def loss(argument, table):
-  config = read_config_file(CONFIGS / f"{table}.py", argument)
+def loss(argument):
+  config = read_config_file(find_config("paper"), argument)
   return config, (config.loss.eta, config.loss.lambd, config.loss.w_loc)
 
 
 @pytest.mark.parametrize(
-  ("table", "argument", "expected", "short", "depth"),
+  ("argument", "expected", "short", "depth"),
   [
-    ("table1", "run=baseline,backbone=r101", (0.0, 0.0, 1.0), 800, 101),
-    ("table1", "run=both,backbone=r101", (1.5, 1.5, 2.878), 800, 101),
-    ("table1", "", (1.5, 1.5, 3.049), 800, 50),
-    ("table2", "run=baseline", (0.0, 0.0, 1.0), 600, 50),
-    ("table2", "run=cls", (1.5, 0.0, 1.0), 600, 50),
-    ("table2", "run=loc", (0.0, 1.5, 3.049), 600, 50),
-    ("table2", "run=both", (1.5, 1.5, 3.049), 600, 50),
-    ("table4", "run=eta1.4", (1.4, 0.0, 1.0), 600, 50),
-    ("table4", "run=lambd0.5", (0.0, 0.5, 1.575), 600, 50),
-    ("table4", "run=lambd1.0", (0.0, 1.0, 2.226), 600, 50),
-    ("table4", "run=lambd1.8", (0.0, 1.8, 3.649), 600, 50),
-    ("table4", "run=loc_eq5", (0.0, 1.5, 1.0), 600, 50),
-    ("table2", "run=loc,preset=shapes", (0.0, 1.5, "auto"), 128, 18),
-    ("table1", "backbone=r101,preset=deeppcb", (1.5, 1.5, "auto"), 640, 34),
+    ("run=baseline,backbone=r101,short=800", (0.0, 0.0, 1.0), 800, 101),
+    ("run=both,backbone=r101,short=800", (1.5, 1.5, 2.878), 800, 101),
+    ("short=800", (1.5, 1.5, 3.049), 800, 50),
+    ("run=baseline", (0.0, 0.0, 1.0), 600, 50),
+    ("run=cls", (1.5, 0.0, 1.0), 600, 50),
+    ("run=loc", (0.0, 1.5, 3.049), 600, 50),
+    ("", (1.5, 1.5, 3.049), 600, 50),
+    ("run=eta1.4", (1.4, 0.0, 1.0), 600, 50),
+    ("run=lambd0.5", (0.0, 0.5, 1.575), 600, 50),
+    ("run=lambd1.0", (0.0, 1.0, 2.226), 600, 50),
+    ("run=lambd1.8", (0.0, 1.8, 3.649), 600, 50),
+    ("run=loc_eq5", (0.0, 1.5, 1.0), 600, 50),
+    ("run=loc,preset=shapes", (0.0, 1.5, "auto"), 128, 18),
+    ("backbone=r101,preset=deeppcb", (1.5, 1.5, "auto"), 640, 34),
+    ("run=loc_weight2.0,preset=shapes", (0.0, 1.5, 2.0), 128, 18),
   ],
 )
-def test_configs_are_the_papers_rows(table, argument, expected, short, depth):
-  config, numbers = loss(argument, table)
+def test_configs_are_the_papers_rows(argument, expected, short, depth):
+  config, numbers = loss(argument)
   assert numbers == expected
   assert (config.data.short, config.model.depth) == (short, depth)
   assert config.loss.loc_weights == ("eq5" if "eq5" in argument else "eq4")
 
 
-@pytest.mark.parametrize("argument", ["run=all", "preset=voc", "runs=both", "seed=x"])
-def test_wrong_arguments_are_refused(argument):
-  with pytest.raises(UserError):
-    loss(argument, "table2")
+@pytest.mark.parametrize(
+  ("argument", "message"),
+  [
+    ("run=all", "run=all: must be one of baseline, cls, loc, both, eta1.0"),
+    ("run=baseline_w_loc", "must be one of"),
+    ("preset=voc", "preset=voc: must be one of coco, deeppcb, shapes"),
+    ("backbone=r18", "backbone=r18: must be one of r50, r101"),
+    ("short=640", "short=640: must be one of 600, 800"),
+    ("preset=shapes,short=800", "short=800: must be one of 600"),
+    ("runs=both", "'runs=both' is not known"),
+    ("seed=x", "'x' is not a value of type int"),
+  ],
+)
+def test_wrong_arguments_are_refused(argument, message):
+  with pytest.raises(UserError, match=message):
+    loss(argument)
+
+
+def test_the_config_names_every_run_that_needs_no_other(tmp_path):
+  for preset in PRESETS:
+    for experiment in EXPERIMENTS:
+      for run in plan(experiment, Reproduction(tmp_path, preset), seeds=2, controls=False):
+        size = f",backbone={'r101' if run.large else 'r50'},short={800 if run.full_size else 600}"
+        config, _ = loss(f"run={run.name},preset={preset},seed={run.seed}{size}")
+        assert to_json(config) == to_json(run_config(run, preset))
 
 
 def test_every_run_of_every_preset_has_a_valid_config():
@@ -60,18 +83,20 @@ def test_every_run_of_every_preset_has_a_valid_config():
 
 
 def test_plan_shares_runs_and_puts_what_is_needed_first(tmp_path):
-  place = Place(tmp_path, "shapes")
-  runs = plan("table2", place, seeds=2, controls=True)
+  reproduction = Reproduction(tmp_path, "shapes")
+  runs = plan("table2", reproduction, seeds=2, controls=True)
   assert len(runs) == len(set(runs)) == 16
   for run in runs:
     if run.needs is not None:
       assert runs.index(run.needs) < runs.index(run)
-  assert {r.name for r in plan("table3", place, seeds=1, controls=False)} == {r.name for r in runs[:4]}
-  large = plan("table1", Place(tmp_path, "coco", "x"), seeds=1, controls=False)
+  assert {r.name for r in plan("table3", reproduction, seeds=1, controls=False)} == {r.name for r in runs[:4]}
+  large = plan("table1", Reproduction(tmp_path, "coco", "x"), seeds=1, controls=False)
   assert [(r.name, r.large, r.full_size) for r in large] == [
     ("baseline", False, True), ("both", False, True), ("baseline", True, True), ("both", True, True),
   ]  # fmt: skip
-  folders = [place.of(r) for e in EXPERIMENTS for r in plan(e, place, seeds=2, controls=False)]
+  folders = [
+    reproduction.folder(r) for e in EXPERIMENTS for r in plan(e, reproduction, seeds=2, controls=False)
+  ]
   assert len({f for f in folders}) == len({(f.parent.name, f.name) for f in folders})
 
 
@@ -104,26 +129,26 @@ def test_a_run_is_finished_when_config_and_metrics_agree(tmp_path):
 
 
 def test_controls_take_their_weight_from_the_balanced_run(tmp_path):
-  place = Place(tmp_path, "shapes")
-  workdir = place.of(Run("loc", 1))
-  write_run(workdir, place.config(Run("loc", 1)), weights=(1.0, 3.0))
+  reproduction = Reproduction(tmp_path, "shapes")
+  workdir = reproduction.folder(Run("loc", 1))
+  write_run(workdir, reproduction.config(Run("loc", 1)), weights=(1.0, 3.0))
   (workdir / "w_loc.json").write_text('{"w_loc": 2.7}')
   # One step at weight 1 and nine at 3.
   assert Results.read(workdir).effective_weight == pytest.approx(2.8)
-  assert place.config(Run("baseline_effective", 1)).loss.w_loc == pytest.approx(2.8)
-  assert place.config(Run("baseline_w_loc", 1)).loss.w_loc == 2.7
-  assert place.config(Run("baseline_w_loc", 1)).loss.lambd == 0
+  assert reproduction.config(Run("baseline_effective", 1)).loss.w_loc == pytest.approx(2.8)
+  assert reproduction.config(Run("baseline_w_loc", 1)).loss.w_loc == 2.7
+  assert reproduction.config(Run("baseline_w_loc", 1)).loss.lambd == 0
   assert Results.read(workdir).figure("AP60") == pytest.approx(40.0)
 
 
 def test_dry_run_tells_hours_by_runs_that_were_begun(tmp_path):
-  place = Place(tmp_path, "shapes")
-  runs = plan("table2", place, seeds=1, controls=False)
-  text = dry_run(runs, place)
+  reproduction = Reproduction(tmp_path, "shapes")
+  runs = plan("table2", reproduction, seeds=1, controls=False)
+  text = dry_run(runs, reproduction)
   assert "4 runs; to do: 64,000 images, hours unknown for 64,000" in text
-  write_run(place.of(runs[0]), place.config(runs[0]))
-  (place.of(runs[1]) / "checkpoints").mkdir(parents=True)
-  text = dry_run([*runs, Run("baseline", 0, large=True)], place)
+  write_run(reproduction.folder(runs[0]), reproduction.config(runs[0]))
+  (reproduction.folder(runs[1]) / "checkpoints").mkdir(parents=True)
+  text = dry_run([*runs, Run("baseline", 0, large=True)], reproduction)
   assert re.search(r"^baseline/seed0 +finished +16,000 +2,000$", text, re.MULTILINE)
   assert re.search(r"^cls/seed0 +interrupted +16,000", text, re.MULTILINE)
   hours = f"{3 * 16_000 / 50 / 3600:.2f} hours at the speed measured here"

@@ -92,7 +92,7 @@ def test_command_gives_the_papers_w_loc(real_data):
   """
   done = subprocess.run(
     [sys.executable, "-c", "from iou_det.cli import main; main()", "fit-wloc"]
-    + ["--config=configs/table4.py", f"--coco_root={real_data / 'coco_mini'}"],
+    + ["--config=configs/paper.py", f"--coco_root={real_data / 'coco_mini'}"],
     cwd=Path(__file__).parents[2],
     env=os.environ | {"XLA_FLAGS": ""},  # real images are worth optimised programs
     capture_output=True,

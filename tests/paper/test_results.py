@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from iou_det.errors import UserError
+from iou_det.evaluation.bootstrap import score_detections
 from iou_det.evaluation.coco import evaluate
-from iou_det.evaluation.overlap import load_candidates, suppress
-from iou_det.paper import detections
-from iou_det.paper.results import Results
+from iou_det.evaluation.overlap import best_ious, load_candidates, suppress
+from iou_det.paper import results as paper_results
+from iou_det.paper.results import Results, read_truth
 
 
 @pytest.fixture(scope="module")
@@ -22,21 +23,34 @@ def run(tmp_path_factory, reference):
   return Results.read(workdir)
 
 
+def test_ground_truth_is_read_once_and_stays_as_it_is(run, shapes_folder):
+  again = Results.read(run.workdir)
+  assert again.truth is run.truth
+  found = run.detections()
+  score_detections(run.truth, found), best_ious(run.truth, found), evaluate(run.truth, found)
+  file = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
+  assert {a["id"]: a["bbox"] for a in run.truth["annotations"]} == {
+    a["id"]: a["bbox"] for a in file["annotations"]
+  }
+  read_truth.cache_clear()
+  assert Results.read(run.workdir).truth == again.truth
+
+
 def test_candidates_become_the_runs_detections_by_nms(run):
-  found = load_candidates(detections.candidates(run))
+  found = load_candidates(paper_results.candidates(run))
   kept, _ = suppress(found, nms_iou=run.config.eval.nms_iou, max_detections=run.config.eval.max_detections)
   ours = sorted(zip(found.image_id[kept], found.score[kept], strict=True))
   scored = sorted((r["image_id"], r["score"]) for r in run.detections())
   assert len(kept) > len(ours) == len(scored)
   np.testing.assert_allclose(np.array(ours), np.array(scored), rtol=1e-5)
   before = (run.folder / "candidates.npz").stat().st_mtime
-  detections.candidates(run)
+  paper_results.candidates(run)
   assert (run.folder / "candidates.npz").stat().st_mtime == before  # not made again
 
 
 def test_soft_nms_scores_the_same_checkpoint_beside_the_runs_own_figures(run, shapes_folder):
   own = (run.folder / "metrics.json").read_text()
-  soft = detections.soft_nms(run, "gaussian")
+  soft = paper_results.soft_nms(run, "gaussian")
   assert soft.folder.name == "val_soft_nms_gaussian" and soft.metrics["step"] == run.metrics["step"]
   truth = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
   assert evaluate(truth, soft.detections())["AP"] == pytest.approx(soft.metrics["AP"], abs=1e-9)
@@ -48,12 +62,12 @@ def test_test_dev_results_are_named_as_the_server_wants(run, shapes_folder, tmp_
   root = tmp_path / "coco"
   (root / "annotations").mkdir(parents=True)
   with pytest.raises(UserError, match="image_info_test-dev2017"):
-    detections.test_dev(run, root, "method", tmp_path)
+    paper_results.test_dev(run, root, "method", tmp_path)
   truth = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
   listed = {"images": truth["images"][:3], "categories": truth["categories"]}
   (root / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(listed))
   shutil.copytree(shapes_folder / "val", root / "test2017")
-  path = detections.test_dev(run, root, "method", tmp_path / "out")
+  path = paper_results.test_dev(run, root, "method", tmp_path / "out")
   assert path.name == "detections_test-dev2017_method_results.zip"
   with zipfile.ZipFile(path) as file:
     assert file.namelist() == ["detections_test-dev2017_method_results.json"]
@@ -68,7 +82,7 @@ def test_test_dev_results_are_named_as_the_server_wants(run, shapes_folder, tmp_
     np.testing.assert_allclose(ours["bbox"], theirs["bbox"], rtol=1e-4, atol=1e-3)
   (root / "test2017" / truth["images"][1]["file_name"]).unlink()
   made = path.stat().st_mtime_ns
-  assert detections.test_dev(run, root, "method", tmp_path / "out") == path
+  assert paper_results.test_dev(run, root, "method", tmp_path / "out") == path
   assert path.stat().st_mtime_ns == made  # newer than the scores: not made again
   with pytest.raises(UserError, match=r"1 images of .* are missing"):
-    detections.test_dev(run, root, "method", tmp_path)
+    paper_results.test_dev(run, root, "method", tmp_path)
