@@ -11,7 +11,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 
-CHECK = '''
+CHECK = """
 import importlib
 import sys
 from importlib import metadata
@@ -82,7 +82,7 @@ assert kept.valid.all()
 assert np.all(np.isfinite(other_losses.balanced_l1(jnp.float32(d))))
 
 print("\\n".join(sorted(d.metadata["Name"] for d in metadata.distributions())))
-'''
+"""
 
 
 def closure(*names: str) -> dict[str, list[Path]]:

@@ -57,9 +57,7 @@ def start(config_file, workdir, processes, evaluate=False):
     task = ["eval"] if evaluate else ["train", f"--config={config_file}"]
     command = [sys.executable, "-c", COMMAND, *task, f"--workdir={workdir}"]
     log = (workdir.parent / f"{workdir.name}_{i}.log").open("a")
-    started.append(
-      subprocess.Popen([*command, *distributed], env=environment, stdout=log, stderr=log)
-    )
+    started.append(subprocess.Popen([*command, *distributed], env=environment, stdout=log, stderr=log))
   return started
 
 

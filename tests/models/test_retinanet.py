@@ -77,9 +77,7 @@ def test_retinanet_has_as_many_parameters_as_torchvisions():
 )
 def test_every_map_equals_torchvisions(body, p6_from, size, every):
   depth = int(body.removeprefix("resnet"))
-  model = RetinaNet(
-    model_section(depth=depth, fpn_channels=32, p6_from=p6_from, p7_relu=True), num_classes=5
-  )
+  model = RetinaNet(model_section(depth=depth, fpn_channels=32, p6_from=p6_from, p7_relu=True), num_classes=5)
   variables = from_torch(golden.detector_tensors(body, p6_from), shapes_of(model), ResNet.torch_name)
 
   @jax.jit
