@@ -42,16 +42,11 @@ def train(
   """Trains to the last step, from the last checkpoint in `workdir` if there is one.
 
   Args:
-    config: see `iou_det.config.base_config`.
     workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/.
-    devices: defaults to all.
+    devices: default: all.
 
   Returns:
-    The last evaluation's metrics.
-
-  Raises:
-    UserError: bad config or data, a workdir of another config, a loss that is not finite.
-    Preempted: after SIGTERM, with the state saved.
+    The last evaluation's metrics. After SIGTERM a `Preempted` is raised instead, with the state saved.
   """
   with Preemption() as preemption:  # to the very end: what is being saved must not be interrupted
     return train_unless(preemption, config, Path(workdir), devices)
@@ -116,11 +111,14 @@ def train_unless(
     run = run_information(config, source.categories, step, plan.steps_per_epoch)
     checkpoints.save(step, state, run)
 
-  def score(step: int) -> dict[str, Any]:
+  def evaluate(step: int) -> dict[str, Any]:
     scored = detector.evaluate(
       state.variables, val_source, d.val_annotations, interrupted=preemption.requested
     )
-    scores = scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
+    return scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
+
+  def score(step: int) -> dict[str, Any]:
+    scores = evaluate(step)
     if log:
       log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
     if scores["AP"] is not None:
@@ -196,7 +194,7 @@ def train_unless(
         since = time.monotonic()
       compiled = train_step._cache_size()  # type: ignore[attr-defined]
       assert compiled <= 2, "the step was compiled more than once for each orientation"
-    return metrics or score(last_step)  # nothing was left to train
+    return metrics or evaluate(last_step)  # nothing was left to train
   except Preempted:
     logging.warning("SIGTERM: what was trained is saved; the same command goes on from here")
     raise
