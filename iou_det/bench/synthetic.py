@@ -95,7 +95,7 @@ class Case:
     made_up = batch(self.config, self.batch_size, self.num_classes, self.boxes, portrait=portrait)
     without_remat = self.without_remat()
     counted = without_remat and self._step(without_remat)
-    return compile_program(self._step(self.config), state, made_up, portrait, counted=counted)
+    return compile_program(self._step(self.config), self.state, made_up, portrait, counted=counted)
 
   def _step(self, config: ConfigDict) -> Any:
     model = make_model(config, self.num_classes)
