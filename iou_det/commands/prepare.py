@@ -28,8 +28,8 @@ def main() -> None:
   title, overwrite = f"{name}/{split}", OVERWRITE.value
   # First what needs no look at the data: a mistake shows at once.
   check_target(name, split, data_dir, None, overwrite=overwrite)
-  checked = check_coco(images, Path(ANNOTATIONS.value), skip_bad=SKIP_BAD.value)
-  print(report(checked, title))
-  source = from_files(title, checked.coco.categories, checked.coco.annotations, images)
+  coco = check_coco(images, Path(ANNOTATIONS.value), skip_bad=SKIP_BAD.value)
+  print(report(coco, title))
+  source = from_files(title, coco.categories, coco.annotations, images)
   version = prepare_dataset(source, name=name, split=split, data_dir=data_dir, overwrite=overwrite)
   print(f"wrote {version}; use it with --config.data.path={version.parent}")

@@ -1,8 +1,7 @@
 """Checks a COCO-format data set image by image, counts what is in it, and names what is wrong."""
 
 import tempfile
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
 
@@ -17,24 +16,15 @@ from iou_det.errors import UserError
 TOLERANCE = 1e-6  # pixels a box may overhang by rounding
 
 
-@dataclass
-class Checked:
-  """A data set without its bad records, which are its `problems`, and what is remarkable about the rest."""
-
-  coco: CocoFile
-  remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # trait -> where
-
-
-def check_coco(images: Path, annotations: Path, *, skip_bad: bool) -> Checked:
+def check_coco(images: Path, annotations: Path, *, skip_bad: bool) -> CocoFile:
   """Reads an annotation file and every image it names; decodes each image once, one at a time.
 
-  Args:
-    skip_bad: drop bad records (a bad image goes with its boxes) instead of refusing them.
+  Bad records are refused or, if `skip_bad`, dropped (a bad image goes with its boxes); what is remarkable
+  about the others are the `remarks` of what is returned.
   """
   coco = read_coco(annotations)
-  checked = Checked(coco)
   coco.problems += missing_images(images, coco.annotations)
-  check_images(images, checked)
+  check_images(images, coco)
   if coco.problems and not skip_bad:
     raise UserError(
       f"{len(coco.problems)} bad records of {coco.records}: {list_problems(coco.problems)}; mend them, or "
@@ -46,14 +36,14 @@ def check_coco(images: Path, annotations: Path, *, skip_bad: bool) -> Checked:
   coco.annotations = kept
   if not len(kept.bbox):
     raise UserError(f"{annotations}: no image with a box is left after {len(coco.problems)} bad records")
-  remark_boxes(checked)
-  return checked
+  remark_boxes(coco)
+  return coco
 
 
-def check_images(folder: Path, checked: Checked) -> None:
+def check_images(folder: Path, coco: CocoFile) -> None:
   """Adds the problems and traits of the image files that exist."""
-  a, problems, remarks = checked.coco.annotations, checked.coco.problems, checked.remarks
-  absent = {p.image_id for p in problems}
+  a, remarks = coco.annotations, coco.remarks
+  absent = {p.image_id for p in coco.problems}
   contents: dict[bytes, str] = {}
   remarks["images without boxes"] = []  # the first line of the report; filled when bad images are gone
   with tempfile.TemporaryFile() as messages:
@@ -63,7 +53,7 @@ def check_images(folder: Path, checked: Checked) -> None:
       data = (folder / name).read_bytes()
       problem, traits = check(data, int(a.height[i]), int(a.width[i]), messages)
       if problem:
-        problems.append(image_file_problem(folder, a, i, problem))
+        coco.problems.append(image_file_problem(folder, a, i, problem))
         continue
       first = contents.setdefault(blake2b(data, digest_size=16).digest(), name)
       for trait, holds in traits.items():
@@ -71,9 +61,9 @@ def check_images(folder: Path, checked: Checked) -> None:
       remarks["images with the same content as another"] += [f"{name} = {first}"] if first != name else []
 
 
-def remark_boxes(checked: Checked) -> None:
+def remark_boxes(coco: CocoFile) -> None:
   """Adds what is remarkable about the boxes and ids."""
-  a, remarks = checked.coco.annotations, checked.remarks
+  a, remarks = coco.annotations, coco.remarks
   image = a.image_of_box()
   x, y, w, h = a.bbox.T
   outside = (x < -TOLERANCE) | (y < -TOLERANCE)
@@ -88,9 +78,8 @@ def remark_boxes(checked: Checked) -> None:
     "boxes given twice": repeated(np.column_stack([image, a.label, a.crowd, a.bbox])),
     "annotation ids given twice": repeated(a.annotation_id[:, None]),
   }.items():
-    remarks[trait] = [
-      f"annotation {a.annotation_id[i]} (image {a.image_id[image[i]]})" for i in np.flatnonzero(holds)
-    ]
+    where = np.flatnonzero(holds)
+    remarks[trait] = [f"annotation {a.annotation_id[i]} (image {a.image_id[image[i]]})" for i in where]
 
 
 def repeated(rows: np.ndarray) -> np.ndarray:
@@ -99,16 +88,13 @@ def repeated(rows: np.ndarray) -> np.ndarray:
   return ~np.isin(np.arange(len(rows)), first)
 
 
-def report(checked: Checked, title: str) -> str:
+def report(coco: CocoFile, title: str) -> str:
   """The counts as text, one a line, with the first few places where something is out of the ordinary."""
-  coco = checked.coco
   counts = np.bincount(coco.annotations.label, minlength=len(coco.categories))
   per_class = ", ".join(f"{c.name} {n}" for c, n in zip(coco.categories, counts, strict=True))
-  lines = [
-    f"{title}: {len(coco.annotations)} images, {len(coco.annotations.bbox)} boxes",
-    f"  boxes per class: {per_class}",
-  ]
-  for trait, where in checked.remarks.items():
+  lines = [f"{title}: {len(coco.annotations)} images, {len(coco.annotations.bbox)} boxes"]
+  lines.append(f"  boxes per class: {per_class}")
+  for trait, where in coco.remarks.items():
     examples = f"  ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})" if where else ""
     lines.append(f"  {trait}: {len(where)}{examples}")
   for key, count in coco.defaults.items():

@@ -6,7 +6,7 @@ A COCO folder has `annotations/instances_SPLIT.json` and the images in `SPLIT/`;
 import json
 import math
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ class CocoFile:
   defaults: Counter[str] = field(default_factory=Counter)  # values that were not in the file
   records: int = 0  # images and annotations in the file, good or bad
   dropped_boxes: int = 0  # boxes that went with their image
+  remarks: dict[str, list[str]] = field(
+    default_factory=lambda: defaultdict(list)
+  )  # trait -> where, see `checks`
 
   def refuse_bad_records(self, remedy: str) -> None:
     """Raises a UserError that names the bad records, if there are any."""
@@ -83,13 +86,13 @@ def read_coco(path: str | Path, *, distinct_names: bool = True) -> CocoFile:
     what = image_problem(image)
     if not what and image["id"] in place:
       what = f"a second image has this id (the first is {images[place[image['id']]][1]}); ids must differ"
-    if what:
-      coco.problems.append(Problem(f"{path}, {describe('image', image, number)}", what))
-      if isinstance(image, dict) and is_integer(image.get("id")) and image["id"] not in place:
-        refused.add(image["id"])
+    if not what:
+      place[image["id"]] = len(images)
+      images.append((image["id"], image["file_name"], image["height"], image["width"]))
       continue
-    place[image["id"]] = len(images)
-    images.append((image["id"], image["file_name"], image["height"], image["width"]))
+    coco.problems.append(Problem(f"{path}, {describe('image', image, number)}", what))
+    if isinstance(image, dict) and is_integer(image.get("id")):
+      refused.add(image["id"])
   refused -= place.keys()
   boxes: list[list[tuple]] = [[] for _ in images]
   label = {c.id: i for i, c in enumerate(categories)}

@@ -52,14 +52,9 @@ class TrainingFilter:
   def boxes(
     self, boxes: Float[np.ndarray, "n 4"], crowd: Bool[np.ndarray, " n"], area: Float[np.ndarray, " n"]
   ) -> Bool[np.ndarray, " n"]:
-    """Which boxes (x1, y1, x2, y2) of a record to train on."""
-    return ~crowd & ~self.too_small(boxes, area)
-
-  def too_small(
-    self, boxes: Float[np.ndarray, "n 4"], area: Float[np.ndarray, " n"]
-  ) -> Bool[np.ndarray, " n"]:
-    """Which boxes (x1, y1, x2, y2) have a side below the limit or no area."""
-    return ((boxes[:, 2:] - boxes[:, :2]) < self.min_box_side).any(axis=1) | (area <= 0)
+    """Which boxes (x1, y1, x2, y2) to train on."""
+    too_small = ((boxes[:, 2:] - boxes[:, :2]) < self.min_box_side).any(axis=1) | (area <= 0)
+    return ~crowd & ~too_small
 
 
 def training_filter(data: ConfigDict) -> TrainingFilter:
@@ -80,13 +75,12 @@ def scan(source: Source, keep: TrainingFilter) -> Index:
   """Sizes and box counts of all records, without opening an image; logs what the filter drops."""
   started = time.monotonic()
   a = source.annotations
-  boxes = corners(a.bbox)
-  good = keep.boxes(boxes, a.crowd, a.area)
+  good = keep.boxes(corners(a.bbox), a.crowd, a.area)
   num_boxes = np.bincount(a.image_of_box()[good], minlength=len(a)).astype(np.int32)
   large = np.minimum(a.height, a.width) >= keep.min_image_side
   full = (num_boxes > 0) | keep.keep_empty
   index = Index(a.height, a.width, num_boxes, large & full)
-  small = keep.too_small(boxes, a.area) & ~a.crowd
+  small = ~a.crowd & ~good
   counts = (
     f"{index.usable.sum()} of {len(a)} images and {num_boxes[index.usable].sum()} of {len(good)} boxes to "
     f"train on; left out: {(~large).sum()} images with a side below {keep.min_image_side} px, "

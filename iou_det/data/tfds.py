@@ -110,13 +110,10 @@ def write_split(folder: Path, name: str, split: str, source: Source) -> None:
   }
   sizes = {"image/id": np.int64, "image/height": np.int32, "image/width": np.int32}
   image = {"image": f.Image(), "image/filename": f.Text()}
-  info = tfds.core.DatasetInfo(
-    builder=tfds.core.dataset_info.DatasetIdentity(
-      name=name, version=tfds.core.Version(VERSION), data_dir=str(folder), module_name=""
-    ),
-    features=f.FeaturesDict(image | sizes | {"objects": f.FeaturesDict(boxes)}),
-    metadata=tfds.core.MetadataDict(categories=[asdict(c) for c in source.categories]),
-  )
+  features = f.FeaturesDict(image | sizes | {"objects": f.FeaturesDict(boxes)})
+  metadata = tfds.core.MetadataDict(categories=[asdict(c) for c in source.categories])
+  identity = tfds.core.dataset_info.DatasetIdentity(name, tfds.core.Version(VERSION), str(folder), "")
+  info = tfds.core.DatasetInfo(builder=identity, features=features, metadata=metadata)
   # Not a builder: those gather a split in memory and, beyond 1 GB, in files that they open with TensorFlow.
   writer = tfds.core.SequentialWriter(info, SHARD_IMAGES, file_format="array_record")
   writer.initialize_splits([split])

@@ -17,7 +17,7 @@ from iou_det.data.coco import read_coco, to_coco
 from iou_det.data.source import Category
 from iou_det.errors import UserError
 
-# Name, the words of COCO's table: (quantity, IoU, area, detections per image).
+# Name: the words of COCO's table (quantity, IoU, area, detections per image).
 FIGURES = {
   "AP": ("precision", None, "all", 100),
   "AP50": ("precision", 0.50, "all", 100),
@@ -49,7 +49,6 @@ def to_results(
 
   Args:
     boxes: x1, y1, x2, y2 in pixels of the original image, x2 and y2 exclusive.
-    labels: 0..K-1, indices into `categories`.
   """
   corners = boxes.astype(np.float64)
   xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
@@ -69,15 +68,14 @@ def evaluate(
   """Scores detections with COCO's box metrics.
 
   Args:
-    ground_truth: COCO annotation file, or its content.
-    results: COCO results; neither they nor `ground_truth` are changed.
+    ground_truth: COCO annotation file, or its content; it is not changed, nor are the results.
     image_ids: score these images only; default: all of the ground truth, with or without boxes.
     backend: "pycocotools" (the number of record), or "hotcoco" (extra fast-eval; the same figures, sooner).
 
   Returns:
-    AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl in [0, 1], None where there is no ground truth to
-    recall; AP_per_iou {"0.50": ...}; AP_per_class {name: ...}, a name that several categories share is
-    followed by the id; images and detections: how many were scored.
+    The FIGURES in [0, 1], None where there is no ground truth to recall; AP_per_iou {"0.50": ...};
+    AP_per_class {name: ...}, a name that several categories share is followed by the id; images and
+    detections: how many were scored.
   """
   truth, source = load_ground_truth(ground_truth)
   known = {image["id"] for image in truth["images"]}
@@ -135,16 +133,13 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
   A file is checked, see `read_coco`; content in memory is trusted, but for areas, crowd flags and ids.
   """
   if isinstance(ground_truth, dict):
-    source, content = "the ground truth", ground_truth
-    defaults = lambda a: {"id": 0, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]}
-    annotations = [defaults(a) | a for a in content["annotations"]]
-    without_id = 0
+    source, content, without_id = "the ground truth", ground_truth, 0
   else:
     source, file = str(ground_truth), read_coco(ground_truth, distinct_names=False)
     file.refuse_bad_records("mend them")
-    content = to_coco(file.categories, file.annotations)
-    annotations = content["annotations"]
-    without_id = file.defaults["id"]
+    content, without_id = to_coco(file.categories, file.annotations), file.defaults["id"]
+  defaults = lambda a: {"id": 0, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]}
+  annotations = [defaults(a) | a for a in content["annotations"]]
   ids = {a["id"] for a in annotations}
   if without_id or 0 in ids or len(ids) < len(annotations):
     logging.warning("%s: annotation ids that are missing, 0 or repeated were renumbered for scoring", source)

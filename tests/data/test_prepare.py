@@ -340,7 +340,7 @@ def test_the_command_prepares_and_refuses_a_rerun_before_it_reads_anything(tmp_p
 def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
   root = real_data / "coco_mini"
   checked = check_coco(root / split, root / "annotations" / f"instances_{split}.json", skip_bad=False)
-  source = from_files("coco", checked.coco.categories, checked.coco.annotations, root / split)
+  source = from_files("coco", checked.categories, checked.annotations, root / split)
   back = open_dataset(prepare_dataset(source, name="coco", split=split, data_dir=tmp_path), split)
   original = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
   rows = {a["id"]: a for a in original["annotations"]}

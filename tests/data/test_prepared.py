@@ -198,6 +198,18 @@ def test_a_dataset_is_found_by_any_of_its_folders(prepared):
     open_dataset(path.parent, "train")
 
 
+def test_datasets_with_the_former_names_of_files_read_the_same(prepared):
+  source, path = prepared
+  (shard,) = (path / "1.0.0").glob("*.array_record-*")
+  shard.rename(f"{shard}-of-00001")
+  info = path / "1.0.0" / "dataset_info.json"
+  info.write_text(info.read_text().replace("{SHARD_INDEX}", "{SHARD_X_OF_Y}"))
+  assert_same_records(open_dataset(path, "train"), source)
+  prepare_dataset(source, name="set", split="val", data_dir=path.parent)
+  for split in ("train", "val"):
+    assert_same_records(open_dataset(path, split), source)
+
+
 def test_splits_that_are_not_there_or_not_whole_are_refused(prepared):
   _, path = prepared
   with pytest.raises(UserError, match=r"split 'trian' does not exist; there are: train \(4\)"):
