@@ -19,7 +19,7 @@ from iou_det.bench.measure import (
 )
 from iou_det.data.pipeline import HostBatch
 from iou_det.detector import make_model
-from iou_det.parallel import abstract, device_mesh, to_device
+from iou_det.parallel import device_mesh, to_device
 from iou_det.training.step import create_state, make_train_step
 
 STEPS_PER_EPOCH = 1000  # only the learning rate depends on it
@@ -91,7 +91,6 @@ class Case:
 
   def compile_step(self, portrait: bool = False) -> Compilation:
     """The training step; its FLOPs are the model's, without what rematerialisation does again."""
-    state = abstract(self.mesh, self.state)
     made_up = batch(self.config, self.batch_size, self.num_classes, self.boxes, portrait=portrait)
     without_remat = self.without_remat()
     counted = without_remat and self._step(without_remat)
