@@ -117,36 +117,26 @@ class ConvNorm:
     return group_norm(features, self.dtype, names[1])(x)
 
 
-class BasicBlock(nn.Module):
-  """Two 3x3 convolutions (ResNet-18 and 34)."""
+class Block(nn.Module):
+  """Two 3x3 convolutions (ResNet-18 and 34) or, a bottleneck, 1x1, 3x3 with the stride and 1x1."""
 
   features: int
   stride: int
+  bottleneck: bool
   layer: ConvNorm
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    y = nn.relu(self.layer(x, self.features, 3, self.stride, ("conv1", "bn1")))
-    y = self.layer(y, self.features, 3, 1, ("conv2", "bn2"))
+    wide = self.features * (4 if self.bottleneck else 1)
+    if self.bottleneck:
+      convs = [(self.features, 1, 1), (self.features, 3, self.stride), (wide, 1, 1)]
+    else:
+      convs = [(wide, 3, self.stride), (wide, 3, 1)]
+    y = x
+    for i, conv in enumerate(convs, start=1):
+      y = self.layer(y if i == 1 else nn.relu(y), *conv, (f"conv{i}", f"bn{i}"))
     if x.shape != y.shape:
-      x = self.layer(x, self.features, 1, self.stride, ("downsample_0", "downsample_1"))
-    return nn.relu(x + y)
-
-
-class Bottleneck(nn.Module):
-  """1x1, 3x3 (with the stride) and 1x1 convolutions (ResNet-50 and 101)."""
-
-  features: int
-  stride: int
-  layer: ConvNorm
-
-  @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    y = nn.relu(self.layer(x, self.features, 1, 1, ("conv1", "bn1")))
-    y = nn.relu(self.layer(y, self.features, 3, self.stride, ("conv2", "bn2")))
-    y = self.layer(y, 4 * self.features, 1, 1, ("conv3", "bn3"))
-    if x.shape != y.shape:
-      x = self.layer(x, 4 * self.features, 1, self.stride, ("downsample_0", "downsample_1"))
+      x = self.layer(x, wide, 1, self.stride, ("downsample_0", "downsample_1"))
     return nn.relu(x + y)
 
 
@@ -171,9 +161,7 @@ class ResNet(nn.Module):
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
     s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
-    block = BasicBlock if s.depth < 50 else Bottleneck
-    if s.remat:
-      block = nn.remat(block)
+    block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
     x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
     x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     x = stop_frozen(x, 0, s)
@@ -182,7 +170,7 @@ class ResNet(nn.Module):
       features = s.width * 2 ** (stage - 1)
       for i in range(blocks):
         stride = 2 if stage > 1 and i == 0 else 1
-        x = block(features, stride, layer, name=f"layer{stage}_{i}")(x)
+        x = block(features, stride, s.depth >= 50, layer, name=f"layer{stage}_{i}")(x)
       x = stop_frozen(x, stage, s)
       maps.append(x)
     return maps[1:]

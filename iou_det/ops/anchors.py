@@ -5,13 +5,11 @@ height b * sqrt(r), the conventions differ in rounding and in where cell (row, c
 
   modern       detectron2, mmdetection 2 and later: not rounded, centred at (column, row) * stride.
   legacy       mmdetection 0.6, the paper's: inclusive boxes (width x2 - x1 + 1), rounded to whole pixels,
-               centred at (column, row) * stride + (stride - 1) / 2. Given here as exclusive boxes: 1 is
-               added to x2 and y2.
+               centred at (column, row) * stride + (stride - 1) / 2. Given here as exclusive boxes.
   torchvision  b cut to an integer, half width and height rounded, centred at (column, row) * step, where
                step is image size // cells: less than a stride that does not divide the image size.
 
 Anchors are ordered by level, row, column, ratio, octave in all three, as in mmdetection and torchvision.
-(detectron2 orders a cell's anchors by octave, then ratio.)
 """
 
 import math
@@ -38,7 +36,7 @@ def anchors(
   ratios: Sequence[float] = (0.5, 1.0, 2.0),
   convention: str = "modern",
 ) -> Float[np.ndarray, "anchors 4"]:
-  """Anchors of all levels, ordered by level, row, column, ratio, octave.
+  """Anchors of all levels, float32, computed on the host: constants of the program.
 
   Args:
     size: height, width of the network's input in pixels.
@@ -46,10 +44,7 @@ def anchors(
     scale: side of a level's smallest square anchor in strides.
     octaves: anchor sizes per level, each 2^(1/octaves) times the one before.
     ratios: height / width of the anchors.
-    convention: "modern", "legacy" or "torchvision", see the module's head.
-
-  Returns:
-    x1, y1, x2, y2 in pixels, x2 and y2 exclusive, float32, computed on the host: constants of the program.
+    convention: see the module's head.
 
   Raises:
     ValueError: an unknown convention.
@@ -102,7 +97,7 @@ def inside_padded_image(
     size: height, width of the network's input in pixels.
     image_size: height, width of each image's content in pixels.
     strides: pixels per cell of each level.
-    anchors_per_cell: anchors per cell, octaves * ratios.
+    anchors_per_cell: octaves * ratios.
   """
   padded = -(-image_size // 32) * 32
   levels = []

@@ -14,10 +14,7 @@ from iou_det.ops.nms import nms as hard_nms
 
 
 class Detections(NamedTuple):
-  """Detections by falling score; boxes are x1, y1, x2, y2 in pixels of the original image, exclusive ends.
-
-  Rows that are not `valid` are zeros.
-  """
+  """By falling score, boxes in pixels of the original image; rows that are not `valid` are zeros."""
 
   boxes: Float[Array, "batch max 4"]
   scores: Float[Array, "batch max"]
@@ -47,7 +44,7 @@ def detect(
   `score_threshold` enters NMS; the best `max_detections` over all classes remain.
 
   Args:
-    anchors: x1, y1, x2, y2 in network pixels, level by level.
+    anchors: in network pixels, level by level.
     image_size: height and width of the image's content in network pixels (without padding).
     scale: network pixels per original pixel, y and x.
     level_sizes: number of anchors of each level, in the order of `anchors`.
@@ -62,9 +59,7 @@ def detect(
     raise ValueError(f"NMS {nms!r} is not known; use 'hard', 'linear', 'gaussian' or 'none'")
   if sum(level_sizes) != len(anchors):
     raise ValueError(f"levels of {tuple(level_sizes)} are {sum(level_sizes)} anchors, not {len(anchors)}")
-  limits: dict[str, Any] = {
-    "iou_threshold": nms_iou, "score_threshold": score_threshold, "max_detections": max_detections,
-  }  # fmt: skip
+  limits: dict[str, Any] = {"score_threshold": score_threshold, "max_detections": max_detections}
 
   def one_image(logits, deltas, image_size, scale):
     best = jnp.max(logits, axis=-1)  # of the logits: the sigmoid is monotonic and saturates
@@ -78,11 +73,11 @@ def detect(
     boxes = unscale_boxes(_clip_to_image(boxes, image_size, convention), scale, convention=convention)
     scores = jax.nn.sigmoid(logits[candidates])
     if nms == "hard":
-      kept = hard_nms(boxes, scores, **limits)
+      kept = hard_nms(boxes, scores, iou_threshold=nms_iou, **limits)
     elif nms == "none":
-      kept = _best_pairs(scores, score_threshold, max_detections)
+      kept = _best_pairs(scores, **limits)
     else:
-      kept = soft_nms(boxes, scores, method=nms, **limits)
+      kept = soft_nms(boxes, scores, method=nms, iou_threshold=nms_iou, **limits)
     boxes = jnp.where(kept.valid[:, None], boxes[kept.box], 0.0)
     return Detections(boxes, kept.score, kept.label, kept.valid)
 
@@ -109,7 +104,6 @@ def unscale_boxes(
   "legacy" scaled inclusive corners (x2 - 1 here), so x2 = (x2 - 1) / s + 1; the others scale every edge.
 
   Args:
-    boxes: x1, y1, x2, y2 in network pixels, x2 and y2 exclusive.
     scale: network pixels per original pixel, y and x.
 
   Raises:

@@ -40,8 +40,7 @@ def match(
   Use `jax.vmap` for a batch. Needs 4 to 8 bytes for each pair of an anchor and a box.
 
   Args:
-    anchors: x1, y1, x2, y2 in pixels.
-    boxes: ground truth, x1, y1, x2, y2 in pixels.
+    boxes: ground truth.
     valid: False for rows that are padding: these match nothing.
     positive_iou: lowest IoU of a positive, > 0.
     negative_iou: lowest IoU of an ignored anchor, <= positive_iou.

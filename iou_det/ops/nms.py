@@ -35,8 +35,7 @@ def nms(
   then the lower class, comes first. A pair with a NaN score never enters. One example; vmap over a batch.
 
   Args:
-    boxes: x1, y1, x2, y2 in pixels, x2 and y2 exclusive; a box may be kept for several classes.
-    scores: of each box for each class.
+    boxes: one may be kept for several classes.
     score_threshold: only pairs with a score above it take part.
 
   Raises:
@@ -68,11 +67,8 @@ def soft_nms(
   pair is out as soon as its score is not above `score_threshold`. Otherwise as `nms`.
 
   Args:
-    boxes: x1, y1, x2, y2 in pixels, x2 and y2 exclusive.
-    scores: of each box for each class, >= 0.
-    method: "linear" or "gaussian".
-    iou_threshold: used by "linear" only.
-    sigma: used by "gaussian" only.
+    scores: >= 0.
+    method: "linear" or "gaussian"; it alone uses `iou_threshold` or `sigma`.
 
   Raises:
     ValueError: for another method, a negative score_threshold, no boxes or classes, max_detections < 1.

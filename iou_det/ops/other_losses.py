@@ -1,14 +1,13 @@
-"""The methods that arXiv:1908.05641 sets itself against, and the tables of losses that a config chooses from.
+"""The methods that arXiv:1908.05641 sets itself against, and the tables of the losses to choose from.
 
-  balanced_l1                                          Libra R-CNN, arXiv:1904.02701
-  bounded_iou_loss                                     Tychsen-Smith and Petersson, arXiv:1711.00164
-  authentic_smooth_l1, gradient_harmonizing_weights    GHM-R, arXiv:1811.05181
-  isr_weights                                          PISA, arXiv:1904.04821
-
-A new loss is a function here (or in `losses`) and a line in its table at the end.
+balanced_l1                                          Libra R-CNN, arXiv:1904.02701
+bounded_iou_loss                                     Tychsen-Smith and Petersson, arXiv:1711.00164
+authentic_smooth_l1, gradient_harmonizing_weights    GHM-R, arXiv:1811.05181
+isr_weights                                          PISA, arXiv:1904.04821
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,8 +26,7 @@ def balanced_l1(
       alpha / b (b x + 1) ln(b x + 1) - alpha x    where x < 1, else gamma x + C
 
   C makes it continuous. Its slope, alpha ln(b x + 1) up to `gamma`, is continuous too and does not
-  depend on `beta` but through x. (mmdetection divides only one of the three d by beta: it is the same
-  for a beta of 1 alone, and has a slope at d = 0 for every other.)
+  depend on `beta` but through x. (mmdetection's is the same for a beta of 1 alone.)
 
   Args:
     d: differences of box offsets.
@@ -54,12 +52,15 @@ def bounded_iou_loss(
   and the same for y and h. Offsets are all it needs: |dx| / w_t is the error of the offset times
   anchor width / w_t, which is e^-(target dw), and min(w / w_t, w_t / w) is e^-|error of dw|.
 
-  IoU_B(x) is not Eq. (7) of arXiv:1908.05641, which has |dx| for 2 |dx|, the IoU of a box of the right size
-  that is shifted by dx. This one reaches 0 at w_t / 2 instead of w_t; from there on a centre has no gradient.
+  IoU_B(x) is not Eq. (7) of arXiv:1908.05641: this one has 2 |dx| where that one, although it cites this
+  one, has |dx|, the IoU of a box of the right size that is shifted by dx. At the same shift this one is
+  lower and reaches 0 at w_t / 2 instead of w_t; from there on a centre has no gradient.
 
   Args:
-    beta: where the smooth L1 turns linear, > 0. The paper's is 1, which makes the loss (1 - IoU_B)^2.
-      mmdetection has 0.2, and half this loss.
+    deltas: predicted; the clamp of `iou_det.ops.boxes.decode` plays no part here.
+    target_deltas: of the ground truth.
+    beta: where the smooth L1 turns linear, > 0. The paper's is 1, which makes the loss (1 - IoU_B)^2
+      (mmdetection: 0.2, and half this loss).
 
   Returns:
     Loss of x, y, w, h, each in [0, 2 - beta] for a beta up to 1; finite, with finite gradients, for
@@ -101,20 +102,13 @@ def gradient_harmonizing_weights(
   Eq. (9)-(10): `bins` times the number of the examples whose g lies in the same of `bins` equal parts of
   [0, 1]. An example is one of a positive's 4 offsets, and N is their number. Evenly spread gradients give
   weights of 1; every part that is not empty gets the same total, N / bins. (The authors' code divides by
-  the number of parts that are not empty instead of `bins`, which keeps the sum of the weights at N.)
-
-  Counts run over the positives of all leading axes, so under `jax.jit` over a sharded batch they are global
-  and do not depend on the number of devices. Stateless: the counts are this batch's, without the
-  moving average over steps that the paper adds against noise in small batches.
+  the number of parts that are not empty instead of `bins`.) The counts are this batch's, without the moving
+  average over steps that the paper adds. Weights are 0 where not positive.
 
   Args:
     d: differences of box offsets.
-    positive: which anchors have a ground truth.
     mu: that of the loss, > 0.
     bins: number of unit regions, >= 1; the paper calls it M.
-
-  Returns:
-    Weights with no gradient; 0 where not positive.
   """
   counted = jnp.broadcast_to(positive[..., None], d.shape)
   size = jnp.where(counted, jnp.abs(d), 0.0)
@@ -148,25 +142,16 @@ def isr_weights(
   local rank and, among equals, by IoU. So the best positive of every ground truth comes before the second
   best of any. Equal IoUs: the earlier image, then ground truth, then anchor comes first.
 
-  It can be stated for one-stage positives as it stands: all it needs is a decoded box and a ground truth for
-  each. What differs here is what a weight falls on. The paper has one cross entropy for each sample; the
-  authors' RetinaNet weights the whole row of K sigmoid losses of a positive. Here, as in Eq. (1) of
-  arXiv:1908.05641 (so that the two compare), it is the positive's loss on its own class, over whose
-  sum the weights are normalised as well.
-
-  Ranks and sums run over all leading axes: under `jax.jit` over a sharded batch the mini-batch is the global
-  batch. (The authors' is that of one GPU.) The cost is two sorts of all anchors of the batch.
+  The paper has one cross entropy for each sample; the authors' RetinaNet weights the whole row of K sigmoid
+  losses of a positive. Here, as in Eq. (1) of arXiv:1908.05641 (so that the two compare), a weight falls on
+  the positive's loss on its own class, over whose sum the weights are normalised as well. The cost is two
+  sorts of all anchors of the batch.
 
   Args:
-    loss: unreduced classification loss, float32, >= 0.
-    iou: IoU in [0, 1] of each decoded box with the ground truth it is matched to.
-    target: one-hot class of the positives; all False for negatives and ignored anchors.
+    loss, iou, target: as in `iou_det.ops.losses.iou_balanced_classification_weights`.
     box_index: ground truth of each positive, counted within its image.
-    gamma: exponent >= 0; 0 gives the unweighted baseline. The authors' is 2 for positives.
-    beta: smallest importance, in [0, 1]; 1 gives the unweighted baseline. The authors' is 0 for positives.
-
-  Returns:
-    Weights with no gradient; all ones if there is no positive.
+    gamma: exponent >= 0; 0 gives the unweighted baseline.
+    beta: smallest importance, in [0, 1]; 1 gives the unweighted baseline.
   """
   loss, iou = jax.lax.stop_gradient((loss, iou))
   positive = target.any(axis=-1)
@@ -215,49 +200,38 @@ def _place_in_run(*keys: Int[Array, " n"]) -> Int[Array, " n"]:
   return place - jax.lax.cummax(jnp.where(starts, 0, place))
 
 
-class Predicted(NamedTuple):
-  """What a localization loss may look at, of every anchor; targets of anchors that are not positive are the
-  anchor itself."""
+class BoxPairs(NamedTuple):
+  """Predicted boxes beside their ground truths: what a localization loss may need.
 
-  deltas: Float[Array, "*batch anchors 4"]
-  target_deltas: Float[Array, "*batch anchors 4"]
-  boxes: Float[Array, "*batch anchors 4"]  # `deltas` decoded
-  target_boxes: Float[Array, "*batch anchors 4"]
-  positive: Bool[Array, "*batch anchors"]
+  Where not `positive` an anchor is its own ground truth, so that loss and gradient are finite there too.
+  """
 
+  deltas: Float[Array, "batch anchors 4"]
+  target_deltas: Float[Array, "batch anchors 4"]
+  boxes: Float[Array, "batch anchors 4"]  # decoded, with their gradient
+  target_boxes: Float[Array, "batch anchors 4"]
+  positive: Bool[Array, "batch anchors"]
 
-def smooth_l1_loss(p: Predicted, settings: Any) -> Float[Array, "*batch anchors"]:
-  return smooth_l1(p.deltas - p.target_deltas, delta=settings.delta).sum(axis=-1)
-
-
-def balanced_l1_loss(p: Predicted, settings: Any) -> Float[Array, "*batch anchors"]:
-  return balanced_l1(p.deltas - p.target_deltas, beta=settings.delta).sum(axis=-1)
+  @property
+  def errors(self) -> Float[Array, "batch anchors 4"]:
+    return self.deltas - self.target_deltas
 
 
-def ghm_r_loss(p: Predicted, settings: Any) -> Float[Array, "*batch anchors"]:
-  d = p.deltas - p.target_deltas
-  return (authentic_smooth_l1(d) * gradient_harmonizing_weights(d, p.positive)).sum(axis=-1)
+def _ghm_r(pairs: BoxPairs, loss: Any) -> Float[Array, "batch anchors"]:
+  weights = gradient_harmonizing_weights(pairs.errors, pairs.positive)
+  return (authentic_smooth_l1(pairs.errors) * weights).sum(axis=-1)
 
 
-# By the names of config.loss.localization: (predicted, config.loss) -> loss of each anchor.
-LOCALIZATION = {
-  "smooth_l1": smooth_l1_loss,
-  "balanced_l1": balanced_l1_loss,
-  "bounded_iou": lambda p, settings: bounded_iou_loss(p.deltas, p.target_deltas).sum(axis=-1),
-  "ghm_r": ghm_r_loss,
+# The losses to choose from, by their names in the config. `loss` is its section `loss`: a loss takes its
+# numbers from there. Classification losses take logits, one-hot targets and the IoU of each decoded box.
+LOCALIZATION: dict[str, Callable[[BoxPairs, Any], Float[Array, "batch anchors"]]] = {
+  "smooth_l1": lambda pairs, loss: smooth_l1(pairs.errors, delta=loss.delta).sum(axis=-1),
+  "balanced_l1": lambda pairs, loss: balanced_l1(pairs.errors, beta=loss.delta).sum(axis=-1),
+  "bounded_iou": lambda pairs, loss: bounded_iou_loss(pairs.deltas, pairs.target_deltas).sum(axis=-1),
+  "ghm_r": _ghm_r,
 }
-
-
-def focal_loss(
-  logits: Float[Array, "*batch anchors classes"],
-  target: Bool[Array, "*batch anchors classes"],
-  iou: Float[Array, "*batch anchors"],
-  settings: Any,
-) -> Float[Array, "*batch anchors classes"]:
-  targets = target.astype(logits.dtype)
-  return sigmoid_focal_loss(logits, targets, alpha=settings.alpha, gamma=settings.gamma)
-
-
-# By the names of config.loss.classification: (logits, one-hot class of the positives, IoU of the decoded
-# boxes, config.loss) -> loss of each anchor and class.
-CLASSIFICATION = {"focal": focal_loss}
+CLASSIFICATION: dict[str, Callable[[Array, Array, Array, Any], Float[Array, "batch anchors classes"]]] = {
+  "focal": lambda logits, target, iou, loss: sigmoid_focal_loss(
+    logits, target.astype(logits.dtype), alpha=loss.alpha, gamma=loss.gamma
+  ),
+}

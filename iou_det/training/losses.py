@@ -12,7 +12,7 @@ from iou_det.data.preprocess import Inputs
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops import boxes as box_ops
 from iou_det.ops import losses, matching
-from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION, Predicted, isr_weights
+from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION, BoxPairs, isr_weights
 
 
 class Targets(NamedTuple):
@@ -95,7 +95,8 @@ def loss_terms(
   normalizer = losses.normalizer(own_loss, iou, positive, exponent=s.eta, **by_level)
 
   target_deltas = box_ops.encode(target_boxes, anchors)
-  box_loss = LOCALIZATION[s.localization](Predicted(deltas, target_deltas, boxes, target_boxes, positive), s)
+  pairs = BoxPairs(deltas, target_deltas, boxes, target_boxes, positive)
+  box_loss = LOCALIZATION[s.localization](pairs, s)
   if s.loc_weights == "eq5":
     box_weights = s.w_loc * losses.normalized_localization_weights(
       box_loss, iou, positive, lambd=s.lambd, **by_level
