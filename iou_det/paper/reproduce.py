@@ -7,10 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import Plan, TrainingFilter, scan
+from iou_det.data.pipeline import make_plan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
 from iou_det.paper.experiments import CONTROLS, EXPERIMENTS
@@ -66,7 +65,8 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
     config = reproduction.config(Run("baseline", run.seed, run.large, run.full_size) if waits else run)
     key = (config.data.path, config.train.batch_size)
     if key not in steps_per_epoch:
-      steps_per_epoch[key] = count_steps(config)
+      source = open_dataset(config.data.path, config.data.train_split)
+      steps_per_epoch[key] = make_plan(source, config).steps_per_epoch
     steps = round(config.train.epochs * steps_per_epoch[key])
     size, images = (run.large, run.full_size), steps * config.train.batch_size
     speed = images_per_second(reproduction.folder(run))
@@ -97,13 +97,6 @@ def done(run: Run, reproduction: Reproduction) -> bool:
   if run.needs is not None and not done(run.needs, reproduction):
     return False
   return finished(reproduction.config(run), reproduction.folder(run))
-
-
-def count_steps(config: ConfigDict) -> int:
-  d = config.data
-  used = TrainingFilter(min_image_side=d.min_image_side, min_box_side=d.min_box_side, keep_empty=d.keep_empty)
-  index = scan(open_dataset(d.path, d.train_split), used)
-  return Plan(index, batch_size=config.train.batch_size, seed=config.seed).steps_per_epoch
 
 
 def prepare_smoke_data(reproduction: Reproduction) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iou_det.config import W_LOC, with_loss
+from iou_det.config import W_LOC, W_LOC_R101, with_loss
 from iou_det.config_args import read_config_file, shipped_configs
 from iou_det.errors import UserError
 from iou_det.paper.results import Results
@@ -115,7 +115,7 @@ def run_config(run: Run, preset: str) -> ConfigDict:
   config.train.diagnostics_every = 100 if preset != "coco" else 1000
   changes = dict(RUNS[run.name])
   if "lambd" in changes and "w_loc" not in changes:
-    paper = 2.878 if run.large and run.full_size else W_LOC[changes["lambd"]]  # the authors' code for R101
+    paper = W_LOC_R101 if run.large and run.full_size else W_LOC[changes["lambd"]]
     changes["w_loc"] = paper if preset == "coco" else "auto"
   if run.needs is not None:
     del changes["w_loc"]
