@@ -82,8 +82,8 @@ def test_train_flags_exist():
   code = """
 import sys, jax
 from absl import flags
-from iou_det.tools import train
-from iou_det.config_files import check_command_line, config_from_flag
+from iou_det.commands import train
+from iou_det.config_args import check_command_line, config_from_flag
 jax.devices()
 given = [f for f in sys.argv[1:] if f != "--distributed" or "distributed" in flags.FLAGS]
 sys.argv = ["iou-det train", *given]
