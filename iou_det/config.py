@@ -7,7 +7,7 @@ A field that is added later gets the default that does what the code did before:
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
@@ -21,161 +21,140 @@ W_LOC = {0.0: 1.0, 0.5: 1.575, 1.0: 2.226, 1.5: 3.049, 1.8: 3.649}  # Table 4 of
 W_LOC_R101 = 2.878  # the authors' code: lambd 1.5, ResNet-101 at [800,1333]
 
 
-class Setting(NamedTuple):
-  """A field of the config.
+class Rule(NamedTuple):
+  """Which values are allowed: in words, and whether one is."""
 
-  Attributes:
-    allowed: for the message when `holds` is False.
-    runtime: a run may be resumed with another value: it changes no number.
-  """
-
-  default: Any
   allowed: str
   holds: Callable[[Any], bool]
+
+
+ANYTHING = Rule("anything", lambda v: True)
+ABOVE_0 = Rule("above 0", lambda v: v > 0)
+FROM_0 = Rule("0 or more", lambda v: v >= 0)
+FROM_0_TO_1 = Rule("between 0 and 1", lambda v: 0 <= v <= 1)
+ABOVE_0_TO_1 = Rule("above 0 and at most 1", lambda v: 0 < v <= 1)
+FROM_0_BELOW_1 = Rule("at least 0 and below 1", lambda v: 0 <= v < 1)
+BETWEEN_0_AND_1 = Rule("between 0 and 1, exclusive", lambda v: 0 < v < 1)
+RISING_PAIR = Rule(
+  "two numbers above 0, the second not below the first", lambda v: len(v) == 2 and 0 < v[0] <= v[1]
+)
+THREE = Rule("three numbers", lambda v: len(v) == 3)
+THREE_ABOVE_0 = Rule("three numbers above 0", lambda v: len(v) == 3 and min(v) > 0)
+SOME_ABOVE_0 = Rule("one or more numbers above 0", lambda v: len(v) > 0 and min(v) > 0)
+FROM_0_OR_AUTO = Rule(
+  '0 or more, or "auto"', lambda v: v == "auto" or (isinstance(v, (int, float)) and v >= 0)
+)
+
+
+def one_of(*choices: Any) -> Rule:
+  return Rule(f"one of {', '.join(map(repr, choices))}", lambda v: v in choices)
+
+
+class Setting(NamedTuple):
+  """A field of the config. `runtime`: it changes no number, a run may be resumed with another value."""
+
+  default: Any
+  rule: Rule = ANYTHING
   runtime: bool = False
 
 
-def anything(default: Any, runtime: bool = False) -> Setting:
-  return Setting(default, "", lambda v: True, runtime)
-
-
-def one_of(default: Any, choices: Iterable[Any], runtime: bool = False) -> Setting:
-  choices = tuple(choices)
-  return Setting(default, f"one of {', '.join(map(repr, choices))}", lambda v: v in choices, runtime)
-
-
-def above_0(default: int | float, runtime: bool = False) -> Setting:
-  return Setting(default, "above 0", lambda v: v > 0, runtime)
-
-
-def from_0(default: int | float, runtime: bool = False) -> Setting:
-  return Setting(default, "0 or more", lambda v: v >= 0, runtime)
-
-
-def from_0_to_1(default: int | float) -> Setting:
-  return Setting(default, "between 0 and 1", lambda v: 0 <= v <= 1)
-
-
-def between_0_and_1(default: int | float) -> Setting:
-  return Setting(default, "between 0 and 1, exclusive", lambda v: 0 < v < 1)
-
-
-def factor(default: int | float) -> Setting:
-  return Setting(default, "above 0 and at most 1", lambda v: 0 < v <= 1)
-
-
-def rising_pair(default: tuple[int | float, int | float]) -> Setting:
-  allowed = "two numbers above 0, the second not below the first"
-  return Setting(default, allowed, lambda v: len(v) == 2 and 0 < v[0] <= v[1])
-
-
-def is_w_loc(value: Any) -> bool:
-  return value == "auto" or (isinstance(value, (int, float)) and value >= 0)
-
-
 SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengths in epochs
-  "": {
-    "seed": anything(0),
-  },
+  "": {"seed": Setting(0)},
   "model": {
-    "backbone": one_of("resnet", BACKBONES),
-    "depth": one_of(50, (18, 34, 50, 101)),  # of the ResNet
-    "width": above_0(64),  # channels of the stem; 64 is the standard network
-    "norm": one_of("frozen_bn", ("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch
-    "frozen_stages": one_of(1, (-1, 0, 1, 2, 3, 4)),  # -1: nothing, 0: stem, 1: stem and first stage, ...
-    "pretrained": anything(""),  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
-    "fpn_channels": above_0(256),
-    "head_convs": from_0(4),
-    "head_norm": one_of("none", ("none", "gn")),
-    "min_level": one_of(3, (3, 4, 5)),
-    "max_level": one_of(7, (5, 6, 7)),
-    "p6_from": one_of("c5", ("c5", "p5")),
-    "p7_relu": anything(False),  # ReLU between P6 and P7 (torchvision, detectron2)
-    "prior": between_0_and_1(0.01),  # score that every anchor starts with
-    "dtype": one_of("auto", ("auto", "float32", "bfloat16")),  # auto: bfloat16 on accelerators
-    "remat": anything(
-      False, runtime=True
-    ),  # the backward pass computes the backbone again: less memory, slower
+    "backbone": Setting("resnet", one_of(*BACKBONES)),
+    "depth": Setting(50, one_of(18, 34, 50, 101)),  # of the ResNet
+    "width": Setting(64, ABOVE_0),  # channels of the stem; 64 is the standard network
+    "norm": Setting("frozen_bn", one_of("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch
+    "frozen_stages": Setting(1, one_of(-1, 0, 1, 2, 3, 4)),  # -1: nothing, 0: stem, 1: and first stage, ...
+    "pretrained": Setting(""),  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
+    "fpn_channels": Setting(256, ABOVE_0),
+    "head_convs": Setting(4, FROM_0),
+    "head_norm": Setting("none", one_of("none", "gn")),
+    "min_level": Setting(3, one_of(3, 4, 5)),
+    "max_level": Setting(7, one_of(5, 6, 7)),
+    "p6_from": Setting("c5", one_of("c5", "p5")),
+    "p7_relu": Setting(False),  # ReLU between P6 and P7 (torchvision, detectron2)
+    "prior": Setting(0.01, BETWEEN_0_AND_1),  # score that every anchor starts with
+    "dtype": Setting("auto", one_of("auto", "float32", "bfloat16")),  # auto: bfloat16 on accelerators
+    "remat": Setting(False, runtime=True),  # backward computes the backbone again: less memory, slower
   },
   "anchors": {
-    "convention": one_of("legacy", CONVENTIONS),  # see iou_det.ops.anchors; legacy is the paper's
-    "scale": above_0(4.0),
-    "octaves": above_0(3),
-    "ratios": Setting((0.5, 1.0, 2.0), "one or more numbers above 0", lambda v: len(v) > 0 and min(v) > 0),
+    "convention": Setting("legacy", one_of(*CONVENTIONS)),  # see iou_det.ops.anchors; legacy is the paper's
+    "scale": Setting(4.0, ABOVE_0),
+    "octaves": Setting(3, ABOVE_0),
+    "ratios": Setting((0.5, 1.0, 2.0), SOME_ABOVE_0),
   },
   "match": {
-    "positive_iou": factor(0.5),
-    "negative_iou": factor(0.4),
-    "force_match": anything(True),
-    "min_forced_iou": from_0_to_1(0.0),
+    "positive_iou": Setting(0.5, ABOVE_0_TO_1),
+    "negative_iou": Setting(0.4, ABOVE_0_TO_1),
+    "force_match": Setting(True),
+    "min_forced_iou": Setting(0.0, FROM_0_TO_1),
   },
   "loss": {
-    "classification": one_of("focal", CLASSIFICATION),
-    "alpha": from_0(0.25),
-    "gamma": from_0(2.0),
-    "eta": from_0(0.0),  # Eq. (1)-(2); 0 is the baseline
-    "isr_gamma": from_0(0.0),  # exponent of PISA's classification weights (ISR); 0: none
-    "localization": one_of("smooth_l1", LOCALIZATION),
-    "delta": above_0(0.11),  # where smooth L1 and balanced L1 turn
-    "lambd": from_0(0.0),  # Eq. (3)-(4); 0 is the baseline
+    "classification": Setting("focal", one_of(*CLASSIFICATION)),
+    "alpha": Setting(0.25, FROM_0),
+    "gamma": Setting(2.0, FROM_0),
+    "eta": Setting(0.0, FROM_0),  # Eq. (1)-(2); 0 is the baseline
+    "isr_gamma": Setting(0.0, FROM_0),  # exponent of PISA's classification weights (ISR); 0: none
+    "localization": Setting("smooth_l1", one_of(*LOCALIZATION)),
+    "delta": Setting(0.11, ABOVE_0),  # where smooth L1 and balanced L1 turn
+    "lambd": Setting(0.0, FROM_0),  # Eq. (3)-(4); 0 is the baseline
     # Factor of the localization loss; auto: fitted at the start, see `iou-det fit-wloc`.
-    "w_loc": Setting(1.0, '0 or more, or "auto"', is_w_loc),
-    "loc_weights": one_of("eq4", ("eq4", "eq5")),  # eq5: the normalised weights
-    "normalizer": one_of("global", ("global", "level")),  # sums of Eq. (2) and (5): batch, or pyramid level
+    "w_loc": Setting(1.0, FROM_0_OR_AUTO),
+    "loc_weights": Setting("eq4", one_of("eq4", "eq5")),  # eq5: the normalised weights
+    "normalizer": Setting("global", one_of("global", "level")),  # Eq. (2), (5): over the batch, or by level
   },
   "data": {
-    "path": anything("", runtime=True),
-    "train_split": anything("train"),
-    "val_split": anything("val"),
-    "val_annotations": anything("", runtime=True),  # original annotation file to score against
-    "short": above_0(800),
-    "long": above_0(1333),
-    "canvas": rising_pair((800, 1333)),  # sides of the uint8 canvas that images are decoded into
-    "max_boxes": above_0(100),
-    "mean": Setting((123.675, 116.28, 103.53), "three numbers", lambda v: len(v) == 3),
-    "std": Setting((58.395, 57.12, 57.375), "three numbers above 0", lambda v: len(v) == 3 and min(v) > 0),
-    "min_image_side": anything(32),
-    "min_box_side": anything(1.0),
-    "keep_empty": anything(False),  # train on images without boxes
-    "flip_horizontal": from_0_to_1(0.5),
-    "flip_vertical": from_0_to_1(0.0),
-    "transpose": from_0_to_1(0.0),
-    "scale_jitter": rising_pair((1.0, 1.0)),
-    "threads": from_0(0, runtime=True),  # that read and decode; 0: two more than this process has cores
-    "workers": from_0(0, runtime=True),  # worker processes in place of threads (they need shared memory)
+    "path": Setting("", runtime=True),
+    "train_split": Setting("train"),
+    "val_split": Setting("val"),
+    "val_annotations": Setting("", runtime=True),  # original annotation file to score against
+    "short": Setting(800, ABOVE_0),
+    "long": Setting(1333, ABOVE_0),
+    "canvas": Setting((800, 1333), RISING_PAIR),  # sides of the uint8 canvas that images are decoded into
+    "max_boxes": Setting(100, ABOVE_0),
+    "mean": Setting((123.675, 116.28, 103.53), THREE),
+    "std": Setting((58.395, 57.12, 57.375), THREE_ABOVE_0),
+    "min_image_side": Setting(32),
+    "min_box_side": Setting(1.0),
+    "keep_empty": Setting(False),  # train on images without boxes
+    "flip_horizontal": Setting(0.5, FROM_0_TO_1),
+    "flip_vertical": Setting(0.0, FROM_0_TO_1),
+    "transpose": Setting(0.0, FROM_0_TO_1),
+    "scale_jitter": Setting((1.0, 1.0), RISING_PAIR),
+    "threads": Setting(0, FROM_0, runtime=True),  # that read and decode; 0: two more than there are cores
+    "workers": Setting(0, FROM_0, runtime=True),  # processes in place of threads (they need shared memory)
   },
   "train": {
-    "batch_size": above_0(16),
-    "epochs": above_0(12),
-    "learning_rate": above_0(0.01),  # for 16 images; scaled by batch_size / 16
-    "momentum": Setting(0.9, "at least 0 and below 1", lambda v: 0 <= v < 1),
-    "weight_decay": from_0(1e-4),
-    "warmup_steps": from_0(500),
-    "warmup_factor": factor(1 / 3),
-    "schedule": one_of("step", ("step", "cosine")),
-    "decay_epochs": anything((8, 11)),
-    "decay_factor": factor(0.1),
-    "clip_norm": above_0(35.0),
-    "log_every": above_0(50, runtime=True),
-    "diagnostics_every": from_0(
-      0, runtime=True
-    ),  # steps between measurements of the gradient's origin; 0: never
-    "eval_epochs": above_0(1, runtime=True),  # evaluate every so many epochs, and at the end
-    "checkpoint_epochs": above_0(1, runtime=True),
-    "keep_checkpoints": above_0(2, runtime=True),  # the last so many, and the one with the best AP
+    "batch_size": Setting(16, ABOVE_0),
+    "epochs": Setting(12, ABOVE_0),
+    "learning_rate": Setting(0.01, ABOVE_0),  # for 16 images; scaled by batch_size / 16
+    "momentum": Setting(0.9, FROM_0_BELOW_1),
+    "weight_decay": Setting(1e-4, FROM_0),
+    "warmup_steps": Setting(500, FROM_0),
+    "warmup_factor": Setting(1 / 3, ABOVE_0_TO_1),
+    "schedule": Setting("step", one_of("step", "cosine")),
+    "decay_epochs": Setting((8, 11)),
+    "decay_factor": Setting(0.1, ABOVE_0_TO_1),
+    "clip_norm": Setting(35.0, ABOVE_0),
+    "log_every": Setting(50, ABOVE_0, runtime=True),
+    "diagnostics_every": Setting(0, FROM_0, runtime=True),  # steps between them; 0: never
+    "eval_epochs": Setting(1, ABOVE_0, runtime=True),  # evaluate every so many epochs, and at the end
+    "checkpoint_epochs": Setting(1, ABOVE_0, runtime=True),
+    "keep_checkpoints": Setting(2, ABOVE_0, runtime=True),  # the last so many, and the one with the best AP
   },
   "eval": {
-    "batch_size": above_0(16, runtime=True),
-    "score_threshold": from_0_to_1(0.05),
-    "candidates_per_level": above_0(1000),
+    "batch_size": Setting(16, ABOVE_0, runtime=True),
+    "score_threshold": Setting(0.05, FROM_0_TO_1),
+    "candidates_per_level": Setting(1000, ABOVE_0),
     # Soft-NMS: linear, gaussian; none: what would enter NMS, for analysis.
-    "nms": one_of("hard", ("hard", "linear", "gaussian", "none")),
-    "nms_iou": from_0_to_1(0.5),
-    "max_detections": above_0(100),
+    "nms": Setting("hard", one_of("hard", "linear", "gaussian", "none")),
+    "nms_iou": Setting(0.5, FROM_0_TO_1),
+    "max_detections": Setting(100, ABOVE_0),
   },
   "mesh": {  # devices along these axes; the batch is split over all that `space` leaves
-    "fsdp": above_0(1, runtime=True),  # parameters and optimizer state split over so many
-    "space": one_of(1, (1, 2, 4, 8), runtime=True),  # height of the images split over so many
+    "fsdp": Setting(1, ABOVE_0, runtime=True),  # parameters and optimizer state split over so many
+    "space": Setting(1, one_of(1, 2, 4, 8), runtime=True),  # height of the images split over so many
   },
 }
 FIELDS = {
@@ -198,8 +177,8 @@ def validate(config: ConfigDict) -> None:
   """Checks every field, then what must fit together; raises a UserError naming the field."""
   for name, setting in FIELDS.items():
     value = get_field(config, name)
-    if not setting.holds(value):
-      raise UserError(f"config.{name}={value!r}: must be {setting.allowed}")
+    if not setting.rule.holds(value):
+      raise UserError(f"config.{name}={value!r}: must be {setting.rule.allowed}")
   match, loss, data = config.match, config.loss, config.data
   if match.negative_iou > match.positive_iou:
     raise UserError(
