@@ -107,6 +107,6 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp
 
   out = tmp_path / "out"
   iou_det("predict", f"--workdir={workdir}", f"--step={step}", f"--out={out}", "--split=val")
-  names = dict(zip(source.annotations().file_name, source.annotations().image_id.tolist(), strict=True))
+  names = dict(zip(source.annotations.file_name, source.annotations.image_id.tolist(), strict=True))
   found = [{"image_id": names[row["file"]], **row} for row in read(out / "detections.json")]
   assert_same_detections(found, expected)
