@@ -30,15 +30,7 @@ from iou_det.evaluation import coco
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops.detection import Detections, detect
-from iou_det.parallel import (
-  BATCH,
-  abstract,
-  device_mesh,
-  input_share,
-  replicated,
-  split_batch,
-  to_device,
-)
+from iou_det.parallel import BATCH, abstract, device_mesh, input_share, replicated, split_batch, to_device
 from iou_det.workdir import Checkpoints, read_config, write_json
 
 NEVER: Callable[[], bool] = lambda: False

@@ -1,6 +1,5 @@
 """A run's folder: config.json, checkpoints (all that is Orbax's is here), metrics.jsonl; no file is half."""
 
-import dataclasses
 import json
 import os
 import sys
@@ -18,7 +17,6 @@ from orbax.checkpoint import checkpoint_managers as managers
 from tensorboardX import SummaryWriter
 
 from iou_det import config as config_lib
-from iou_det.data.source import Category
 from iou_det.errors import UserError
 
 
@@ -89,7 +87,7 @@ class Manager(ocp.CheckpointManager):
   """Orbax's manager, but it leaves JAX's preemption service alone.
 
   Orbax asks it with the training step. The service keeps one counter and stops at one exact value of it, so
-  it would miss the calls of `iou_det.training.processes.Preemption`, which counts otherwise.
+  it would miss the calls of `iou_det.parallel.Preemption`, which counts otherwise.
   """
 
   def reached_preemption(self, step: int) -> bool:
@@ -108,16 +106,9 @@ class Checkpoints:
         f"{workdir} has no checkpoints; train first: iou-det train --config=... --workdir={workdir}"
       )
     policy = managers.AnyPreservationPolicy([managers.LatestN(keep), BestScored(self.scores)])
-    self.manager = Manager(
-      self.folder,
-      options=ocp.CheckpointManagerOptions(
-        preservation_policy=policy,
-        read_only=read_only,
-        create=not read_only,
-        cleanup_tmp_directories=not read_only,
-      ),
-      item_names=("state", "run"),
-    )
+    ours = {"create": not read_only, "cleanup_tmp_directories": not read_only, "read_only": read_only}
+    options = ocp.CheckpointManagerOptions(preservation_policy=policy, **ours)
+    self.manager = Manager(self.folder, options=options, item_names=("state", "run"))
 
   def take_scores_of_process_0(self) -> None:
     """Lets all processes go on from the same scores: file systems may show the others an older log."""
@@ -181,17 +172,6 @@ class Checkpoints:
     """Waits for saves in the background."""
     self.manager.wait_until_finished()
     self.manager.close()
-
-
-def run_information(
-  config: ConfigDict, categories: tuple[Category, ...], step: int, steps_per_epoch: int
-) -> dict[str, Any]:
-  """What a checkpoint holds beside the state, as JSON: data position, config, category table."""
-  return {
-    "data": {"step": step, "steps_per_epoch": steps_per_epoch},
-    "config": config.to_dict(),
-    "categories": [dataclasses.asdict(c) for c in categories],
-  }
 
 
 def read_metrics(path: Path, last_step: int = sys.maxsize) -> list[dict[str, Any]]:

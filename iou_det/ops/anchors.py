@@ -45,9 +45,6 @@ def anchors(
     octaves: anchor sizes per level, each 2^(1/octaves) times the one before.
     ratios: height / width of the anchors.
     convention: see the module's head.
-
-  Raises:
-    ValueError: an unknown convention.
   """
   if convention not in CONVENTIONS:
     raise ValueError(f"anchor convention {convention!r} is not known; use one of {', '.join(CONVENTIONS)}")
@@ -94,10 +91,8 @@ def inside_padded_image(
   anchors in the second padding out of the loss.
 
   Args:
-    size: height, width of the network's input in pixels.
-    image_size: height, width of each image's content in pixels.
+    size, image_size: height, width of the network's input, and of each image's content, in pixels.
     strides: pixels per cell of each level.
-    anchors_per_cell: octaves * ratios.
   """
   padded = -(-image_size // 32) * 32
   levels = []

@@ -44,16 +44,12 @@ def detect(
   `score_threshold` enters NMS; the best `max_detections` over all classes remain.
 
   Args:
-    anchors: in network pixels, level by level.
+    anchors: in network pixels, level by level; `level_sizes` of them in each.
     image_size: height and width of the image's content in network pixels (without padding).
     scale: network pixels per original pixel, y and x.
-    level_sizes: number of anchors of each level, in the order of `anchors`.
     convention: of the boxes, see `unscale_boxes`; "legacy" also clips as inclusive boxes were clipped.
     nms: "hard", soft-NMS "linear" or "gaussian" (sigma 0.5), or "none": the best `max_detections` pairs of
-      box and class that would enter NMS, nothing suppressed (`nms_iou` is not used).
-
-  Raises:
-    ValueError: if level_sizes do not add up to the anchors, or for an unknown nms or convention.
+      box and class that would enter NMS, nothing suppressed.
   """
   if nms not in ("hard", "linear", "gaussian", "none"):
     raise ValueError(f"NMS {nms!r} is not known; use 'hard', 'linear', 'gaussian' or 'none'")
@@ -99,15 +95,9 @@ def _best_pairs(scores: Float[Array, "n classes"], score_threshold: float, max_d
 def unscale_boxes(
   boxes: Float[Array, "*batch n 4"], scale: Float[Array, "*batch 2"], *, convention: str
 ) -> Float[Array, "*batch n 4"]:
-  """Maps boxes from network to original pixels.
+  """Maps boxes from network to original pixels; `scale`: network pixels per original pixel, y and x.
 
   "legacy" scaled inclusive corners (x2 - 1 here), so x2 = (x2 - 1) / s + 1; the others scale every edge.
-
-  Args:
-    scale: network pixels per original pixel, y and x.
-
-  Raises:
-    ValueError: for an unknown convention.
   """
   factors = jnp.concatenate([scale[..., ::-1]] * 2, axis=-1)[..., None, :]
   inclusive = _inclusive(convention)

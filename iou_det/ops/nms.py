@@ -34,17 +34,9 @@ def nms(
   same class exceeds `iou_threshold`, and sorting what all classes kept. Equal scores: the lower box index,
   then the lower class, comes first. A pair with a NaN score never enters. One example; vmap over a batch.
 
-  Args:
-    boxes: one may be kept for several classes.
-    score_threshold: only pairs with a score above it take part.
-
-  Raises:
-    ValueError: without boxes or classes, or if max_detections < 1.
+  Only pairs with a score above `score_threshold` take part; without boxes, classes or detections: ValueError.
   """
-
-  def suppress(row, overlap):
-    return jnp.where(overlap > iou_threshold, -jnp.inf, row)
-
+  suppress = lambda row, overlap: jnp.where(overlap > iou_threshold, -jnp.inf, row)
   return _greedy(boxes, scores, suppress, score_threshold, max_detections)
 
 
@@ -69,9 +61,6 @@ def soft_nms(
   Args:
     scores: >= 0.
     method: "linear" or "gaussian"; it alone uses `iou_threshold` or `sigma`.
-
-  Raises:
-    ValueError: for another method, a negative score_threshold, no boxes or classes, max_detections < 1.
   """
   if method not in ("linear", "gaussian"):
     raise ValueError(f"soft-NMS method {method!r} is not known; use 'linear' or 'gaussian'")

@@ -25,13 +25,12 @@ def balanced_l1(
       x = |d| / beta, alpha ln(b + 1) = gamma
       alpha / b (b x + 1) ln(b x + 1) - alpha x    where x < 1, else gamma x + C
 
-  C makes it continuous. Its slope, alpha ln(b x + 1) up to `gamma`, is continuous too and does not
-  depend on `beta` but through x. (mmdetection's is the same for a beta of 1 alone.)
+  C makes it continuous, and its slope, alpha ln(b x + 1) up to `gamma`, is continuous too. (mmdetection's is
+  the same for a beta of 1 alone.)
 
   Args:
     d: differences of box offsets.
     alpha: > 0; the smaller, the larger the slope of small differences.
-    gamma: slope of large differences, > 0.
     beta: where it turns linear, > 0; the paper has 1 and no name for it.
   """
   b = math.expm1(gamma / alpha)
@@ -50,21 +49,16 @@ def bounded_iou_loss(
       IoU_B(x) = max(0, (w_t - 2 |dx|) / (w_t + 2 |dx|))    IoU_B(w) = min(w / w_t, w_t / w)
 
   and the same for y and h. Offsets are all it needs: |dx| / w_t is the error of the offset times
-  anchor width / w_t, which is e^-(target dw), and min(w / w_t, w_t / w) is e^-|error of dw|.
-
-  IoU_B(x) is not Eq. (7) of arXiv:1908.05641: this one has 2 |dx| where that one, although it cites this
-  one, has |dx|, the IoU of a box of the right size that is shifted by dx. At the same shift this one is
-  lower and reaches 0 at w_t / 2 instead of w_t; from there on a centre has no gradient.
+  anchor width / w_t, which is e^-(target dw), and min(w / w_t, w_t / w) is e^-|error of dw|. Eq. (7) of
+  arXiv:1908.05641 has |dx| for 2 |dx|: here a centre that is off by w_t / 2 has no gradient, there by w_t.
 
   Args:
-    deltas: predicted; the clamp of `iou_det.ops.boxes.decode` plays no part here.
-    target_deltas: of the ground truth.
+    deltas, target_deltas: predicted, unclamped; and of the ground truth. Infinite ones give finite gradients.
     beta: where the smooth L1 turns linear, > 0. The paper's is 1, which makes the loss (1 - IoU_B)^2
       (mmdetection: 0.2, and half this loss).
 
   Returns:
-    Loss of x, y, w, h, each in [0, 2 - beta] for a beta up to 1; finite, with finite gradients, for
-    infinite offsets too.
+    Loss of x, y, w, h, each in [0, 2 - beta] for a beta up to 1.
   """
   error = jnp.abs(deltas - target_deltas)
   # An empty ground truth (dw of -inf) is for the caller to mask: its gradient must not be inf * 0.
@@ -78,10 +72,6 @@ def authentic_smooth_l1(d: Float[Array, "*shape"], *, mu: float = 0.02) -> Float
   """Authentic smooth L1, arXiv:1811.05181 Section "GHM-R": sqrt(d^2 + mu^2) - mu.
 
   Its slope d / sqrt(d^2 + mu^2) tells large differences apart, which smooth L1's (1 for all) does not.
-
-  Args:
-    d: differences of box offsets.
-    mu: about where it turns linear, > 0.
   """
   size = jnp.abs(d)
   inner = jnp.minimum(size, 1e4 * mu)  # beyond, the slope is 1 in float32 and the square may overflow
@@ -136,22 +126,16 @@ def isr_weights(
       w = ((1 - beta) u + beta)^gamma
       w' = w * sum(loss) / sum(w * loss)    on a positive's own class, 1 everywhere else
 
-  r = 0, 1, ... is the positive's IoU hierarchical local rank among the positives of its class in the
-  mini-batch, and n_max the number of positives of the class that has most of them. The rank is made in two
-  steps: the positives of each ground truth are ranked by IoU; then those of a class are ranked by that
-  local rank and, among equals, by IoU. So the best positive of every ground truth comes before the second
-  best of any. Equal IoUs: the earlier image, then ground truth, then anchor comes first.
-
-  The paper has one cross entropy for each sample; the authors' RetinaNet weights the whole row of K sigmoid
-  losses of a positive. Here, as in Eq. (1) of arXiv:1908.05641 (so that the two compare), a weight falls on
-  the positive's loss on its own class, over whose sum the weights are normalised as well. The cost is two
-  sorts of all anchors of the batch.
+  r = 0, 1, ... is the positive's IoU hierarchical local rank in its class: positives of each ground truth are
+  ranked by IoU, then those of a class by that local rank and, among equals, by IoU; so the best positive of
+  every ground truth comes before the second best of any. Equal IoUs: the earlier image, ground truth, anchor
+  first. n_max is the number of positives of the class that has most. The paper weighs each sample's one cross
+  entropy; here, to compare with Eq. (1) of arXiv:1908.05641, the loss on the positive's own class.
 
   Args:
     loss, iou, target: as in `iou_det.ops.losses.iou_balanced_classification_weights`.
     box_index: ground truth of each positive, counted within its image.
-    gamma: exponent >= 0; 0 gives the unweighted baseline.
-    beta: smallest importance, in [0, 1]; 1 gives the unweighted baseline.
+    gamma: exponent >= 0; 0 gives the unweighted baseline, as a `beta` (smallest importance) of 1 does.
   """
   loss, iou = jax.lax.stop_gradient((loss, iou))
   positive = target.any(axis=-1)

@@ -26,14 +26,7 @@ from iou_det.parallel import Preemption, abstract, device_mesh, input_share, to_
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
-from iou_det.workdir import (
-  Checkpoints,
-  MetricsLog,
-  check_workdir,
-  has_checkpoint,
-  run_information,
-  write_json,
-)
+from iou_det.workdir import Checkpoints, MetricsLog, check_workdir, has_checkpoint, write_json
 
 
 def train(
@@ -108,7 +101,11 @@ def train_unless(
   log = MetricsLog(workdir, start_step) if lead else None
 
   def save(step: int) -> None:
-    run = run_information(config, source.categories, step, plan.steps_per_epoch)
+    run = {
+      "data": {"step": step, "steps_per_epoch": plan.steps_per_epoch},
+      "config": config.to_dict(),
+      "categories": [dataclasses.asdict(c) for c in source.categories],
+    }
     checkpoints.save(step, state, run)
 
   def evaluate(step: int) -> dict[str, Any]:

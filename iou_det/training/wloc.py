@@ -44,9 +44,6 @@ def fit_w_loc(
     start: "anchors": the prediction is the matched anchor itself (offsets 0), what an untrained head
       without norm puts out; "network": what the network that the config describes puts out untrained.
     images: use at most so many of each source, the first of a random order.
-
-  Raises:
-    UserError: for an unknown start, or no positive anchor (nothing to fit).
   """
   if start not in STARTS:
     raise UserError(f"start={start!r}: must be one of {', '.join(STARTS)}")
