@@ -178,7 +178,7 @@ class ResNet(nn.Module):
   @staticmethod
   def stage_of(module: str) -> int:
     """Stage of a submodule: layer1_0, layer1_1, ... are stage 1; conv1 and bn1 the stem, 0."""
-    return int(module[len("layer")]) if module.startswith("layer") else 0
+    return 0 if module in ("conv1", "bn1") else int(module.removeprefix("layer").split("_")[0])
 
   @staticmethod
   def torch_name(path: Iterable[str]) -> str:
