@@ -37,12 +37,7 @@ def run_torchvision(
 ) -> list[dict[str, Any]]:
   """What `iou_det.bench.torchvision_model` measures, eager and compiled; call it before JAX has the device.
 
-  Args:
-    kind: "train", or "predict": at the batch size of the config and one image at a time.
-    boxes: of each image.
-
-  Raises:
-    UserError: torch or torchvision is missing or fails, or the config's network is not what torchvision has.
+  `kind` is "train", or "predict": at the batch size of the config and one image at a time.
   """
   missing = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
   if missing:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy import stats
 
 # Dense bfloat16 matrix FLOP/s of one device as JAX counts devices, by the start of its `device_kind`.
 # NVIDIA: the data sheets' tensor core figures (given with sparsity: halved). TPU: cloud.google.com/tpu/docs.
@@ -51,8 +52,7 @@ class Timing:
   @property
   def spread(self) -> float:
     """Interquartile range of the samples, seconds."""
-    low, high = np.percentile(self.samples, [25, 75])
-    return float(high - low)
+    return float(stats.iqr(self.samples))
 
 
 def time_calls(call: Callable[[], Any], *, warmup: int, repeats: int, calls: int | None = None) -> Timing:
@@ -159,21 +159,15 @@ class Measurement:
   In the line, `program_memory_bytes` is the compiler's figure for a device, `device_peak_bytes` that of the
   process so far, autotuning included. FLOPs are null on several devices, the share of the peak for all
   numbers but bfloat16.
-
-  Attributes:
-    bench: which benchmark: train, input, ...
-    what: the piece measured; with `bench` and `by` the name of the row.
-    by: whose code.
-    devices: that took part; default: all.
-    fields: others of FIELDS (batch: images of a call over all devices), further ones, or other values.
   """
 
-  bench: str
-  what: str
-  by: str = "iou-det"
+  bench: str  # which benchmark: train, input, ...
+  what: str  # the piece measured; with `bench` and `by` the name of the row
+  by: str  # whose code
   timing: Timing | None = None
   compilation: Compilation | None = None
-  devices: int | None = None
+  devices: int | None = None  # that took part; default: all
+  # Others of FIELDS (batch: images of a call over all devices), further ones, or other values.
   fields: dict[str, Any] = field(default_factory=dict)
 
   def print(self, out: str | Path | None) -> dict[str, Any]:

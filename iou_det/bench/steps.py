@@ -8,14 +8,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from iou_det.bench.measure import (
-  Measurement,
-  compile_program,
-  fresh_cache,
-  print_line,
-  time_calls,
-  versions,
-)
+from iou_det.bench import measure
+from iou_det.bench.measure import compile_program, fresh_cache, time_calls
 from iou_det.bench.synthetic import Case, changed, scored_dataset
 from iou_det.detector import Detector, forward, make_model, network_inputs
 from iou_det.evaluation import coco
@@ -27,15 +21,12 @@ from iou_det.training.losses import detection_losses, loss_terms, make_targets
 def bench_train(
   case: Case, *, repeats: int, pieces: bool, orientations: bool, out: str | Path | None
 ) -> dict[str, Any]:
-  """Reports the whole step, and on request its pieces and the compilation of both orientations.
+  """Reports the whole step and returns its line.
 
   Args:
     pieces: also a line for each part of the step compiled alone. Parts overlap less alone than in the step,
       and write results that the step never needs: they do not add up to it.
     orientations: also what compiling landscape and portrait together takes, cold and from the cache.
-
-  Returns:
-    The line of the whole step.
   """
   with fresh_cache():
     cold = [case.compile_step(portrait) for portrait in ((False, True) if orientations else (False,))]
@@ -56,22 +47,17 @@ def bench_train(
       with fresh_cache():
         work = jax.jit(counted[what][0]) if counted else None
         piece = compile_program(jax.jit(function), *arguments, counted=work)
-      call = partial(piece.program, *arguments)
-      timing = time_calls(call, warmup=2, repeats=repeats)
+      timing = time_calls(partial(piece.program, *arguments), warmup=2, repeats=repeats)
       case.measurement("train", what, timing, piece).print(out)
   return row
 
 
 def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
-  """The parts of a landscape step: name -> function and its arguments.
-
-  Args:
-    config: the case's, or another one that changes no shape.
-  """
+  """The parts of a landscape step: name -> function and its arguments; `config` may change no shape."""
   model, state = make_model(config, case.num_classes), case.state
   params, stats = state.params, state.batch_stats
-  make_inputs = jax.jit(lambda b: network_inputs(config, b, False, train=True))
-  inputs, anchors, level_sizes = make_inputs(case.arrays)
+  make_inputs = lambda b: network_inputs(config, b, False, train=True)
+  inputs, anchors, level_sizes = jax.jit(make_inputs)(case.arrays)
   level_sizes = tuple(int(n) for n in level_sizes)
 
   def with_backward(function):
@@ -104,7 +90,7 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
   out = jax.jit(network)(params, inputs.images)
   trunk = {"backbone": params["backbone"]}
   return {
-    "preprocessing": (lambda b: network_inputs(config, b, False, train=True)[0], case.arrays),
+    "preprocessing": (lambda b: make_inputs(b)[0], case.arrays),
     "network forward": (network, params, inputs.images),
     "network forward and backward": (with_backward(network), params, inputs.images),
     "backbone forward": (backbone, trunk, inputs.images),
@@ -122,12 +108,9 @@ def bench_predict(
   out: str | Path | None,
   devices: Sequence[jax.Device] | None = None,
 ) -> list[dict[str, Any]]:
-  """Reports batches of `config.eval.batch_size` on all devices and single images on one; returns the lines.
+  """Reports batches of `config.eval.batch_size` on `devices` (default: all) and single images on one.
 
-  Decoding and NMS are included.
-
-  Args:
-    devices: default: all.
+  Decoding and NMS are included. Returns the lines.
   """
   rows = []
   devices = jax.devices() if devices is None else devices
@@ -166,8 +149,8 @@ def bench_eval(
     once = backend == "pycocotools"
     timing = time_calls(score, warmup=0 if once else 1, repeats=1 if once else repeats, calls=1)
     seconds[backend] = timing.median
-    fields = {"batch": images, "shapes": shapes, "versions": versions(backend)}
-    Measurement("eval", "scoring", backend, timing, fields=fields).print(out)
+    fields = {"batch": images, "shapes": shapes, "versions": measure.versions(backend)}
+    measure.Measurement("eval", "scoring", backend, timing, fields=fields).print(out)
 
   def figure(backend, name):  # -1 is COCO's own mark where there is no ground truth
     return -1.0 if figures[backend][name] is None else figures[backend][name]
@@ -181,5 +164,5 @@ def bench_eval(
     "largest_difference_of_12_figures": max(differences),
     "AP": figures["pycocotools"]["AP"],
   }
-  print_line(row, out)
+  measure.print_line(row, out)
   return row

@@ -10,13 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
-from iou_det.bench.measure import (
-  Compilation,
-  Measurement,
-  Timing,
-  compile_program,
-  time_calls,
-)
+from iou_det.bench.measure import Compilation, Measurement, Timing, compile_program, time_calls
 from iou_det.data.pipeline import HostBatch
 from iou_det.detector import make_model
 from iou_det.parallel import device_mesh, to_device
@@ -80,12 +74,11 @@ class Case:
   devices: Sequence[jax.Device] | None = None  # default: all
 
   def __post_init__(self) -> None:
-    axes = self.config.mesh.to_dict()
+    config, axes = self.config, self.config.mesh.to_dict()
     self.mesh = device_mesh(self.batch_size, self.devices, **axes, setting="--batch_size")
-    self.model = make_model(self.config, self.num_classes)
-    self.state, self.optimizer = create_state(
-      self.config, self.model, STEPS_PER_EPOCH, self.mesh, pretrained=False
-    )
+    self.model = make_model(config, self.num_classes)
+    made = create_state(config, self.model, STEPS_PER_EPOCH, self.mesh, pretrained=False)
+    self.state, self.optimizer = made
     self.host = batch(self.config, self.batch_size, self.num_classes, self.boxes)
     self.arrays = to_device(self.host, self.mesh)
 

@@ -18,18 +18,15 @@ the repeats.
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from iou_det import config as config_lib
+from iou_det.commands import flags as common
+from iou_det.config_args import config_from_flag
 from iou_det.errors import UserError
 
 KINDS = ("train", "input", "predict", "eval", "scaling")
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file and argument, FILE.py:ARG; eval needs none."
-)
-BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", None, "Images per step over all devices; default: the config's.", lower_bound=1
-)
+CONFIG = common.config("eval needs none.")
+BATCH_SIZE = common.batch_size()
 REPEATS = flags.DEFINE_integer("repeats", 10, "Samples; input: 3 are enough.", lower_bound=1)
 CLASSES = flags.DEFINE_integer("classes", 80, "Number of classes, except for input.", lower_bound=1)
 BOXES = flags.DEFINE_integer("boxes", 8, "train, scaling: boxes of each image.", lower_bound=1)
@@ -41,12 +38,8 @@ PIECES = flags.DEFINE_bool("pieces", False, "train: also each part of the step, 
 ORIENTATIONS = flags.DEFINE_bool(
   "orientations", False, "train: also what compiling for both orientations takes, cold and from the cache."
 )
-AGAINST = flags.DEFINE_enum(
-  "against",
-  None,
-  ["torchvision"],
-  "train, predict: also this model on the same images in a process of its own, and the ratios.",
-)
+AGAINST_HELP = "train, predict: also this model on the same images in a process of its own, and the ratios."
+AGAINST = flags.DEFINE_enum("against", None, ["torchvision"], AGAINST_HELP)
 OUT = flags.DEFINE_string("out", None, "File that the lines are appended to as well.")
 
 
@@ -93,5 +86,4 @@ def bench_config(kind: str) -> ConfigDict:
     config.train.batch_size = config.eval.batch_size = BATCH_SIZE.value
   if kind != "input" and not config.data.path:
     config.data.path = "made up"
-  config_lib.validate(config)
-  return config
+  return config_from_flag(CONFIG)
