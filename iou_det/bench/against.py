@@ -70,7 +70,7 @@ def run_torchvision(
   return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def report_beside(rows: list[dict[str, Any]], measured: dict[str, Any], out: str | Path | None) -> None:
+def report_beside(rows: list[dict[str, Any]], measured: dict[str, Any], out: Path | None) -> None:
   """Reports a line of `run_torchvision`, and how much faster ours of the same batch size is."""
   ours = next(row for row in rows if row["batch"] == measured["batch"])
   by = f"torchvision {measured['mode']}"

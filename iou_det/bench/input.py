@@ -5,6 +5,7 @@ batches and stops before the last ones: what a pipeline has ready when the clock
 clock stops, so nothing is counted that was done before. Pipelines are sampled in turn.
 """
 
+import contextlib
 import itertools
 import os
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
+import psutil
 from ml_collections import ConfigDict
 
 from iou_det.bench.measure import Measurement, Timing, print_line, versions
@@ -32,7 +34,7 @@ BARE, OURS, USUAL = "decode alone", "ready batches", "decode + resize + float no
 
 
 def bench_input(
-  config: ConfigDict, images: int, *, repeats: int, out: str | Path | None
+  config: ConfigDict, images: int, *, repeats: int, out: Path | None
 ) -> dict[str, dict[str, Any]]:
   """Reports a line for each pipeline and one for each ratio of interest; returns them by name.
 
@@ -163,14 +165,8 @@ def memory_and_bytes(batches: Iterator[Any]) -> tuple[int, int]:
 
 def resident_bytes() -> int:
   """Physical memory of this process and its descendants; what n of them share counts 1/n in each."""
-  total, todo = 0, [os.getpid()]
-  while todo:
-    process = Path(f"/proc/{todo.pop()}")
-    try:
-      lines = (process / "smaps_rollup").read_text().splitlines()
-      children = [p.read_text() for p in (process / "task").glob("*/children")]
-    except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
-      continue
-    total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    todo += [int(pid) for line in children for pid in line.split()]
+  total, this = 0, psutil.Process()
+  for process in (this, *this.children(recursive=True)):
+    with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+      total += process.memory_full_info().pss
   return total

@@ -86,9 +86,7 @@ def compile_program(function: Any, *arguments: Any, counted: Any = None) -> Comp
   """Compiles a jitted function for its arguments (values or shapes); cold only within `fresh_cache`.
 
   A function that this process has compiled before for the same shapes costs nothing the second time.
-
-  Args:
-    counted: the function whose FLOPs are stated, if `function` repeats work that this one does once.
+  If it repeats work that the function `counted` does once, the FLOPs are that one's.
   """
   start = time.perf_counter()
   lowered = function.lower(*arguments)
@@ -170,7 +168,7 @@ class Measurement:
   # Others of FIELDS (batch: images of a call over all devices), further ones, or other values.
   fields: dict[str, Any] = field(default_factory=dict)
 
-  def print(self, out: str | Path | None) -> dict[str, Any]:
+  def print(self, out: Path | None) -> dict[str, Any]:
     """Prints the line as JSON, appends it to the file `out` if that is given, and returns it."""
     device, devices = jax.devices()[0], self.devices or jax.device_count()
     row = dict.fromkeys(FIELDS) | {"bench": self.bench, "what": self.what, "by": self.by}
@@ -201,10 +199,10 @@ class Measurement:
     return row
 
 
-def print_line(row: dict[str, Any], out: str | Path | None) -> None:
+def print_line(row: dict[str, Any], out: Path | None) -> None:
   """Prints a row as JSON and appends it to `out` if that is given."""
   line = json.dumps(row)
   print(line, flush=True)
   if out:
-    with Path(out).open("a") as file:
+    with out.open("a") as file:
       file.write(line + "\n")

@@ -26,7 +26,7 @@ CHIPS = (8, 16, 32, 64, 128, 256)
 
 
 def bench_scaling(
-  config: ConfigDict, num_classes: int, boxes: int, *, repeats: int, out: str | Path | None
+  config: ConfigDict, num_classes: int, boxes: int, *, repeats: int, out: Path | None
 ) -> list[dict[str, Any]]:
   """Reports training steps with one thing changed at a time; returns the lines that were measured.
 
@@ -57,11 +57,11 @@ def bench_scaling(
     for line in estimates(several[-1]["collectives"]["all-reduce"]["bytes"]):
       print_line(line, out)
   if out:
-    plot(rows, Path(out).with_suffix(".png"))
+    plot(rows, out.with_suffix(".png"))
   return rows
 
 
-def measure_step(case: Case, what: str, *, repeats: int, out: str | Path | None) -> dict[str, Any]:
+def measure_step(case: Case, what: str, *, repeats: int, out: Path | None) -> dict[str, Any]:
   with fresh_cache():
     compilation = case.compile_step()
   timing, _ = case.time_step(compilation, repeats)

@@ -19,7 +19,7 @@ from iou_det.training.losses import detection_losses, loss_terms, make_targets
 
 
 def bench_train(
-  case: Case, *, repeats: int, pieces: bool, orientations: bool, out: str | Path | None
+  case: Case, *, repeats: int, pieces: bool, orientations: bool, out: Path | None
 ) -> dict[str, Any]:
   """Reports the whole step and returns its line.
 
@@ -101,19 +101,13 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
 
 
 def bench_predict(
-  config: ConfigDict,
-  num_classes: int,
-  *,
-  repeats: int,
-  out: str | Path | None,
-  devices: Sequence[jax.Device] | None = None,
+  config: ConfigDict, num_classes: int, devices: Sequence[jax.Device], *, repeats: int, out: Path | None
 ) -> list[dict[str, Any]]:
-  """Reports batches of `config.eval.batch_size` on `devices` (default: all) and single images on one.
+  """Reports batches of `config.eval.batch_size` on the devices and single images on one.
 
   Decoding and NMS are included. Returns the lines.
   """
   rows = []
-  devices = jax.devices() if devices is None else devices
   for batch_size in dict.fromkeys((config.eval.batch_size, 1)):
     if latency := batch_size == 1:
       case = Case(changed(config, {"mesh.fsdp": 1, "mesh.space": 1}), num_classes, 0, 1, devices[:1])
@@ -132,7 +126,7 @@ def bench_predict(
 
 
 def bench_eval(
-  images: int, detections: int, num_classes: int, *, repeats: int, out: str | Path | None
+  images: int, detections: int, num_classes: int, *, repeats: int, out: Path | None
 ) -> dict[str, Any]:
   """Reports a line for each backend of scoring and one that compares their figures; returns the last.
 

@@ -135,7 +135,6 @@ def scored_dataset(
   """
   rng = np.random.default_rng(0)
   height, width = 480, 640
-  size = {"height": height, "width": width}
 
   def boxes(number):
     sides = np.array([width, height]) * np.exp(rng.uniform(np.log(1 / 50), 0, (number, 2)))
@@ -150,7 +149,7 @@ def scored_dataset(
   true_boxes = boxes(len(image_of))
   true_class = rng.integers(1, num_classes + 1, len(image_of))
   truth = {
-    "images": [{"id": i, "file_name": f"{i}.jpg"} | size for i in range(1, images + 1)],
+    "images": rows(id=range(1, images + 1), height=[height] * images, width=[width] * images),
     "categories": [{"id": k, "name": f"class {k}"} for k in range(1, num_classes + 1)],
     "annotations": rows(
       id=1 + np.arange(len(image_of)),

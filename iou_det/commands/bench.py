@@ -15,6 +15,7 @@ program as written (forward, backward and update for train; what model.remat doe
 the repeats.
 """
 
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -51,10 +52,12 @@ def main(arguments: list[str]) -> None:
     raise UserError(f"--against={AGAINST.value} belongs to train and predict, not to {kind}")
   config = None if kind == "eval" else bench_config(kind)
   # Imported when what is asked for is known to be good; nothing in it takes a device's memory yet.
+  import jax
+
   from iou_det.bench import against, input, scaling, steps, synthetic
 
-  classes, boxes = CLASSES.value, BOXES.value
-  same: dict[str, Any] = {"repeats": REPEATS.value, "out": OUT.value}
+  classes, boxes, out = CLASSES.value, BOXES.value, Path(OUT.value) if OUT.value else None
+  same: dict[str, Any] = {"repeats": REPEATS.value, "out": out}
   if config is None:
     steps.bench_eval(IMAGES.value or 5000, DETECTIONS.value, classes, **same)
   elif kind == "input":
@@ -62,19 +65,17 @@ def main(arguments: list[str]) -> None:
   elif kind == "scaling":
     scaling.bench_scaling(config, classes, boxes, **same)
   else:
-    theirs, devices = [], None
+    theirs = []
     if AGAINST.value:  # first: it needs the memory that JAX will take
       theirs = against.run_torchvision(kind, config, classes, boxes, repeats=REPEATS.value)
-      import jax
-
-      devices = jax.devices()[:1]  # as many as torchvision's model uses
+    devices = jax.devices()[:1] if AGAINST.value else jax.devices()  # torchvision's model uses one
     if kind == "train":
       case = synthetic.Case(config, classes, boxes, config.train.batch_size, devices)
       rows = [steps.bench_train(case, pieces=PIECES.value, orientations=ORIENTATIONS.value, **same)]
     else:
-      rows = steps.bench_predict(config, classes, devices=devices, **same)
+      rows = steps.bench_predict(config, classes, devices, **same)
     for measured in theirs:
-      against.report_beside(rows, measured, OUT.value)
+      against.report_beside(rows, measured, out)
 
 
 def bench_config(kind: str) -> ConfigDict:
