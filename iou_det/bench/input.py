@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 from ml_collections import ConfigDict
 
-from iou_det.bench.measure import Measurement, Timing, print_line, versions
+from iou_det.bench.measure import Line, Measurement, Timing, print_line, versions
 from iou_det.config import input_size
 from iou_det.data import images as image_files
 from iou_det.data import open_dataset, pipeline
@@ -33,13 +33,8 @@ EDGE = AHEAD + 3  # batches before the clock starts and after it stops: more tha
 BARE, OURS, USUAL = "decode alone", "ready batches", "decode + resize + float normalise"
 
 
-def bench_input(
-  config: ConfigDict, images: int, *, repeats: int, out: Path | None
-) -> dict[str, dict[str, Any]]:
-  """Reports a line for each pipeline and one for each ratio of interest; returns them by name.
-
-  A sample has `images` at least.
-  """
+def bench_input(config: ConfigDict, images: int, *, repeats: int, out: Path | None) -> dict[str, Line]:
+  """Reports each pipeline, in samples of `images` at least, and each ratio of interest; lines by name."""
   d, batch_size = config.data, config.train.batch_size
   timed = max(1, -(-images // batch_size))
   reading = Reading(config, EDGE + timed + EDGE)
@@ -97,9 +92,7 @@ class Reading:
     records = [[int(i) for i in self.plan.batch(step).records] for step in range(self.steps)]
     encoded = {i: self.source[i].image for i in set(itertools.chain(*records))}
 
-    def decode(record: int) -> bool:
-      return image_files.decode(encoded[record]) is not None
-
+    decode = lambda record: image_files.decode(encoded[record]) is not None
     with ThreadPoolExecutor(self.threads) as pool:
       # The pool takes all that it is given at once: it gets what is timed when it is asked for.
       for part in (records[:EDGE], records[EDGE:-EDGE], records[-EDGE:]):

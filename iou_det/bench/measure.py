@@ -34,6 +34,7 @@ PEAK_BF16 = {
   "TPU v5p": 459e12,
   "TPU v6 lite": 918e12,
 }
+Line = dict[str, Any]  # of JSON, that a benchmark prints
 CALLS_ON_ACCELERATOR = 4  # in a sample: work is issued ahead, which hides Python's share as training does
 
 
@@ -168,7 +169,7 @@ class Measurement:
   # Others of FIELDS (batch: images of a call over all devices), further ones, or other values.
   fields: dict[str, Any] = field(default_factory=dict)
 
-  def print(self, out: Path | None) -> dict[str, Any]:
+  def print(self, out: Path | None) -> Line:
     """Prints the line as JSON, appends it to the file `out` if that is given, and returns it."""
     device, devices = jax.devices()[0], self.devices or jax.device_count()
     row = dict.fromkeys(FIELDS) | {"bench": self.bench, "what": self.what, "by": self.by}
@@ -199,7 +200,7 @@ class Measurement:
     return row
 
 
-def print_line(row: dict[str, Any], out: Path | None) -> None:
+def print_line(row: Line, out: Path | None) -> None:
   """Prints a row as JSON and appends it to `out` if that is given."""
   line = json.dumps(row)
   print(line, flush=True)

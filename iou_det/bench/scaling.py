@@ -5,13 +5,12 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from iou_det.bench.measure import fresh_cache, print_line
+from iou_det.bench.measure import Line, fresh_cache, print_line
 from iou_det.bench.synthetic import Case, changed
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -27,7 +26,7 @@ CHIPS = (8, 16, 32, 64, 128, 256)
 
 def bench_scaling(
   config: ConfigDict, num_classes: int, boxes: int, *, repeats: int, out: Path | None
-) -> list[dict[str, Any]]:
+) -> list[Line]:
   """Reports training steps with one thing changed at a time; returns the lines that were measured.
 
   On one device: batch, image size, boxes, classes. On several: number of devices and mesh axes, with what
@@ -61,7 +60,7 @@ def bench_scaling(
   return rows
 
 
-def measure_step(case: Case, what: str, *, repeats: int, out: Path | None) -> dict[str, Any]:
+def measure_step(case: Case, what: str, *, repeats: int, out: Path | None) -> Line:
   with fresh_cache():
     compilation = case.compile_step()
   timing, _ = case.time_step(compilation, repeats)
@@ -89,7 +88,7 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
   return found
 
 
-def estimates(gradient_bytes: int) -> Iterator[dict[str, Any]]:
+def estimates(gradient_bytes: int) -> Iterator[Line]:
   """On paper: seconds a step that a ring all-reduce of the counted bytes takes over published links.
 
   Each chip sends 2 (n - 1) / n times the bytes; nothing is hidden behind computing.
@@ -101,7 +100,7 @@ def estimates(gradient_bytes: int) -> Iterator[dict[str, Any]]:
       yield row | {"link": link, "link_bytes_per_second": speed, "chips": chips, "all_reduce_s": seconds}
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[Line], path: Path) -> None:
   """Milliseconds and megabytes an image against what was changed, a panel for each."""
   figures = {
     "batch": ("images in a batch", lambda r: r["batch"]),

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det.bench import measure
-from iou_det.bench.measure import compile_program, fresh_cache, time_calls
+from iou_det.bench.measure import Line, compile_program, fresh_cache, time_calls
 from iou_det.bench.synthetic import Case, changed, scored_dataset
 from iou_det.detector import Detector, forward, make_model, network_inputs
 from iou_det.evaluation import coco
@@ -18,9 +19,7 @@ from iou_det.ops import matching
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
 
 
-def bench_train(
-  case: Case, *, repeats: int, pieces: bool, orientations: bool, out: Path | None
-) -> dict[str, Any]:
+def bench_train(case: Case, *, repeats: int, pieces: bool, orientations: bool, out: Path | None) -> Line:
   """Reports the whole step and returns its line.
 
   Args:
@@ -69,8 +68,7 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
 
     return run
 
-  def network(params, images):
-    return forward(model, state.variables | {"params": params}, images, case.mesh)
+  network = lambda params, images: forward(model, state.variables | {"params": params}, images, case.mesh)
 
   def backbone(params, images):
     trunk = backbone_class(config.model.backbone)(model.settings, model.dtype)
@@ -83,10 +81,7 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
     terms = detection_losses(loss_terms(logits, deltas, targets, config))
     return terms.classification + terms.localization
 
-  def assignment(inputs):
-    match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())
-    return jax.vmap(match)(inputs.boxes, inputs.valid)
-
+  match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())
   out = jax.jit(network)(params, inputs.images)
   trunk = {"backbone": params["backbone"]}
   return {
@@ -96,13 +91,13 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
     "backbone forward": (backbone, trunk, inputs.images),
     "backbone forward and backward": (with_backward(backbone), trunk, inputs.images),
     "loss with assignment, forward and backward": (jax.value_and_grad(loss), out, inputs),
-    "assignment": (assignment, inputs),
+    "assignment": (jax.vmap(match), inputs.boxes, inputs.valid),
   }
 
 
 def bench_predict(
   config: ConfigDict, num_classes: int, devices: Sequence[jax.Device], *, repeats: int, out: Path | None
-) -> list[dict[str, Any]]:
+) -> list[Line]:
   """Reports batches of `config.eval.batch_size` on the devices and single images on one.
 
   Decoding and NMS are included. Returns the lines.
@@ -125,9 +120,7 @@ def bench_predict(
   return rows
 
 
-def bench_eval(
-  images: int, detections: int, num_classes: int, *, repeats: int, out: Path | None
-) -> dict[str, Any]:
+def bench_eval(images: int, detections: int, num_classes: int, *, repeats: int, out: Path | None) -> Line:
   """Reports a line for each backend of scoring and one that compares their figures; returns the last.
 
   pycocotools, which takes most of a minute at COCO's size, is run once.
@@ -146,17 +139,10 @@ def bench_eval(
     fields = {"batch": images, "shapes": shapes, "versions": measure.versions(backend)}
     measure.Measurement("eval", "scoring", backend, timing, fields=fields).print(out)
 
-  def figure(backend, name):  # -1 is COCO's own mark where there is no ground truth
-    return -1.0 if figures[backend][name] is None else figures[backend][name]
-
-  differences = [abs(figure(b, n) - figure("pycocotools", n)) for n in coco.FIGURES for b in coco.BACKENDS]
-  row = {
-    "bench": "eval",
-    "what": "scoring",
-    "by": "pycocotools seconds / hotcoco seconds",
-    "ratio": seconds["pycocotools"] / seconds["hotcoco"],
-    "largest_difference_of_12_figures": max(differences),
-    "AP": figures["pycocotools"]["AP"],
-  }
+  every = np.array([[figures[b][name] for name in coco.FIGURES] for b in coco.BACKENDS], float)
+  differences = np.ptp(np.nan_to_num(every, nan=-1.0), axis=0)  # -1: COCO's own mark for no ground truth
+  row: Line = {"bench": "eval", "what": "scoring", "by": "pycocotools seconds / hotcoco seconds"}
+  row |= {"ratio": seconds["pycocotools"] / seconds["hotcoco"]}
+  row |= {"largest_difference_of_12_figures": float(differences.max()), "AP": figures["pycocotools"]["AP"]}
   measure.print_line(row, out)
   return row

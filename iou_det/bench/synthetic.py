@@ -112,12 +112,10 @@ class Case:
   def measurement(
     self, bench: str, what: str, timing: Timing | None, compilation: Compilation | None, **more: Any
   ) -> Measurement:
-    m = self.config.model
     shapes = {
       "canvas": list(self.host["image"].shape),
       "network_input": list(config_lib.input_size(self.config, False)),
-      "depth": m.depth,
-      "width": m.width,
+      **{name: self.config.model[name] for name in ("depth", "width")},
       "classes": self.num_classes,
       "boxes": self.boxes,
     }

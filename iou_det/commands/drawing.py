@@ -29,10 +29,8 @@ def draw_detections(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """A new RGB picture with boxes, class and score, the best on top; ground truth below, dashed in white.
 
-  Args:
-    image: RGB. If its longer side is below 640 px it is enlarged by the next whole factor.
-    boxes, ground_truth: x1, y1, x2, y2 in pixels of `image`, x2 and y2 exclusive.
-    labels: indices into `names`; each has its own colour, the same in every picture.
+  An image whose longer side is below 640 px is enlarged by the next whole factor. Boxes are x1, y1, x2, y2 in
+  pixels of `image`, x2 and y2 exclusive. Labels are indices into `names`; each has its own colour everywhere.
   """
   factor = max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))
   height, width = factor * image.shape[0], factor * image.shape[1]

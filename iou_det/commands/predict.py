@@ -22,6 +22,7 @@ from iou_det.data.images import image_files
 from iou_det.data.pipeline import decode_image
 from iou_det.detector import load_run
 from iou_det.errors import UserError
+from iou_det.evaluation.overlap import as_boxes
 from iou_det.workdir import write_json
 
 WORKDIR = common.trained_workdir()
@@ -75,14 +76,12 @@ def main(arguments: list[str]) -> None:
     for r in found:
       row = {"file": record.file_name, "class": names[label_of[r["category_id"]]]}
       rows.append(row | {name: r[name] for name in ("category_id", "score", "bbox")})
-    drawn = [r for r in found if r["score"] >= SCORE.value]
-    boxes = np.array([r["bbox"] for r in drawn], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
+    drawn = as_boxes([r for r in found if r["score"] >= SCORE.value])
     picture = draw_detections(
       decode_image(record),
-      boxes,
-      np.array([label_of[r["category_id"]] for r in drawn], np.int32),
-      np.array([r["score"] for r in drawn]),
+      drawn.box,
+      np.array([label_of[k] for k in drawn.category_id], np.int32),
+      drawn.score,
       names,
       ground_truth=record.boxes if SPLIT.value else None,
     )

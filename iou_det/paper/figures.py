@@ -18,6 +18,7 @@ from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row, ap_differences
 from iou_det.paper.results import Results, candidates
 
+Array = Float64[np.ndarray, "*shape"]
 DELTA = 0.111  # where smooth L1 turns linear, as printed; the authors' code and our config say 0.11
 RULE = (
   "A detection's IoU is the best with an object of its class in its image, whatever its rank; several may "
@@ -25,9 +26,7 @@ RULE = (
 )
 
 
-def center_gradient_norm(
-  d: Float64[np.ndarray, "*shape"], *, lambd: float, w_loc: float
-) -> Float64[np.ndarray, "*shape"]:
+def center_gradient_norm(d: Array, *, lambd: float, w_loc: float) -> Array:
   """Eq. (11): w_loc ((1 - |d|) / (1 + |d|))^lambda min(|d| / delta, 1).
 
   From |d| = 1 on, the boxes cannot overlap. Eq. (11) is no real number there (a negative base); the IoU is 0
@@ -40,9 +39,7 @@ def center_gradient_norm(
   return w_loc * iou**lambd * np.minimum(size / DELTA, 1.0)
 
 
-def size_gradient_norm(
-  d: Float64[np.ndarray, "*shape"], *, lambd: float, w_loc: float
-) -> Float64[np.ndarray, "*shape"]:
+def size_gradient_norm(d: Array, *, lambd: float, w_loc: float) -> Array:
   """Eq. (12): w_loc e^(-lambda |d|) min(|d| / delta, 1); `d` is the error of the dw (or dh) offset.
 
   It falls below the loss without balancing from |d| = log(w_loc) / lambda on.

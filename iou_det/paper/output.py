@@ -49,9 +49,8 @@ class Output:
     self, name: str, columns: Sequence[str], rows: Rows, *, caption: str, formats: Mapping[str, str] = {}
   ) -> str:
     """Writes NAME.md, for people, and NAME.csv, with every digit; returns the Markdown. See `markdown`."""
-    parts = [caption, markdown(columns, rows, formats), f"Made by `{self.command}`"]
-    if self.smoke:
-      parts.insert(0, f"**{SMOKE}**")
+    stamp = [f"**{SMOKE}**"] if self.smoke else []
+    parts = [*stamp, caption, markdown(columns, rows, formats), f"Made by `{self.command}`"]
     text = "\n\n".join(parts) + "\n"
     self.csv(name, columns, rows)
     (self.folder / f"{name}.md").write_text(text, encoding="utf-8")

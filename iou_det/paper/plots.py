@@ -29,8 +29,7 @@ IOU = "IoU with the ground truth"
 def mean_scores(plot: Plot, runs: Mapping[str, ScorePerIou]) -> None:
   """Figure 2: mean score of the detections in each bin of IoU, runs side by side, and how many there are."""
   edges = next(iter(runs.values())).edges
-  grid: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (2, 1)}
-  with plot.panels(5.0, note=bins_text(edges), **grid) as (top, bottom):
+  with plot.panels(5.0, note=bins_text(edges), nrows=2, sharex=True, height_ratios=(2, 1)) as (top, bottom):
     for i, (run, (_, mean, counts)) in enumerate(runs.items()):
       full = counts > 0
       width = 0.84 * np.diff(edges) / len(runs)
@@ -203,13 +202,9 @@ def diagnostics(
     axes[0].set_ylabel("share (%)")
     key = ScalarMappable(scale, BINS_COLOURMAP)
     axes[0].figure.colorbar(key, ax=axes, label=IOU, pad=0.01, spacing="proportional", ticks=edges)
-  rows = [
-    [name, step, float(edges[i]), float(edges[i + 1]), value]
-    for name, share in shares.items()
-    for step, row in zip(steps.tolist(), share, strict=True)
-    for i, value in enumerate(cells_of(row))
-  ]
-  plot.csv(["share_of", "step", "iou_from", "iou_to", "share"], rows)
+  where = np.repeat(steps, len(edges) - 1), *(np.tile(ends, len(steps)) for ends in (edges[:-1], edges[1:]))
+  numbers = {name: (*where, share.ravel()) for name, share in shares.items()}
+  plot.csv(["share_of", "step", "iou_from", "iou_to", "share"], rows_of(numbers))
 
 
 def bins_text(edges: Float[np.ndarray, " edges"]) -> str:

@@ -32,13 +32,11 @@ class Row:
     return [value for r in self.results if (value := r.figure(figure)) is not None]
 
   def mean(self, figure: str) -> float | None:
-    known = self.known(figure)
-    return float(np.mean(known)) if known else None
+    return float(np.mean(known)) if (known := self.known(figure)) else None
 
   def spread(self, figure: str) -> float | None:
     """Standard deviation over the seeds; None for one seed."""
-    known = self.known(figure)
-    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return float(np.std(known, ddof=1)) if len(known := self.known(figure)) > 1 else None
 
 
 class Difference(NamedTuple):

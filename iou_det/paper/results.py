@@ -1,5 +1,6 @@
 """What a finished run left in its workdir; its detections with soft-NMS, before NMS, on COCO's test-dev."""
 
+import contextlib
 import functools
 import json
 import zipfile
@@ -105,12 +106,10 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
 def soft_nms(results: Results, method: str) -> Results:
   """Scores the run's last checkpoint with soft-NMS ("linear" or "gaussian"), unless that was done before."""
   variant = f"soft_nms_{method}"
-  try:
+  with contextlib.suppress(FileNotFoundError):  # not done yet
     again = Results.read(results.workdir, variant)
     if again.metrics["step"] == results.metrics["step"]:
       return again
-  except FileNotFoundError:
-    pass  # not done yet
   run = load_run(results.workdir, str(results.metrics["step"]))
   run.detector.config.eval.nms = method
   d = results.config.data
