@@ -65,9 +65,8 @@ def main(arguments: list[str]) -> None:
   elif kind == "scaling":
     scaling.bench_scaling(config, classes, boxes, **same)
   else:
-    theirs = []
-    if AGAINST.value:  # first: it needs the memory that JAX will take
-      theirs = against.run_torchvision(kind, config, classes, boxes, repeats=REPEATS.value)
+    # Theirs first: it needs the memory that JAX will take.
+    theirs = against.run_torchvision(kind, config, classes, boxes, REPEATS.value) if AGAINST.value else []
     devices = jax.devices()[:1] if AGAINST.value else jax.devices()  # torchvision's model uses one
     if kind == "train":
       case = synthetic.Case(config, classes, boxes, config.train.batch_size, devices)

@@ -27,9 +27,8 @@ def plan(experiment: str, reproduction: Reproduction, *, seeds: int, controls: b
   runs: list[Run] = []
   for seed in range(seeds):
     for line in EXPERIMENTS[experiment]:
-      if line in CONTROLS and not controls:
-        continue
-      if reproduction.smoke and experiment == "wloc_sweep" and line.run not in SMOKE_SWEEP:
+      short_sweep = reproduction.smoke and experiment == "wloc_sweep"
+      if (line in CONTROLS and not controls) or (short_sweep and line.run not in SMOKE_SWEEP):
         continue
       run = Run(line.run, seed, line.large, full_size)
       runs += [r for r in (run.needs, run) if r is not None and r not in runs]
