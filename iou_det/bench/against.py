@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det.bench import synthetic
-from iou_det.bench.measure import CALLS_ON_ACCELERATOR, Measurement, Timing, print_line
+from iou_det.bench.measure import CALLS_ON_ACCELERATOR, Line, Measurement, Timing, print_line
 from iou_det.config import get_field
 from iou_det.errors import UserError
 
@@ -32,17 +32,10 @@ SAME = {
 }
 
 
-def run_torchvision(
-  kind: str, config: ConfigDict, num_classes: int, boxes: int, *, repeats: int
-) -> list[dict[str, Any]]:
+def run_torchvision(kind: str, config: ConfigDict, num_classes: int, boxes: int, repeats: int) -> list[Line]:
   """What `iou_det.bench.torchvision_model` measures, eager and compiled; call it before JAX has the device.
 
-  Args:
-    kind: "train", or "predict": at the batch size of the config and one image at a time.
-    boxes: of each image.
-
-  Raises:
-    UserError: torch or torchvision is missing or fails, or the config's network is not what torchvision has.
+  `kind` is "train", or "predict": at the batch size of the config and one image at a time.
   """
   missing = [name for name in ("torch", "torchvision") if importlib.util.find_spec(name) is None]
   if missing:
@@ -56,14 +49,8 @@ def run_torchvision(
         "configs/retinanet.py"
       )
   batch_size = config.train.batch_size if kind == "train" else config.eval.batch_size
-  settings = {
-    "config": config.to_dict(),
-    "kind": kind,
-    "classes": num_classes,
-    "warmup": 2,
-    "repeats": repeats,
-    "calls_on_gpu": CALLS_ON_ACCELERATOR,
-  }
+  settings = {"config": config.to_dict(), "kind": kind, "classes": num_classes}
+  settings |= {"warmup": 2, "repeats": repeats, "calls_on_gpu": CALLS_ON_ACCELERATOR}
   with tempfile.TemporaryDirectory() as folder:
     arrays: dict[str, Any] = synthetic.batch(config, batch_size, num_classes, boxes)
     np.savez(Path(folder) / "inputs.npz", **arrays)
@@ -75,7 +62,7 @@ def run_torchvision(
   return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def report_beside(rows: list[dict[str, Any]], measured: dict[str, Any], out: str | Path | None) -> None:
+def report_beside(rows: list[Line], measured: dict[str, Any], out: Path | None) -> None:
   """Reports a line of `run_torchvision`, and how much faster ours of the same batch size is."""
   ours = next(row for row in rows if row["batch"] == measured["batch"])
   by = f"torchvision {measured['mode']}"

@@ -5,6 +5,7 @@ batches and stops before the last ones: what a pipeline has ready when the clock
 clock stops, so nothing is counted that was done before. Pipelines are sampled in turn.
 """
 
+import contextlib
 import itertools
 import os
 import time
@@ -18,61 +19,46 @@ from typing import Any
 import cv2
 import grain
 import numpy as np
+import psutil
 from ml_collections import ConfigDict
 
-from iou_det.bench.measure import Measurement, Timing, print_line, versions
+from iou_det.bench.measure import Line, Measurement, Timing, print_line, versions
 from iou_det.config import input_size
 from iou_det.data import images as image_files
-from iou_det.data import open_dataset
-from iou_det.data.pipeline import (
-  AHEAD,
-  Example,
-  HostBatch,
-  TrainRows,
-  decode_image,
-  init_worker,
-  make_plan,
-  number_of_threads,
-  train_batches,
-)
+from iou_det.data import open_dataset, pipeline
+from iou_det.data.pipeline import AHEAD
 from iou_det.data.source import Source
 
 EDGE = AHEAD + 3  # batches before the clock starts and after it stops: more than a pipeline has ready
 BARE, OURS, USUAL = "decode alone", "ready batches", "decode + resize + float normalise"
 
 
-def bench_input(
-  config: ConfigDict, images: int, *, repeats: int, out: str | Path | None
-) -> dict[str, dict[str, Any]]:
-  """Reports a line for each pipeline and one for each ratio of interest; returns them by name.
-
-  Args:
-    images: in a sample, at least.
-  """
+def bench_input(config: ConfigDict, images: int, *, repeats: int, out: Path | None) -> dict[str, Line]:
+  """Reports each pipeline, in samples of `images` at least, and each ratio of interest; lines by name."""
   d, batch_size = config.data, config.train.batch_size
   timed = max(1, -(-images // batch_size))
   reading = Reading(config, EDGE + timed + EDGE)
   workers = d.workers or len(os.sched_getaffinity(0))
   bare, threaded, other = (f"{name}, {reading.threads} threads" for name in (BARE, OURS, USUAL))
   processes = f"{OURS}, {workers} processes"
-  pipelines: dict[str, Callable[[], Iterator[Any]]] = {
+  readers: dict[str, Callable[[], Iterator[Any]]] = {
     bare: reading.decoded,
     threaded: partial(reading.ours, 0),
     processes: partial(reading.ours, workers),
     other: reading.usual,
   }
   # First of all: memory that an earlier pipeline gave back to Python would be no addition.
-  sizes = {name: memory_and_bytes(p()) for name, p in pipelines.items() if name != bare}
-  samples: dict[str, list[float]] = {name: [] for name in pipelines}
+  sizes = {name: memory_and_bytes(read()) for name, read in readers.items() if name != bare}
+  samples: dict[str, list[float]] = {name: [] for name in readers}
   for _ in range(repeats):
-    for name, pipeline in pipelines.items():
-      samples[name].append(seconds_per_batch(pipeline(), timed))
+    for name, read in readers.items():
+      samples[name].append(seconds_per_batch(read(), timed))
 
   rows = {}
   shapes: dict[str, Any] = {"canvas": list(d.canvas), "network_input": list(input_size(config, False))}
   shapes["file_bytes"] = reading.mean_file_bytes()
   same = {"batch": batch_size, "shapes": shapes, "versions": versions("grain", "opencv-python-headless")}
-  for name in pipelines:
+  for name in readers:
     by = {BARE: "opencv", OURS: "iou-det", USUAL: "usual"}[name.split(",")[0]]
     memory, nbytes = sizes.get(name, (None, None))
     own = {"bytes_to_device_per_image": nbytes and nbytes / batch_size, "host_memory_bytes": memory}
@@ -90,24 +76,23 @@ class Reading:
 
   def __init__(self, config: ConfigDict, steps: int):
     d = config.data
-    self.config, self.steps, self.threads = config, steps, number_of_threads(d.threads)
+    self.config, self.steps, self.threads = config, steps, pipeline.number_of_threads(d.threads)
     self.source = open_dataset(d.path, d.train_split)
-    self.plan = make_plan(self.source, config)
+    self.plan = pipeline.make_plan(self.source, config)
 
-  def ours(self, workers: int) -> Iterator[HostBatch]:
+  def ours(self, workers: int) -> Iterator[pipeline.HostBatch]:
     """Ready batches of our pipeline; by threads if there are no workers."""
     data = ConfigDict(self.config.data.to_dict() | {"threads": self.threads, "workers": workers})
-    return (b for b, _ in train_batches(self.source, self.plan, data, range(self.steps), (0, 1)))
+    batches = pipeline.train_batches(self.source, self.plan, data, range(self.steps), (0, 1))
+    return (batch for batch, _ in batches)
 
   def decoded(self) -> Iterator[int]:
     """Decodes the images from memory and forgets them; yields once a batch."""
-    init_worker(0, 1)
+    pipeline.init_worker(0, 1)
     records = [[int(i) for i in self.plan.batch(step).records] for step in range(self.steps)]
     encoded = {i: self.source[i].image for i in set(itertools.chain(*records))}
 
-    def decode(record: int) -> bool:
-      return image_files.decode(encoded[record]) is not None
-
+    decode = lambda record: image_files.decode(encoded[record]) is not None
     with ThreadPoolExecutor(self.threads) as pool:
       # The pool takes all that it is given at once: it gets what is timed when it is asked for.
       for part in (records[:EDGE], records[EDGE:-EDGE], records[-EDGE:]):
@@ -118,9 +103,9 @@ class Reading:
 
   def usual(self) -> Iterator[np.ndarray]:
     """Batches of `UsualLoader`, with as many threads and images ahead as our pipeline."""
-    init_worker(0, 1)
+    pipeline.init_worker(0, 1)
     size, load = self.plan.batch_size, UsualLoader(self.source, self.config)
-    rows = TrainRows(self.plan, range(self.steps), range(size))
+    rows = pipeline.TrainRows(self.plan, range(self.steps), range(size))
     ahead = max(AHEAD * size, self.threads)
     options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=ahead)
     return iter(grain.MapDataset.source(rows).map(load).to_iter_dataset(options).batch(size))
@@ -139,9 +124,9 @@ class UsualLoader:
   source: Source
   config: ConfigDict
 
-  def __call__(self, example: Example) -> np.ndarray:
+  def __call__(self, example: pipeline.Example) -> np.ndarray:
     d = self.config.data
-    image = decode_image(self.source[example.record])
+    image = pipeline.decode_image(self.source[example.record])
     height, width = image.shape[:2]
     scale = min(d.short / min(height, width), d.long / max(height, width))
     image = cv2.resize(image, (round(width * scale), round(height * scale)))
@@ -173,14 +158,8 @@ def memory_and_bytes(batches: Iterator[Any]) -> tuple[int, int]:
 
 def resident_bytes() -> int:
   """Physical memory of this process and its descendants; what n of them share counts 1/n in each."""
-  total, todo = 0, [os.getpid()]
-  while todo:
-    process = Path(f"/proc/{todo.pop()}")
-    try:
-      lines = (process / "smaps_rollup").read_text().splitlines()
-      children = [p.read_text() for p in (process / "task").glob("*/children")]
-    except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
-      continue
-    total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    todo += [int(pid) for line in children for pid in line.split()]
+  total, this = 0, psutil.Process()
+  for process in (this, *this.children(recursive=True)):
+    with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+      total += process.memory_full_info().pss
   return total

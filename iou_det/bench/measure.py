@@ -18,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from scipy import stats
 
 # Dense bfloat16 matrix FLOP/s of one device as JAX counts devices, by the start of its `device_kind`.
 # NVIDIA: the data sheets' tensor core figures (given with sparsity: halved). TPU: cloud.google.com/tpu/docs.
@@ -33,6 +34,7 @@ PEAK_BF16 = {
   "TPU v5p": 459e12,
   "TPU v6 lite": 918e12,
 }
+Line = dict[str, Any]  # of JSON, that a benchmark prints
 CALLS_ON_ACCELERATOR = 4  # in a sample: work is issued ahead, which hides Python's share as training does
 
 
@@ -51,8 +53,7 @@ class Timing:
   @property
   def spread(self) -> float:
     """Interquartile range of the samples, seconds."""
-    low, high = np.percentile(self.samples, [25, 75])
-    return float(high - low)
+    return float(stats.iqr(self.samples))
 
 
 def time_calls(call: Callable[[], Any], *, warmup: int, repeats: int, calls: int | None = None) -> Timing:
@@ -86,9 +87,7 @@ def compile_program(function: Any, *arguments: Any, counted: Any = None) -> Comp
   """Compiles a jitted function for its arguments (values or shapes); cold only within `fresh_cache`.
 
   A function that this process has compiled before for the same shapes costs nothing the second time.
-
-  Args:
-    counted: the function whose FLOPs are stated, if `function` repeats work that this one does once.
+  If it repeats work that the function `counted` does once, the FLOPs are that one's.
   """
   start = time.perf_counter()
   lowered = function.lower(*arguments)
@@ -159,24 +158,18 @@ class Measurement:
   In the line, `program_memory_bytes` is the compiler's figure for a device, `device_peak_bytes` that of the
   process so far, autotuning included. FLOPs are null on several devices, the share of the peak for all
   numbers but bfloat16.
-
-  Attributes:
-    bench: which benchmark: train, input, ...
-    what: the piece measured; with `bench` and `by` the name of the row.
-    by: whose code.
-    devices: that took part; default: all.
-    fields: others of FIELDS (batch: images of a call over all devices), further ones, or other values.
   """
 
-  bench: str
-  what: str
-  by: str = "iou-det"
+  bench: str  # which benchmark: train, input, ...
+  what: str  # the piece measured; with `bench` and `by` the name of the row
+  by: str  # whose code
   timing: Timing | None = None
   compilation: Compilation | None = None
-  devices: int | None = None
+  devices: int | None = None  # that took part; default: all
+  # Others of FIELDS (batch: images of a call over all devices), further ones, or other values.
   fields: dict[str, Any] = field(default_factory=dict)
 
-  def print(self, out: str | Path | None) -> dict[str, Any]:
+  def print(self, out: Path | None) -> Line:
     """Prints the line as JSON, appends it to the file `out` if that is given, and returns it."""
     device, devices = jax.devices()[0], self.devices or jax.device_count()
     row = dict.fromkeys(FIELDS) | {"bench": self.bench, "what": self.what, "by": self.by}
@@ -207,10 +200,10 @@ class Measurement:
     return row
 
 
-def print_line(row: dict[str, Any], out: str | Path | None) -> None:
+def print_line(row: Line, out: Path | None) -> None:
   """Prints a row as JSON and appends it to `out` if that is given."""
   line = json.dumps(row)
   print(line, flush=True)
   if out:
-    with Path(out).open("a") as file:
+    with out.open("a") as file:
       file.write(line + "\n")

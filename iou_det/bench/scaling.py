@@ -5,13 +5,12 @@ import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from iou_det.bench.measure import fresh_cache, print_line
+from iou_det.bench.measure import Line, fresh_cache, print_line
 from iou_det.bench.synthetic import Case, changed
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -26,15 +25,12 @@ CHIPS = (8, 16, 32, 64, 128, 256)
 
 
 def bench_scaling(
-  config: ConfigDict, num_classes: int, boxes: int, *, repeats: int, out: str | Path | None
-) -> list[dict[str, Any]]:
-  """Reports training steps with one thing changed at a time.
+  config: ConfigDict, num_classes: int, boxes: int, *, repeats: int, out: Path | None
+) -> list[Line]:
+  """Reports training steps with one thing changed at a time; returns the lines that were measured.
 
   On one device: batch, image size, boxes, classes. On several: number of devices and mesh axes, with what
   the compiled step exchanges, and from it an estimate for more chips. Draws `out` with the ending .png.
-
-  Returns:
-    The lines that were measured.
   """
   count, batch_size, d = jax.device_count(), config.train.batch_size, config.data
   config = changed(config, {"data.max_boxes": boxes})
@@ -60,12 +56,11 @@ def bench_scaling(
     for line in estimates(several[-1]["collectives"]["all-reduce"]["bytes"]):
       print_line(line, out)
   if out:
-    plot(rows, Path(out).with_suffix(".png"))
+    plot(rows, out.with_suffix(".png"))
   return rows
 
 
-def measure_step(case: Case, what: str, *, repeats: int, out: str | Path | None) -> dict[str, Any]:
-  """Reports time, memory and collectives of one training step."""
+def measure_step(case: Case, what: str, *, repeats: int, out: Path | None) -> Line:
   with fresh_cache():
     compilation = case.compile_step()
   timing, _ = case.time_step(compilation, repeats)
@@ -79,8 +74,11 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
   for line in program.splitlines():
     match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
     if match:
-      shapes = re.findall(r"(\w+)\[([\d,]*)\]", match[1])
-      sizes = [bits(kind) // 8 * math.prod(int(n) for n in sides.split(",") if n) for kind, sides in shapes]
+      # The first number in a type's name is its bits; pred has none, and a byte.
+      shapes = re.findall(r"[a-z]+(\d*)\w*\[([\d,]*)\]", match[1])
+      sizes = [
+        int(bits or 8) // 8 * math.prod(int(n) for n in sides.split(",") if n) for bits, sides in shapes
+      ]
       if match[3] and match[2] == "all-gather":  # what is started yields operands, then results
         sizes = sizes[len(sizes) // 2 :]
       elif match[3] and match[2] == "collective-permute":  # operand, result, two counters
@@ -90,13 +88,7 @@ def collectives(program: str) -> dict[str, dict[str, int]]:
   return found
 
 
-def bits(kind: str) -> int:
-  """Of a value of one of XLA's types: the number in its name (pred has none, and a byte)."""
-  number = re.search(r"\d+", kind)
-  return int(number[0]) if number else 8
-
-
-def estimates(gradient_bytes: int) -> Iterator[dict[str, Any]]:
+def estimates(gradient_bytes: int) -> Iterator[Line]:
   """On paper: seconds a step that a ring all-reduce of the counted bytes takes over published links.
 
   Each chip sends 2 (n - 1) / n times the bytes; nothing is hidden behind computing.
@@ -108,7 +100,7 @@ def estimates(gradient_bytes: int) -> Iterator[dict[str, Any]]:
       yield row | {"link": link, "link_bytes_per_second": speed, "chips": chips, "all_reduce_s": seconds}
 
 
-def plot(rows: list[dict[str, Any]], path: Path) -> None:
+def plot(rows: list[Line], path: Path) -> None:
   """Milliseconds and megabytes an image against what was changed, a panel for each."""
   figures = {
     "batch": ("images in a batch", lambda r: r["batch"]),
@@ -117,11 +109,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     "classes": ("classes", lambda r: r["shapes"]["classes"]),
     "devices": ("devices (simulated ones share the cores)", lambda r: r["mesh"]["data"]),
   }
-  shown = [what for what in figures if any(r["what"] == what for r in rows)]
+  shown = {what: mine for what in figures if (mine := [r for r in rows if r["what"] == what])}
   figure = Figure(figsize=(3.8 * len(shown), 3.2), layout="constrained")
-  for panel, what in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+  panels = figure.subplots(1, len(shown), squeeze=False)[0]
+  for panel, (what, mine) in zip(panels, shown.items(), strict=True):
     label, x_of = figures[what]
-    mine = [r for r in rows if r["what"] == what]
     x = [x_of(r) for r in mine]
     (time,) = panel.plot(x, [1e3 / r["images_per_second"] for r in mine], "o-", color="C0", label="time")
     panel.set(xlabel=label, ylabel="ms an image", ylim=(0, None))

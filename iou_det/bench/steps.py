@@ -6,16 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from iou_det.bench.measure import (
-  Measurement,
-  compile_program,
-  fresh_cache,
-  print_line,
-  time_calls,
-  versions,
-)
+from iou_det.bench import measure
+from iou_det.bench.measure import Line, compile_program, fresh_cache, time_calls
 from iou_det.bench.synthetic import Case, changed, scored_dataset
 from iou_det.detector import Detector, forward, make_model, network_inputs
 from iou_det.evaluation import coco
@@ -24,18 +19,13 @@ from iou_det.ops import matching
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
 
 
-def bench_train(
-  case: Case, *, repeats: int, pieces: bool, orientations: bool, out: str | Path | None
-) -> dict[str, Any]:
-  """Reports the whole step, and on request its pieces and the compilation of both orientations.
+def bench_train(case: Case, *, repeats: int, pieces: bool, orientations: bool, out: Path | None) -> Line:
+  """Reports the whole step and returns its line.
 
   Args:
     pieces: also a line for each part of the step compiled alone. Parts overlap less alone than in the step,
       and write results that the step never needs: they do not add up to it.
     orientations: also what compiling landscape and portrait together takes, cold and from the cache.
-
-  Returns:
-    The line of the whole step.
   """
   with fresh_cache():
     cold = [case.compile_step(portrait) for portrait in ((False, True) if orientations else (False,))]
@@ -56,22 +46,17 @@ def bench_train(
       with fresh_cache():
         work = jax.jit(counted[what][0]) if counted else None
         piece = compile_program(jax.jit(function), *arguments, counted=work)
-      call = partial(piece.program, *arguments)
-      timing = time_calls(call, warmup=2, repeats=repeats)
+      timing = time_calls(partial(piece.program, *arguments), warmup=2, repeats=repeats)
       case.measurement("train", what, timing, piece).print(out)
   return row
 
 
 def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
-  """The parts of a landscape step: name -> function and its arguments.
-
-  Args:
-    config: the case's, or another one that changes no shape.
-  """
+  """The parts of a landscape step: name -> function and its arguments; `config` may change no shape."""
   model, state = make_model(config, case.num_classes), case.state
   params, stats = state.params, state.batch_stats
-  make_inputs = jax.jit(lambda b: network_inputs(config, b, False, train=True))
-  inputs, anchors, level_sizes = make_inputs(case.arrays)
+  make_inputs = lambda b: network_inputs(config, b, False, train=True)
+  inputs, anchors, level_sizes = jax.jit(make_inputs)(case.arrays)
   level_sizes = tuple(int(n) for n in level_sizes)
 
   def with_backward(function):
@@ -83,8 +68,7 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
 
     return run
 
-  def network(params, images):
-    return forward(model, state.variables | {"params": params}, images, case.mesh)
+  network = lambda params, images: forward(model, state.variables | {"params": params}, images, case.mesh)
 
   def backbone(params, images):
     trunk = backbone_class(config.model.backbone)(model.settings, model.dtype)
@@ -97,40 +81,28 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
     terms = detection_losses(loss_terms(logits, deltas, targets, config))
     return terms.classification + terms.localization
 
-  def assignment(inputs):
-    match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())
-    return jax.vmap(match)(inputs.boxes, inputs.valid)
-
+  match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())
   out = jax.jit(network)(params, inputs.images)
   trunk = {"backbone": params["backbone"]}
   return {
-    "preprocessing": (lambda b: network_inputs(config, b, False, train=True)[0], case.arrays),
+    "preprocessing": (lambda b: make_inputs(b)[0], case.arrays),
     "network forward": (network, params, inputs.images),
     "network forward and backward": (with_backward(network), params, inputs.images),
     "backbone forward": (backbone, trunk, inputs.images),
     "backbone forward and backward": (with_backward(backbone), trunk, inputs.images),
     "loss with assignment, forward and backward": (jax.value_and_grad(loss), out, inputs),
-    "assignment": (assignment, inputs),
+    "assignment": (jax.vmap(match), inputs.boxes, inputs.valid),
   }
 
 
 def bench_predict(
-  config: ConfigDict,
-  num_classes: int,
-  *,
-  repeats: int,
-  out: str | Path | None,
-  devices: Sequence[jax.Device] | None = None,
-) -> list[dict[str, Any]]:
-  """Reports batches of `config.eval.batch_size` on all devices and single images on one; returns the lines.
+  config: ConfigDict, num_classes: int, devices: Sequence[jax.Device], *, repeats: int, out: Path | None
+) -> list[Line]:
+  """Reports batches of `config.eval.batch_size` on the devices and single images on one.
 
-  Decoding and NMS are included.
-
-  Args:
-    devices: default: all.
+  Decoding and NMS are included. Returns the lines.
   """
   rows = []
-  devices = jax.devices() if devices is None else devices
   for batch_size in dict.fromkeys((config.eval.batch_size, 1)):
     if latency := batch_size == 1:
       case = Case(changed(config, {"mesh.fsdp": 1, "mesh.space": 1}), num_classes, 0, 1, devices[:1])
@@ -148,9 +120,7 @@ def bench_predict(
   return rows
 
 
-def bench_eval(
-  images: int, detections: int, num_classes: int, *, repeats: int, out: str | Path | None
-) -> dict[str, Any]:
+def bench_eval(images: int, detections: int, num_classes: int, *, repeats: int, out: Path | None) -> Line:
   """Reports a line for each backend of scoring and one that compares their figures; returns the last.
 
   pycocotools, which takes most of a minute at COCO's size, is run once.
@@ -166,20 +136,13 @@ def bench_eval(
     once = backend == "pycocotools"
     timing = time_calls(score, warmup=0 if once else 1, repeats=1 if once else repeats, calls=1)
     seconds[backend] = timing.median
-    fields = {"batch": images, "shapes": shapes, "versions": versions(backend)}
-    Measurement("eval", "scoring", backend, timing, fields=fields).print(out)
+    fields = {"batch": images, "shapes": shapes, "versions": measure.versions(backend)}
+    measure.Measurement("eval", "scoring", backend, timing, fields=fields).print(out)
 
-  def figure(backend, name):  # -1 is COCO's own mark where there is no ground truth
-    return -1.0 if figures[backend][name] is None else figures[backend][name]
-
-  differences = [abs(figure(b, n) - figure("pycocotools", n)) for n in coco.FIGURES for b in coco.BACKENDS]
-  row = {
-    "bench": "eval",
-    "what": "scoring",
-    "by": "pycocotools seconds / hotcoco seconds",
-    "ratio": seconds["pycocotools"] / seconds["hotcoco"],
-    "largest_difference_of_12_figures": max(differences),
-    "AP": figures["pycocotools"]["AP"],
-  }
-  print_line(row, out)
+  every = np.array([[figures[b][name] for name in coco.FIGURES] for b in coco.BACKENDS], float)
+  differences = np.ptp(np.nan_to_num(every, nan=-1.0), axis=0)  # -1: COCO's own mark for no ground truth
+  row: Line = {"bench": "eval", "what": "scoring", "by": "pycocotools seconds / hotcoco seconds"}
+  row |= {"ratio": seconds["pycocotools"] / seconds["hotcoco"]}
+  row |= {"largest_difference_of_12_figures": float(differences.max()), "AP": figures["pycocotools"]["AP"]}
+  measure.print_line(row, out)
   return row

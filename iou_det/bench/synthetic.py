@@ -10,13 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
-from iou_det.bench.measure import (
-  Compilation,
-  Measurement,
-  Timing,
-  compile_program,
-  time_calls,
-)
+from iou_det.bench.measure import Compilation, Measurement, Timing, compile_program, time_calls
 from iou_det.data.pipeline import HostBatch
 from iou_det.detector import make_model
 from iou_det.parallel import device_mesh, to_device
@@ -80,12 +74,11 @@ class Case:
   devices: Sequence[jax.Device] | None = None  # default: all
 
   def __post_init__(self) -> None:
-    axes = self.config.mesh.to_dict()
+    config, axes = self.config, self.config.mesh.to_dict()
     self.mesh = device_mesh(self.batch_size, self.devices, **axes, setting="--batch_size")
-    self.model = make_model(self.config, self.num_classes)
-    self.state, self.optimizer = create_state(
-      self.config, self.model, STEPS_PER_EPOCH, self.mesh, pretrained=False
-    )
+    self.model = make_model(config, self.num_classes)
+    made = create_state(config, self.model, STEPS_PER_EPOCH, self.mesh, pretrained=False)
+    self.state, self.optimizer = made
     self.host = batch(self.config, self.batch_size, self.num_classes, self.boxes)
     self.arrays = to_device(self.host, self.mesh)
 
@@ -119,12 +112,10 @@ class Case:
   def measurement(
     self, bench: str, what: str, timing: Timing | None, compilation: Compilation | None, **more: Any
   ) -> Measurement:
-    m = self.config.model
     shapes = {
       "canvas": list(self.host["image"].shape),
       "network_input": list(config_lib.input_size(self.config, False)),
-      "depth": m.depth,
-      "width": m.width,
+      **{name: self.config.model[name] for name in ("depth", "width")},
       "classes": self.num_classes,
       "boxes": self.boxes,
     }
@@ -142,7 +133,6 @@ def scored_dataset(
   """
   rng = np.random.default_rng(0)
   height, width = 480, 640
-  size = {"height": height, "width": width}
 
   def boxes(number):
     sides = np.array([width, height]) * np.exp(rng.uniform(np.log(1 / 50), 0, (number, 2)))
@@ -157,7 +147,7 @@ def scored_dataset(
   true_boxes = boxes(len(image_of))
   true_class = rng.integers(1, num_classes + 1, len(image_of))
   truth = {
-    "images": [{"id": i, "file_name": f"{i}.jpg"} | size for i in range(1, images + 1)],
+    "images": rows(id=range(1, images + 1), height=[height] * images, width=[width] * images),
     "categories": [{"id": k, "name": f"class {k}"} for k in range(1, num_classes + 1)],
     "annotations": rows(
       id=1 + np.arange(len(image_of)),

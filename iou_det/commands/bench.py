@@ -15,21 +15,19 @@ program as written (forward, backward and update for train; what model.remat doe
 the repeats.
 """
 
+from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from iou_det import config as config_lib
+from iou_det.commands import flags as common
+from iou_det.config_args import config_from_flag
 from iou_det.errors import UserError
 
 KINDS = ("train", "input", "predict", "eval", "scaling")
-CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file and argument, FILE.py:ARG; eval needs none."
-)
-BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", None, "Images per step over all devices; default: the config's.", lower_bound=1
-)
+CONFIG = common.config("eval needs none.")
+BATCH_SIZE = common.batch_size()
 REPEATS = flags.DEFINE_integer("repeats", 10, "Samples; input: 3 are enough.", lower_bound=1)
 CLASSES = flags.DEFINE_integer("classes", 80, "Number of classes, except for input.", lower_bound=1)
 BOXES = flags.DEFINE_integer("boxes", 8, "train, scaling: boxes of each image.", lower_bound=1)
@@ -41,12 +39,8 @@ PIECES = flags.DEFINE_bool("pieces", False, "train: also each part of the step, 
 ORIENTATIONS = flags.DEFINE_bool(
   "orientations", False, "train: also what compiling for both orientations takes, cold and from the cache."
 )
-AGAINST = flags.DEFINE_enum(
-  "against",
-  None,
-  ["torchvision"],
-  "train, predict: also this model on the same images in a process of its own, and the ratios.",
-)
+AGAINST_HELP = "train, predict: also this model on the same images in a process of its own, and the ratios."
+AGAINST = flags.DEFINE_enum("against", None, ["torchvision"], AGAINST_HELP)
 OUT = flags.DEFINE_string("out", None, "File that the lines are appended to as well.")
 
 
@@ -58,10 +52,12 @@ def main(arguments: list[str]) -> None:
     raise UserError(f"--against={AGAINST.value} belongs to train and predict, not to {kind}")
   config = None if kind == "eval" else bench_config(kind)
   # Imported when what is asked for is known to be good; nothing in it takes a device's memory yet.
+  import jax
+
   from iou_det.bench import against, input, scaling, steps, synthetic
 
-  classes, boxes = CLASSES.value, BOXES.value
-  same: dict[str, Any] = {"repeats": REPEATS.value, "out": OUT.value}
+  classes, boxes, out = CLASSES.value, BOXES.value, Path(OUT.value) if OUT.value else None
+  same: dict[str, Any] = {"repeats": REPEATS.value, "out": out}
   if config is None:
     steps.bench_eval(IMAGES.value or 5000, DETECTIONS.value, classes, **same)
   elif kind == "input":
@@ -69,19 +65,16 @@ def main(arguments: list[str]) -> None:
   elif kind == "scaling":
     scaling.bench_scaling(config, classes, boxes, **same)
   else:
-    theirs, devices = [], None
-    if AGAINST.value:  # first: it needs the memory that JAX will take
-      theirs = against.run_torchvision(kind, config, classes, boxes, repeats=REPEATS.value)
-      import jax
-
-      devices = jax.devices()[:1]  # as many as torchvision's model uses
+    # Theirs first: it needs the memory that JAX will take.
+    theirs = against.run_torchvision(kind, config, classes, boxes, REPEATS.value) if AGAINST.value else []
+    devices = jax.devices()[:1] if AGAINST.value else jax.devices()  # torchvision's model uses one
     if kind == "train":
       case = synthetic.Case(config, classes, boxes, config.train.batch_size, devices)
       rows = [steps.bench_train(case, pieces=PIECES.value, orientations=ORIENTATIONS.value, **same)]
     else:
-      rows = steps.bench_predict(config, classes, devices=devices, **same)
+      rows = steps.bench_predict(config, classes, devices, **same)
     for measured in theirs:
-      against.report_beside(rows, measured, OUT.value)
+      against.report_beside(rows, measured, out)
 
 
 def bench_config(kind: str) -> ConfigDict:
@@ -93,5 +86,4 @@ def bench_config(kind: str) -> ConfigDict:
     config.train.batch_size = config.eval.batch_size = BATCH_SIZE.value
   if kind != "input" and not config.data.path:
     config.data.path = "made up"
-  config_lib.validate(config)
-  return config
+  return config_from_flag(CONFIG)

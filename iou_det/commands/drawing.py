@@ -29,10 +29,8 @@ def draw_detections(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """A new RGB picture with boxes, class and score, the best on top; ground truth below, dashed in white.
 
-  Args:
-    image: RGB. If its longer side is below 640 px it is enlarged by the next whole factor.
-    boxes, ground_truth: x1, y1, x2, y2 in pixels of `image`, x2 and y2 exclusive.
-    labels: indices into `names`; each has its own colour, the same in every picture.
+  An image whose longer side is below 640 px is enlarged by the next whole factor. Boxes are x1, y1, x2, y2 in
+  pixels of `image`, x2 and y2 exclusive. Labels are indices into `names`; each has its own colour everywhere.
   """
   factor = max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))
   height, width = factor * image.shape[0], factor * image.shape[1]
@@ -64,37 +62,28 @@ def contact_sheet(
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Puts RGB pictures of any sizes on a white grid, `columns` a row, or as many as there are.
 
-  Each is made as large as fits a square of `cell` pixels; a row is no taller than it must be.
-
-  Raises:
-    ValueError: without an image.
+  Larger ones are shrunk to fit a square of `cell` pixels; a row is no taller than it must be.
   """
   if not images:
     raise ValueError("a contact sheet needs at least one image")
   columns = min(columns, len(images))
-  fitted = [_fit(image, cell) for image in images]
+  fitted = [Image.fromarray(image) for image in images]
+  for image in fitted:
+    image.thumbnail((cell, cell))
   rows = [fitted[first : first + columns] for first in range(0, len(fitted), columns)]
-  heights = [max(map(len, row)) for row in rows]
-  sheet = np.full((sum(heights) + GAP * len(rows) + GAP, columns * (cell + GAP) + GAP, 3), 255, np.uint8)
-  top = GAP
+  heights = [max(image.height for image in row) for row in rows]
+  size = (columns * (cell + GAP) + GAP, sum(heights) + GAP * len(rows) + GAP)
+  sheet, top = Image.new("RGB", size, "white"), GAP
   for row, tall in zip(rows, heights, strict=True):
     for k, image in enumerate(row):
-      y = top + (tall - image.shape[0]) // 2
-      x = GAP + k * (cell + GAP) + (cell - image.shape[1]) // 2
-      sheet[y : y + image.shape[0], x : x + image.shape[1]] = image
+      x = GAP + k * (cell + GAP) + (cell - image.width) // 2
+      sheet.paste(image, (x, top + (tall - image.height) // 2))
     top += tall + GAP
-  return sheet
-
-
-def _fit(image: UInt8[np.ndarray, "_ _ 3"], side: int) -> UInt8[np.ndarray, "_ _ 3"]:
-  """Resized so that its longer side is `side`."""
-  scale = side / max(image.shape[:2])
-  size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-  return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+  return np.array(sheet)
 
 
 def _pixels(box: Float[np.ndarray, " 4"], factor: int, height: int, width: int) -> Rectangle:
-  """Whole pixels of the enlarged picture, inside it and at least one wide and high."""
+  """In the enlarged picture: inside it and at least one pixel wide and high."""
   x1, y1, x2, y2 = (round(float(v) * factor) for v in box)
   x1, y1 = min(max(x1, 0), width - 1), min(max(y1, 0), height - 1)
   return x1, y1, min(max(x2, x1 + 1), width), min(max(y2, y1 + 1), height)

@@ -27,13 +27,8 @@ ANNOTATIONS = flags.DEFINE_string(
   "Original COCO annotation file to score against; default: the config's data.val_annotations for its own "
   "val_split, else the dataset's records.",
 )
-BACKEND = flags.DEFINE_enum(
-  "backend",
-  coco.BACKENDS[0],
-  coco.BACKENDS,
-  "pycocotools, the number of record, or hotcoco: the same, sooner.",
-)
-
+BACKEND_HELP = "pycocotools, the number of record, or hotcoco: the same, sooner."
+BACKEND = flags.DEFINE_enum("backend", coco.BACKENDS[0], coco.BACKENDS, BACKEND_HELP)
 DISTRIBUTED = common.distributed()
 
 

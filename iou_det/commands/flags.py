@@ -7,7 +7,9 @@ flags.disclaim_key_flags()  # each command's --help lists them as its own
 
 
 def config(also: str = "") -> flags.FlagHolder:
-  text = f"Config file and argument, FILE.py:ARG. {also}".rstrip()
+  text = (
+    f"Config file or the name of a shipped one, and its argument: FILE.py:ARG, shapes:eta=0. {also}".rstrip()
+  )
   return config_flags.DEFINE_config_file("config", None, text)
 
 

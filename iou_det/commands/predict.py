@@ -22,6 +22,7 @@ from iou_det.data.images import image_files
 from iou_det.data.pipeline import decode_image
 from iou_det.detector import load_run
 from iou_det.errors import UserError
+from iou_det.evaluation.overlap import as_boxes
 from iou_det.workdir import write_json
 
 WORKDIR = common.trained_workdir()
@@ -31,20 +32,14 @@ IMAGES = flags.DEFINE_multi_string(
   "images", [], "JPEG or PNG file, or folder of them; more may follow as arguments."
 )
 SPLIT = flags.DEFINE_string("split", None, "Instead of files: a split of the config's data.")
-LIMIT = flags.DEFINE_integer(
-  "limit", 0, "With --split: only the first so many images; 0: all.", lower_bound=0
-)
+LIMIT = flags.DEFINE_integer("limit", 0, "With --split: only the first images; 0: all.", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "Folder for pictures and detections.json.", required=True)
-SCORE = flags.DEFINE_float(
-  "score", 0.3, "Boxes below this score are not drawn.", lower_bound=0, upper_bound=1
-)
-
+SCORE = flags.DEFINE_float("score", 0.3, "Boxes below this are not drawn.", lower_bound=0, upper_bound=1)
 SHEET = 12  # pictures on the contact sheet
 
 
 def write_image(path: Path, picture: np.ndarray) -> None:
-  """Writes RGB pixels; OpenCV itself only returns False when it cannot."""
-  if not cv2.imwrite(str(path), picture[..., ::-1]):
+  if not cv2.imwrite(str(path), picture[..., ::-1]):  # it raises nothing
     raise UserError(f"{path} cannot be written; is --out a folder with room in it?")
 
 
@@ -55,53 +50,42 @@ def main(arguments: list[str]) -> None:
   if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")
   if SPLIT.value is None:
+    if LIMIT.value:
+      raise UserError("--limit goes with --split; to draw fewer files, name fewer")
     source = image_files(given, detector.categories)
   else:
     source = open_dataset(detector.config.data.path, SPLIT.value)
-    source = source.first(LIMIT.value) if LIMIT.value else source
-  if LIMIT.value and SPLIT.value is None:
-    raise UserError("--limit goes with --split; to draw fewer files, name fewer")
+    source = source.first(LIMIT.value or len(source))
   if BATCH_SIZE.value is None:  # a single photo does not fill a batch of 16
     devices, e = detector.mesh.size, detector.config.eval
     e.batch_size = min(e.batch_size, -(-len(source) // devices) * devices)
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
 
-  results = detector.detect(run.variables, source)
   by_image = collections.defaultdict(list)
-  for result in results:
+  for result in detector.detect(run.variables, source):
     by_image[result["image_id"]].append(result)
-  names = {c.id: c.name for c in detector.categories}
-  order = {c.id: k for k, c in enumerate(detector.categories)}
+  names = [c.name for c in detector.categories]
+  label_of = {c.id: k for k, c in enumerate(detector.categories)}
 
   rows: list[dict] = []
   pictures: list[np.ndarray] = []
   for index in range(len(source)):
     record = source[index]
     found = by_image[record.image_id]
-    rows += [
-      {
-        "file": record.file_name,
-        "class": names[r["category_id"]],
-        "category_id": r["category_id"],
-        "score": r["score"],
-        "bbox": r["bbox"],
-      }
-      for r in found
-    ]
-    drawn = [r for r in found if r["score"] >= SCORE.value]
-    boxes = np.array([r["bbox"] for r in drawn], np.float32).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
+    for r in found:
+      row = {"file": record.file_name, "class": names[label_of[r["category_id"]]]}
+      rows.append(row | {name: r[name] for name in ("category_id", "score", "bbox")})
+    drawn = as_boxes([r for r in found if r["score"] >= SCORE.value])
     picture = draw_detections(
       decode_image(record),
-      boxes,
-      np.array([order[r["category_id"]] for r in drawn], np.int32),
-      np.array([r["score"] for r in drawn]),
-      [c.name for c in detector.categories],
+      drawn.box,
+      np.array([label_of[k] for k in drawn.category_id], np.int32),
+      drawn.score,
+      names,
       ground_truth=record.boxes if SPLIT.value else None,
     )
-    path = out / f"{index + 1:05d}_{Path(record.file_name).stem}.png"
-    write_image(path, picture)
+    write_image(out / f"{index + 1:05d}_{Path(record.file_name).stem}.png", picture)
     if len(pictures) < SHEET:
       pictures.append(picture)
   write_image(out / "contact_sheet.png", contact_sheet(pictures))

@@ -24,13 +24,10 @@ PRESET = flags.DEFINE_enum("preset", "shapes", PRESETS, "What to train on; coco 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs, tables and figures.", required=True)
 DATA = flags.DEFINE_string("data", "", "Dataset; default: the preset's own path (coco has none).")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Train each run with so many seeds, 0, 1, ...", lower_bound=1)
-CONTROLS = flags.DEFINE_bool(
-  "controls", False, "table2: also a baseline with a larger localization weight (two ways), and Eq. (5)."
-)
+CONTROLS_HELP = "table2: also a baseline with a larger localization weight (two ways), and Eq. (5)."
+CONTROLS = flags.DEFINE_bool("controls", False, CONTROLS_HELP)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only list the runs, their images, steps and hours.")
-WORKDIRS = flags.DEFINE_list(
-  "workdirs", [], "fig2, fig3: compare these trained workdirs; the first is the baseline."
-)
+WORKDIRS = flags.DEFINE_list("workdirs", [], "fig2, fig3: trained workdirs to compare, the baseline first.")
 SMOKE = flags.DEFINE_bool("smoke", False, "Toy size, to see that it works; no result.")
 
 
@@ -58,10 +55,8 @@ def main(arguments: list[str]) -> None:
     raise UserError("--preset=coco needs --data=DIR: a COCO folder, or what TFDS or `prepare` made of it")
   reproduction = Reproduction(workdir, PRESET.value, data, SMOKE.value)
   controls = CONTROLS.value or experiment == "all"
-  plans = {
-    name: plan(name, reproduction, seeds=SEEDS.value, controls=controls)
-    for name in (EXPERIMENTS if experiment == "all" else [experiment])
-  }
+  names = EXPERIMENTS if experiment == "all" else [experiment]
+  plans = {name: plan(name, reproduction, seeds=SEEDS.value, controls=controls) for name in names}
   if DRY_RUN.value:
     every = list(dict.fromkeys(run for runs in plans.values() for run in runs))  # shared ones once
     print(f"{experiment}\n{dry_run(every, reproduction)}" if every else f"{experiment}: nothing to train")

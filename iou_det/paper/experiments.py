@@ -246,10 +246,8 @@ def wloc_sweep(rows: Sequence[Row], output: Output) -> str:
   for row in rows:
     ap = [figure for name in ("AP", "AP90") for figure in (row.mean(name), row.spread(name))]
     body.append([row.label, *row.cells.values(), *ap])
-  curves = {
-    label: np.array([line[1:] for line in body if line[0] == label], float).T  # None becomes NaN
-    for label in (WITHOUT, WITH)
-  }
+  curve = lambda label: np.array([line[1:] for line in body if line[0] == label], float).T  # NaN for None
+  curves = {label: curve(label) for label in (WITHOUT, WITH)}
   caption = report.with_spread(output.source, len(rows[0].results))
   plots.sweep(Plot(output, "wloc_sweep", "AP against the localization weight", caption), curves)
   return output.table(

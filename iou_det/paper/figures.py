@@ -18,45 +18,34 @@ from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row, ap_differences
 from iou_det.paper.results import Results, candidates
 
-DELTA = 0.111  # as printed; the authors' code and our config say 0.11
+Array = Float64[np.ndarray, "*shape"]
+DELTA = 0.111  # where smooth L1 turns linear, as printed; the authors' code and our config say 0.11
 RULE = (
   "A detection's IoU is the best with an object of its class in its image, whatever its rank; several may "
   "share an object."
 )
 
 
-def center_gradient_norm(
-  d: Float64[np.ndarray, "*shape"], *, lambd: float, w_loc: float, delta: float = DELTA
-) -> Float64[np.ndarray, "*shape"]:
+def center_gradient_norm(d: Array, *, lambd: float, w_loc: float) -> Array:
   """Eq. (11): w_loc ((1 - |d|) / (1 + |d|))^lambda min(|d| / delta, 1).
 
   From |d| = 1 on, the boxes cannot overlap. Eq. (11) is no real number there (a negative base); the IoU is 0
   and so are weight and gradient for every lambda > 0: such a box is not pulled back at all. For lambda 0
-  the weight is w_loc everywhere (0^0 = 1).
-
-  Args:
-    d: error of the dx (or dy) offset in anchor sizes, for an anchor of the ground truth's size.
-    lambd: exponent >= 0.
-    w_loc: factor of Eq. (4).
-    delta: where smooth L1 turns linear, > 0.
+  the weight is w_loc everywhere (0^0 = 1). `d` is the error of the dx (or dy) offset in anchor sizes, for an
+  anchor of the ground truth's size.
   """
   size = np.abs(d)
   iou = np.maximum((1.0 - size) / (1.0 + size), 0.0)
-  return w_loc * iou**lambd * np.minimum(size / delta, 1.0)
+  return w_loc * iou**lambd * np.minimum(size / DELTA, 1.0)
 
 
-def size_gradient_norm(
-  d: Float64[np.ndarray, "*shape"], *, lambd: float, w_loc: float, delta: float = DELTA
-) -> Float64[np.ndarray, "*shape"]:
-  """Eq. (12): w_loc e^(-lambda |d|) min(|d| / delta, 1).
+def size_gradient_norm(d: Array, *, lambd: float, w_loc: float) -> Array:
+  """Eq. (12): w_loc e^(-lambda |d|) min(|d| / delta, 1); `d` is the error of the dw (or dh) offset.
 
   It falls below the loss without balancing from |d| = log(w_loc) / lambda on.
-
-  Args:
-    d: error of the dw (or dh) offset, the log of a ratio of sizes; the others as in `center_gradient_norm`.
   """
   size = np.abs(d)
-  return w_loc * np.exp(-lambd * size) * np.minimum(size / delta, 1.0)
+  return w_loc * np.exp(-lambd * size) * np.minimum(size / DELTA, 1.0)
 
 
 def figure1(output: Output) -> None:
@@ -123,18 +112,15 @@ def figure3(rows: Sequence[Row], output: Output) -> str:
   shares = {row.label: overlap.share_above_iou(pooled(row.results)) for row in rows}
   thresholds = next(iter(shares.values())).thresholds
   caption = f"{RULE} {output.source}"
+  title = "Figure 3: share of all detections above each IoU"
   of_all = {label: np.nan_to_num(s.of_all) for label, s in shares.items()}
+  plots.shares_above(Plot(output, "fig3", title, caption), thresholds, of_all)
   of_located = {label: np.nan_to_num(s.of_located) for label, s in shares.items()}
-  plot = Plot(output, "fig3", "Figure 3: share of all detections above each IoU", caption)
-  plots.shares_above(plot, thresholds, of_all)
-  plot = Plot(output, "fig3_located", "Figure 3: share of detections with IoU >= 0.5 above each IoU", caption)
+  plot = Plot(output, "fig3_located", title.replace("all detections", "detections with IoU >= 0.5"), caption)
   plots.shares_above(plot, thresholds, of_located)
-  body = [
-    [label, s.detections, s.located, *(100 * of_all[label][::2]).tolist()] for label, s in shares.items()
-  ]
+  body = [[run, s.detections, s.located, *(100 * of_all[run][::2]).tolist()] for run, s in shares.items()]
   columns = ["run", "detections", "IoU >= 0.5", *(f"share above {t:.1f} (%)" for t in thresholds[::2])]
-  caption = f"Figure 3: share of all detections above each IoU. {caption}"
-  return output.table("shares", columns, body, caption=caption)
+  return output.table("shares", columns, body, caption=f"{title}. {caption}")
 
 
 def pooled(results: Sequence[Results]) -> overlap.Overlaps:

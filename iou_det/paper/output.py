@@ -49,20 +49,16 @@ class Output:
     self, name: str, columns: Sequence[str], rows: Rows, *, caption: str, formats: Mapping[str, str] = {}
   ) -> str:
     """Writes NAME.md, for people, and NAME.csv, with every digit; returns the Markdown. See `markdown`."""
-    parts = [caption, markdown(columns, rows, formats), f"Made by `{self.command}`"]
-    if self.smoke:
-      parts.insert(0, f"**{SMOKE}**")
+    stamp = [f"**{SMOKE}**"] if self.smoke else []
+    parts = [*stamp, caption, markdown(columns, rows, formats), f"Made by `{self.command}`"]
     text = "\n\n".join(parts) + "\n"
     self.csv(name, columns, rows)
     (self.folder / f"{name}.md").write_text(text, encoding="utf-8")
     return text
 
   def csv(self, name: str, columns: Sequence[str], rows: Rows) -> None:
-    """Writes floats so that they read back as the same float64; None as an empty cell. See `check`.
-
-    SMOKE is a last column of its own, so that the file stays plain CSV and no row goes without.
-    """
-    if self.smoke:
+    """Writes floats so that they read back as the same float64; None as an empty cell. See `check`."""
+    if self.smoke:  # a last column: the file stays plain CSV, and no row goes without
       columns, rows = [*columns, "stamp"], [[*row, SMOKE] for row in rows]
     check(columns, rows)
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -85,10 +81,7 @@ class Plot:
   def panels(self, height: float, *, note: str = "", **grid: Any) -> Iterator[list[Axes]]:
     """The panels, row by row; writes the images when the block ends without an error.
 
-    Args:
-      height: inches; the width is always WIDTH.
-      note: said before the caption.
-      grid: arguments of `matplotlib.figure.Figure.subplots`.
+    `height` is in inches; a `note` stands before the caption; `grid` goes to matplotlib's `Figure.subplots`.
     """
     heading = f"{self.title}: {SMOKE}" if self.output.smoke else self.title
     with style.context(["default", STYLE]):  # not what the user's matplotlibrc says
@@ -114,9 +107,7 @@ class Plot:
 def markdown(columns: Sequence[str], rows: Rows, formats: Mapping[str, str]) -> str:
   """A table as GitHub Markdown; None is "-": there is no such number.
 
-  Args:
-    formats: format specification of a column's floats, such as "+.1f" for differences; columns without one
-      have one decimal.
+  `formats` has the format of a column's floats, such as "+.1f" for differences; without one: one decimal.
   """
   check(columns, rows)
   unknown = sorted(formats.keys() - set(columns))

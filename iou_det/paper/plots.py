@@ -29,8 +29,7 @@ IOU = "IoU with the ground truth"
 def mean_scores(plot: Plot, runs: Mapping[str, ScorePerIou]) -> None:
   """Figure 2: mean score of the detections in each bin of IoU, runs side by side, and how many there are."""
   edges = next(iter(runs.values())).edges
-  grid: dict[str, Any] = {"nrows": 2, "sharex": True, "height_ratios": (2, 1)}
-  with plot.panels(5.0, note=bins_text(edges), **grid) as (top, bottom):
+  with plot.panels(5.0, note=bins_text(edges), nrows=2, sharex=True, height_ratios=(2, 1)) as (top, bottom):
     for i, (run, (_, mean, counts)) in enumerate(runs.items()):
       full = counts > 0
       width = 0.84 * np.diff(edges) / len(runs)
@@ -125,9 +124,8 @@ def ap_differences(
 def sweep(plot: Plot, curves: Mapping[str, Float[np.ndarray, "6 _"]]) -> None:
   """AP and AP90 against the localization weight w_loc (above) and against the effective weight (below).
 
-  Args:
-    curves: for each way to weight: ascending w_loc; mean effective weight over training, mean AP in percent,
-      its spread over seeds (NaN: not known, not drawn), mean AP90, its spread.
+  A curve has ascending w_loc; mean effective weight over training, mean AP in percent, its spread over seeds
+  (NaN: not known, not drawn), mean AP90, its spread.
   """
   with plot.panels(6.6, nrows=2, ncols=2) as axes:
     for i, (curve, arrays) in enumerate(curves.items()):
@@ -147,18 +145,16 @@ def sweep(plot: Plot, curves: Mapping[str, Float[np.ndarray, "6 _"]]) -> None:
 def ap_bars(plot: Plot, names: Sequence[str], ap: Float[np.ndarray, "3 n"]) -> None:
   """A table as a plot: AP of each run with its spread over seeds; beside it what each adds to the first run.
 
-  The paper's AP is of another data set and does not stand beside ours; its differences do.
-
-  Args:
-    ap: in percent: mean of each run; its spread, NaN if not known; the paper's, NaN where it has none (of the
-      first run: then nothing of it is shown).
+  The paper's AP is of another data set and does not stand beside ours; its differences do. `ap` in percent:
+  mean of each run; its spread, NaN if not known; the paper's, NaN where it has none (of the first run: then
+  nothing of it is shown).
   """
   mean, spread, paper = ap
-  differences = {"ours": mean - mean[0]}
-  numbers = {"ap": mean, "ap_spread": spread, "difference": mean - mean[0]}
+  ours, theirs = mean - mean[0], paper - paper[0]
+  differences, numbers = {"ours": ours}, {"ap": mean, "ap_spread": spread, "difference": ours}
   if not np.isnan(paper[0]):
-    differences["paper (COCO)"] = paper - paper[0]
-    numbers |= {"paper_ap": paper, "paper_difference": paper - paper[0]}
+    differences["paper (COCO)"] = theirs
+    numbers |= {"paper_ap": paper, "paper_difference": theirs}
   y = np.arange(len(names))
   with plot.panels(1.9 + 0.42 * len(names), ncols=2, sharey=True) as (left, right):
     left.errorbar(mean, y, xerr=spread, fmt="o", color=COLOURS[0], capsize=3)
@@ -185,12 +181,10 @@ def diagnostics(
   edges: Float[np.ndarray, " edges"],
   amounts: Mapping[str, Float[np.ndarray, "steps bins"]],
 ) -> None:
-  """Over training: the bins of IoU that something comes from or lies in.
+  """Over training: the bins of IoU, by ascending `edges`, that something comes from or lies in.
 
-  Args:
-    edges: ascending ends of the IoU bins.
-    amounts: two of them by name, in any unit: each step is divided by its sum. A step that sums to 0 (no
-      positives) is a gap in the plot and empty in the CSV.
+  Two amounts by name, in any unit: each step is divided by its sum. A step that sums to 0 (no positives) is a
+  gap in the plot and empty in the CSV.
   """
   shares = {}
   for name, values in amounts.items():
@@ -206,15 +200,11 @@ def diagnostics(
       axis.set_title(f"Share of the {name}", loc="left")
       axis.set(xlabel="training step", xlim=(ends[0], ends[-1]), ylim=(0, 100))
     axes[0].set_ylabel("share (%)")
-    colours = ScalarMappable(scale, BINS_COLOURMAP)
-    axes[0].figure.colorbar(colours, ax=axes, label=IOU, pad=0.01, spacing="proportional", ticks=edges)
-  rows = [
-    [name, step, float(edges[i]), float(edges[i + 1]), value]
-    for name, share in shares.items()
-    for step, row in zip(steps.tolist(), share, strict=True)
-    for i, value in enumerate(cells_of(row))
-  ]
-  plot.csv(["share_of", "step", "iou_from", "iou_to", "share"], rows)
+    key = ScalarMappable(scale, BINS_COLOURMAP)
+    axes[0].figure.colorbar(key, ax=axes, label=IOU, pad=0.01, spacing="proportional", ticks=edges)
+  where = np.repeat(steps, len(edges) - 1), *(np.tile(ends, len(steps)) for ends in (edges[:-1], edges[1:]))
+  numbers = {name: (*where, share.ravel()) for name, share in shares.items()}
+  plot.csv(["share_of", "step", "iou_from", "iou_to", "share"], rows_of(numbers))
 
 
 def bins_text(edges: Float[np.ndarray, " edges"]) -> str:

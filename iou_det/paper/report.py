@@ -32,13 +32,11 @@ class Row:
     return [value for r in self.results if (value := r.figure(figure)) is not None]
 
   def mean(self, figure: str) -> float | None:
-    known = self.known(figure)
-    return float(np.mean(known)) if known else None
+    return float(np.mean(known)) if (known := self.known(figure)) else None
 
   def spread(self, figure: str) -> float | None:
     """Standard deviation over the seeds; None for one seed."""
-    known = self.known(figure)
-    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+    return float(np.std(known, ddof=1)) if len(known := self.known(figure)) > 1 else None
 
 
 class Difference(NamedTuple):
@@ -111,10 +109,8 @@ def contrast_table(
   """AP and AP90 of one row minus another, with intervals and the spread of the difference over seeds."""
   figures = ("AP", "AP90")
   columns = [f"{figure}{part}" for figure in figures for part in ("", " low", " high", " spread")]
-  body = [
-    [a.label, b.label, *(cell for figure in figures for cell in intervals.between(a, b, figure))]
-    for a, b in pairs
-  ]
+  between = lambda a, b: [cell for figure in figures for cell in intervals.between(a, b, figure)]
+  body = [[a.label, b.label, *between(a, b)] for a, b in pairs]
   formats = {name: ".2f" if name.endswith("spread") else "+z.1f" for name in columns}
   caption += (
     " Low, high: 95% bootstrap over images, paired by image and seed. Spread: standard deviation over seeds "
@@ -125,11 +121,9 @@ def contrast_table(
 
 def ap_differences(output: Output, intervals: Intervals) -> None:
   """Plots the AP of all rows at each IoU minus the first row's, with intervals."""
-  base = intervals.rows[0]
-  shown = {
-    row.label: np.array([intervals.between(row, base, name)[:3] for name in AP_AT]).T
-    for row in intervals.rows[1:]
-  }
+  base, *others = intervals.rows
+  at_each = lambda row: np.array([intervals.between(row, base, name)[:3] for name in AP_AT]).T
+  shown = {row.label: at_each(row) for row in others}
   caption = f"{output.source}; 95% intervals of a bootstrap over images, paired by image and seed."
   plot = Plot(output, "ap_differences", "AP at each IoU against the baseline", caption)
   plots.ap_differences(plot, np.array(IOUS), shown, baseline=base.label)
@@ -150,10 +144,10 @@ def with_spread(source: str, seeds: int) -> str:
 def diagnostics(output: Output, name: str, row: Row) -> None:
   """Plots over the training of the first seed: localization gradient and positives by IoU."""
   log = [entry for entry in row.results[0].rows if "positive_share/0.0" in entry]
-  names = {"localization gradient": "localization_gradient_share", "positives": "positive_share"}
+  logged = lambda share: np.array([[row[f"{share}/{i / BINS:.1f}"] for i in range(BINS)] for row in log])
   shares = {
-    name: np.array([[entry[f"{share}/{i / BINS:.1f}"] for i in range(BINS)] for entry in log])
-    for name, share in names.items()
+    "localization gradient": logged("localization_gradient_share"),
+    "positives": logged("positive_share"),
   }
   caption = (
     f"Positives by the IoU of their predicted box, single training batches, first seed. {output.source}"

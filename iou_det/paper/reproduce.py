@@ -27,9 +27,8 @@ def plan(experiment: str, reproduction: Reproduction, *, seeds: int, controls: b
   runs: list[Run] = []
   for seed in range(seeds):
     for line in EXPERIMENTS[experiment]:
-      if line in CONTROLS and not controls:
-        continue
-      if reproduction.smoke and experiment == "wloc_sweep" and line.run not in SMOKE_SWEEP:
+      short_sweep = reproduction.smoke and experiment == "wloc_sweep"
+      if (line in CONTROLS and not controls) or (short_sweep and line.run not in SMOKE_SWEEP):
         continue
       run = Run(line.run, seed, line.large, full_size)
       runs += [r for r in (run.needs, run) if r is not None and r not in runs]
@@ -57,7 +56,7 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
   """What would run: state, images, steps, and hours where a begun run of the same size tells the speed."""
   prepare_smoke_data(reproduction)
   lines = [f"{'run':<32} {'state':<12} {'images':>10} {'steps':>8}"]
-  rates: dict[tuple, list[float]] = {}  # images/s of runs that were begun, by network and image size
+  rates: dict[tuple, list[np.floating]] = {}  # images/s of runs that were begun, by network and image size
   left: dict[tuple, int] = {}  # images to do
   steps_per_epoch: dict[tuple, int] = {}
   for run in runs:
@@ -69,9 +68,9 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
       steps_per_epoch[key] = make_plan(source, config).steps_per_epoch
     steps = round(config.train.epochs * steps_per_epoch[key])
     size, images = (run.large, run.full_size), steps * config.train.batch_size
-    speed = images_per_second(reproduction.folder(run))
-    if speed is not None:
-      rates.setdefault(size, []).append(speed)
+    log = [row for row in read_metrics(reproduction.folder(run) / "metrics.jsonl") if "loss" in row]
+    if len(log) > 1:  # the first step compiles
+      rates.setdefault(size, []).append(np.median([row["images_per_second"] for row in log[1:]]))
     if done(run, reproduction):
       state = "finished"
     else:
@@ -87,16 +86,9 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
   return "\n".join([*lines, total])
 
 
-def images_per_second(workdir: Path) -> float | None:
-  """Of a run, finished or not: median over its log without the first step (compilation); None if unknown."""
-  rows = [row for row in read_metrics(workdir / "metrics.jsonl") if "loss" in row]
-  return float(np.median([row["images_per_second"] for row in rows[1:]])) if len(rows) > 1 else None
-
-
 def done(run: Run, reproduction: Reproduction) -> bool:
-  if run.needs is not None and not done(run.needs, reproduction):
-    return False
-  return finished(reproduction.config(run), reproduction.folder(run))
+  ready = run.needs is None or done(run.needs, reproduction)
+  return ready and finished(reproduction.config(run), reproduction.folder(run))
 
 
 def prepare_smoke_data(reproduction: Reproduction) -> None:

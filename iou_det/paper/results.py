@@ -1,5 +1,6 @@
 """What a finished run left in its workdir; its detections with soft-NMS, before NMS, on COCO's test-dev."""
 
+import contextlib
 import functools
 import json
 import zipfile
@@ -34,8 +35,7 @@ class Results:
   def read(cls, workdir: Path, variant: str = "") -> "Results":
     """Of the run's own val split; `variant`: of eval/SPLIT_VARIANT, detections made in another way.
 
-    Raises:
-      FileNotFoundError: it has not been scored.
+    A FileNotFoundError says that it has not been scored.
     """
     config = read_config(workdir)
     folder = workdir / "eval" / (config.data.val_split + (f"_{variant}" if variant else ""))
@@ -43,8 +43,7 @@ class Results:
       metrics = json.loads((folder / "metrics.json").read_text())
     except ValueError as error:
       raise UserError(f"{folder}/metrics.json is damaged ({error}); run iou-det eval again") from None
-    rows = read_metrics(workdir / "metrics.jsonl")
-    return cls(workdir, folder, config, metrics, rows)
+    return cls(workdir, folder, config, metrics, read_metrics(workdir / "metrics.jsonl"))
 
   def detections(self) -> list[dict[str, Any]]:
     """COCO results."""
@@ -107,12 +106,10 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
 def soft_nms(results: Results, method: str) -> Results:
   """Scores the run's last checkpoint with soft-NMS ("linear" or "gaussian"), unless that was done before."""
   variant = f"soft_nms_{method}"
-  try:
+  with contextlib.suppress(FileNotFoundError):  # not done yet
     again = Results.read(results.workdir, variant)
     if again.metrics["step"] == results.metrics["step"]:
       return again
-  except FileNotFoundError:
-    pass  # not done yet
   run = load_run(results.workdir, str(results.metrics["step"]))
   run.detector.config.eval.nms = method
   d = results.config.data
@@ -156,9 +153,8 @@ def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
       "goes on from here"
     )
   try:
-    rows = [
-      (i["id"], i["file_name"], i["height"], i["width"]) for i in json.loads(listed.read_text())["images"]
-    ]
+    described = json.loads(listed.read_text())["images"]
+    rows = [(i["id"], i["file_name"], i["height"], i["width"]) for i in described]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{listed} is no list of COCO images ({error}); get it again") from None
   run = load_run(results.workdir, str(results.metrics["step"]))

@@ -5,7 +5,7 @@ W/runs/PRESET/NAME/seedS is the workdir that `iou-det train` would make of the s
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,8 @@ RUNS: dict[str, dict[str, Any]] = {
   "cls": {"eta": 1.5},
   "loc": {"lambd": 1.5},
   "both": {"eta": 1.5, "lambd": 1.5},
-  "eta1.0": {"eta": 1.0},
-  "eta1.4": {"eta": 1.4},
-  "eta1.6": {"eta": 1.6},
-  "lambd0.5": {"lambd": 0.5},
-  "lambd1.0": {"lambd": 1.0},
-  "lambd1.8": {"lambd": 1.8},
+  **{f"eta{eta}": {"eta": eta} for eta in (1.0, 1.4, 1.6)},
+  **{f"lambd{lambd}": {"lambd": lambd} for lambd in (0.5, 1.0, 1.8)},
   "loc_eq5": {"lambd": 1.5, "loc_weights": "eq5", "w_loc": 1.0},
   "both_eq5": {"eta": 1.5, "lambd": 1.5, "loc_weights": "eq5", "w_loc": 1.0},
   "baseline_effective": {"w_loc": ("loc", "effective_weight")},
@@ -63,9 +59,7 @@ class Run:
   def needs(self) -> "Run | None":
     """The run whose results this one's config is made of."""
     w_loc = RUNS[self.name].get("w_loc")
-    if not isinstance(w_loc, tuple):
-      return None
-    return Run(w_loc[0], self.seed, self.large, self.full_size)
+    return replace(self, name=w_loc[0]) if isinstance(w_loc, tuple) else None
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ def test_what_is_rematerialised_is_counted_once(monkeypatch):
 
 
 def test_predict_reports_throughput_and_latency(capsys):
-  rows = bench_predict(tinier_config("made up"), 3, repeats=2, out=None, devices=jax.devices()[:1])
+  rows = bench_predict(tinier_config("made up"), 3, jax.devices()[:1], repeats=2, out=None)
   assert rows == lines(capsys)
   assert [(r["what"], r["batch"]) for r in rows] == [("throughput", 8), ("latency", 1)]
   assert [r["hardware"]["devices"] for r in rows] == [1, 1]
