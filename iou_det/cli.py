@@ -62,10 +62,8 @@ def main(argv: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or another one on the way out would change the exit code
     sys.exit(EXIT_PREEMPTED)
   except OSError as error:  # a path that cannot be read or written, a full disk
-    fail(
-      command,
-      f"{error.filename or 'input or output'}: {error.strerror or error}; give another path or make room",
-    )
+    where, why = error.filename or "input or output", error.strerror or error
+    fail(command, f"{where}: {why}; give another path or make room")
 
 
 def keep_compiled_programs() -> None:

@@ -3,7 +3,6 @@
 Training, evaluation and prediction share what is here.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,7 +17,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
-from tqdm import tqdm
 
 from iou_det.config import input_size, strides
 from iou_det.data.coco import to_coco
@@ -30,7 +28,16 @@ from iou_det.evaluation import coco
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops.detection import Detections, detect
-from iou_det.parallel import BATCH, abstract, device_mesh, input_share, replicated, split_batch, to_device
+from iou_det.parallel import (
+  BATCH,
+  abstract,
+  device_mesh,
+  input_share,
+  progress_bar,
+  replicated,
+  split_batch,
+  to_device,
+)
 from iou_det.workdir import Checkpoints, read_config, write_json
 
 NEVER: Callable[[], bool] = lambda: False
@@ -42,12 +49,6 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
   dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(config.model.dtype, auto)
   anchors_per_cell = config.anchors.octaves * len(config.anchors.ratios)
   return RetinaNet(FrozenConfigDict(config.model), num_classes, anchors_per_cell, dtype)
-
-
-def variable_shapes(model: RetinaNet) -> PyTree:
-  """Shapes and types of {"params": ..., "batch_stats": ...}; they do not depend on the input's size."""
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
-  return {"batch_stats": {}, **shapes}
 
 
 def forward(
@@ -80,16 +81,8 @@ def make_anchors(
   config: ConfigDict, size: tuple[int, int]
 ) -> tuple[Float[Array, "anchors 4"], tuple[int, ...]]:
   """Anchors (x1, y1, x2, y2 pixels) of an input of `size` (height, width) and their number per level."""
-  a = config.anchors
-  anchors = anchor_ops.anchors(
-    size,
-    strides=strides(config),
-    scale=a.scale,
-    octaves=a.octaves,
-    ratios=tuple(a.ratios),
-    convention=a.convention,
-  )
-  per_cell = a.octaves * len(a.ratios)
+  anchors = anchor_ops.anchors(size, strides=strides(config), **config.anchors)
+  per_cell = config.anchors.octaves * len(config.anchors.ratios)
   shapes = anchor_ops.level_shapes(size, strides(config))
   return jnp.asarray(anchors), tuple(h * w * per_cell for h, w in shapes)
 
@@ -199,13 +192,7 @@ class Detector:
     share = input_share(self.mesh)
     batches = eval_batches(source, self.config.data, self.config.eval.batch_size, share)
     waiting = None  # one batch stays in flight, so that the device works while the host collects
-    bar = tqdm(
-      total=len(source),
-      unit="img",
-      desc="evaluate",
-      disable=jax.process_index() != 0,
-      mininterval=0.5 if sys.stderr.isatty() else 15,
-    )
+    bar = progress_bar(total=len(source), unit="img", desc="evaluate")
     with bar:
       for batch, portrait in batches:
         arrays = to_device(batch, self.mesh)
@@ -261,12 +248,8 @@ def ground_truth(source: Source, annotations: str) -> dict[str, Any]:
       f"(ids {', '.join(map(str, sorted(ours - known)[:5]))}, ...); give the file that belongs to them"
     )
   if known - ours:
-    logging.warning(
-      "%s has %d images that %s lacks; their objects count as missed",
-      annotations,
-      len(known - ours),
-      source.name,
-    )
+    lacks = f"{len(known - ours)} images that {source.name} lacks"
+    logging.warning(f"{annotations} has {lacks}; their objects count as missed")
   return truth
 
 
@@ -296,7 +279,8 @@ def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = N
   mesh = device_mesh(
     config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
   )
-  shapes = variable_shapes(model)
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # shapes do not depend on their size
+  shapes = {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
   variables = checkpoints.restore_variables(number, abstract(mesh, shapes))
   checkpoints.close()
   return Run(Detector(config, model, mesh, categories), variables, number)

@@ -7,6 +7,7 @@ exchanges the rows that convolutions need from their neighbours. None changes a 
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType
@@ -18,6 +19,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
+from tqdm import tqdm
 
 from iou_det.errors import UserError
 
@@ -115,14 +117,17 @@ def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   }
 
 
+def progress_bar(**options: Any) -> tqdm:
+  """One for all processes; a log file needs no smooth one."""
+  seconds = 0.5 if sys.stderr.isatty() else 15
+  return tqdm(disable=jax.process_index() != 0, mininterval=seconds, **options)
+
+
 def start_distributed() -> None:
   """Joins the other processes; to be called before JAX looks for devices.
 
   JAX finds its peers by itself on TPU pods, under SLURM, Open MPI and on GKE; elsewhere the environment names
   them: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
-
-  Raises:
-    UserError: if neither says who the peers are, or they do not come.
   """
   try:
     number = lambda name: int(os.environ[name]) if name in os.environ else None
@@ -132,10 +137,8 @@ def start_distributed() -> None:
       f"--distributed: the processes cannot be joined ({error}); start it under SLURM, Open MPI or on a TPU "
       "pod, or set JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process"
     ) from error
-  logging.info(
-    "process %d of %d, %d of %d devices",
-    jax.process_index(), jax.process_count(), jax.local_device_count(), jax.device_count(),
-  )  # fmt: skip
+  devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
+  logging.info(f"process {jax.process_index()} of {jax.process_count()}, {devices}")
 
 
 class Preemption:

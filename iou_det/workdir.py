@@ -62,8 +62,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
 class BestScored:
   """A preservation policy: of the checkpoints that were scored, the one with the highest AP stays.
 
-  Orbax takes scores only together with a checkpoint, but ours are saved before they are scored: then an
-  evaluation that is cut off costs no training.
+  Orbax takes scores only with a checkpoint; ours are saved before, so that an evaluation may be cut off.
   """
 
   scores: dict[int, float]  # AP by step, filled as evaluations end
@@ -84,11 +83,8 @@ def has_checkpoint(workdir: str | Path) -> bool:
 
 
 class Manager(ocp.CheckpointManager):
-  """Orbax's manager, but it leaves JAX's preemption service alone.
-
-  Orbax asks it with the training step. The service keeps one counter and stops at one exact value of it, so
-  it would miss the calls of `iou_det.parallel.Preemption`, which counts otherwise.
-  """
+  """Orbax's manager, but it leaves JAX's preemption service to `iou_det.parallel.Preemption`: it stops at one
+  exact value of one counter, and Orbax would count otherwise."""
 
   def reached_preemption(self, step: int) -> bool:
     return False

@@ -1,8 +1,7 @@
 """Detects on a split with a trained workdir and scores it.
 
 Writes eval/SPLIT/detections.json (COCO results format: original category ids, original pixels) and
-eval/SPLIT/metrics.json into the workdir, and prints the COCO table. Every image is seen exactly once on
-any number of devices.
+eval/SPLIT/metrics.json into the workdir, and prints the COCO table.
 """
 
 from pathlib import Path

@@ -28,9 +28,7 @@ from iou_det.workdir import write_json
 WORKDIR = common.trained_workdir()
 BATCH_SIZE = common.batch_size()
 STEP = common.step()
-IMAGES = flags.DEFINE_multi_string(
-  "images", [], "JPEG or PNG file, or folder of them; more may follow as arguments."
-)
+IMAGES = flags.DEFINE_multi_string("images", [], "JPEG or PNG file, or folder; more may follow as arguments.")
 SPLIT = flags.DEFINE_string("split", None, "Instead of files: a split of the config's data.")
 LIMIT = flags.DEFINE_integer("limit", 0, "With --split: only the first images; 0: all.", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "Folder for pictures and detections.json.", required=True)
@@ -90,7 +88,5 @@ def main(arguments: list[str]) -> None:
       pictures.append(picture)
   write_image(out / "contact_sheet.png", contact_sheet(pictures))
   write_json(out / "detections.json", rows)
-  print(
-    f"{len(source)} images, {len(rows)} detections (drawn: score >= {SCORE.value}); "
-    f"pictures and detections.json in {out}"
-  )
+  counts = f"{len(source)} images, {len(rows)} detections (drawn: score >= {SCORE.value})"
+  print(f"{counts}; pictures and detections.json in {out}")

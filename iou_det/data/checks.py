@@ -17,10 +17,9 @@ TOLERANCE = 1e-6  # pixels a box may overhang by rounding
 
 
 def check_coco(images: Path, annotations: Path, *, skip_bad: bool) -> CocoFile:
-  """Reads an annotation file and every image it names; decodes each image once, one at a time.
+  """Reads an annotation file and every image it names, one at a time; what is remarkable are its `remarks`.
 
-  Bad records are refused or, if `skip_bad`, dropped (a bad image goes with its boxes); what is remarkable
-  about the others are the `remarks` of what is returned.
+  Bad records are refused or, if `skip_bad`, dropped (a bad image goes with its boxes).
   """
   coco = read_coco(annotations)
   coco.problems += missing_images(images, coco.annotations)

@@ -57,9 +57,7 @@ class CocoFile:
   defaults: Counter[str] = field(default_factory=Counter)  # values that were not in the file
   records: int = 0  # images and annotations in the file, good or bad
   dropped_boxes: int = 0  # boxes that went with their image
-  remarks: dict[str, list[str]] = field(
-    default_factory=lambda: defaultdict(list)
-  )  # trait -> where, see `checks`
+  remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # see `checks`
 
   def refuse_bad_records(self, remedy: str) -> None:
     """Raises a UserError that names the bad records, if there are any."""
@@ -234,7 +232,6 @@ def missing_images(folder: Path, annotations: Annotations) -> list[Problem]:
 
 
 def image_file_problem(folder: Path, annotations: Annotations, i: int, what: str) -> Problem:
-  """A problem of the file of image `i`."""
   where = f"{folder / annotations.file_name[i]} (image id {annotations.image_id[i]})"
   return Problem(where, what, image_id=int(annotations.image_id[i]))
 
@@ -261,7 +258,6 @@ def to_coco(categories: tuple[Category, ...], annotations: Annotations) -> dict[
 def write_annotations(
   root: Path, split: str, categories: tuple[Category, ...], annotations: Annotations
 ) -> None:
-  """Writes the annotation file of a split of a COCO folder."""
   (root / "annotations").mkdir(parents=True, exist_ok=True)
   text = json.dumps(to_coco(categories, annotations))
   (root / "annotations" / f"instances_{split}.json").write_text(text)

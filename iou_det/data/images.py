@@ -33,16 +33,6 @@ def image_files(arguments: Sequence[str], categories: tuple[Category, ...]) -> S
   Args:
     arguments: files, and folders that stand for their JPEG and PNG files sorted by name.
   """
-  rows = []
-  for i, path in enumerate(find_images(arguments), 1):
-    pixels = decode(path.read_bytes())  # all of it, so that a damaged file is refused at once
-    if pixels is None:
-      raise UserError(f"{path}: not a readable JPEG or PNG image")
-    rows.append((i, str(path), *pixels.shape[:2]))
-  return from_files("images", categories, from_rows(rows, [[] for _ in rows]), Path())
-
-
-def find_images(arguments: Sequence[str]) -> list[Path]:
   files: list[Path] = []
   for path in map(Path, arguments):
     if path.is_dir():
@@ -56,7 +46,13 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
       raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
     else:
       files.append(path)
-  return files
+  rows = []
+  for i, path in enumerate(files, 1):
+    pixels = decode(path.read_bytes())  # all of it, so that a damaged file is refused at once
+    if pixels is None:
+      raise UserError(f"{path}: not a readable JPEG or PNG image")
+    rows.append((i, str(path), *pixels.shape[:2]))
+  return from_files("images", categories, from_rows(rows, [[] for _ in rows]), Path())
 
 
 class Header(NamedTuple):

@@ -4,10 +4,10 @@ The host only decodes; resizing, flipping and normalising happen on the device (
 a pure function of (seed, step), so a run resumes at any step, and neither the number of hosts nor of
 threads or worker processes changes a batch. Each process reads only its rows of every global batch.
 
-Memory: threads read AHEAD = 3 batches of decoded images ahead (at least one image a thread), and up to two
-stacked batches wait for the device; worker processes hold up to four stacked batches each, and two more wait,
-all in shared memory (/dev/shm). A stacked batch has short x long x 3 bytes an image: 20 MB for 16 canvases of
-640x640. Its memory is used again as soon as nothing refers to the batch: fresh pages cost more than the copy.
+Memory: threads read AHEAD batches of decoded images ahead, and up to two stacked batches wait for the device;
+worker processes hold up to four stacked batches each, and two more wait, all in shared memory (/dev/shm). A
+stacked batch has short x long x 3 bytes an image. Its memory is used again as soon as nothing refers to the
+batch: fresh pages cost more than the copy.
 """
 
 import math
@@ -49,17 +49,16 @@ class TrainingFilter:
   min_box_side: float = 1.0
   keep_empty: bool = False  # train on images that have no box left
 
+  @classmethod
+  def of(cls, data: ConfigDict) -> "TrainingFilter":
+    return cls(data.min_image_side, data.min_box_side, data.keep_empty)
+
   def boxes(
     self, boxes: Float[np.ndarray, "n 4"], crowd: Bool[np.ndarray, " n"], area: Float[np.ndarray, " n"]
   ) -> Bool[np.ndarray, " n"]:
     """Which boxes (x1, y1, x2, y2) to train on."""
     too_small = ((boxes[:, 2:] - boxes[:, :2]) < self.min_box_side).any(axis=1) | (area <= 0)
     return ~crowd & ~too_small
-
-
-def training_filter(data: ConfigDict) -> TrainingFilter:
-  """That of the config's section."""
-  return TrainingFilter(data.min_image_side, data.min_box_side, data.keep_empty)
 
 
 class Index(NamedTuple):
@@ -146,7 +145,7 @@ class Plan:
 
 def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = None) -> Plan:
   """The batches to train on; refuses data that do not fit the config. `batch_size` replaces the config's."""
-  index = scan(source, training_filter(config.data))
+  index = scan(source, TrainingFilter.of(config.data))
   check_max_boxes(index, config.data.max_boxes)
   log_shrunk(index.heights, index.widths, config.data)
   return Plan(index, batch_size=batch_size or config.train.batch_size, seed=config.seed)
@@ -305,16 +304,12 @@ def train_batches(
 ) -> Iterator[tuple[HostBatch, bool]]:
   """Batches of the steps, in order: this process's rows, and whether portrait.
 
-  A batch size that the processes cannot share is an error at once; an image that cannot be decoded or is not
-  of the annotated size is one from the iterator.
-
   Args:
-    data: the config's section; images larger than its `canvas` (short and long side in pixels) are shrunk;
-      `workers` are processes in place of `threads`, each of them at a batch of its own.
+    data: the config's section; images larger than its `canvas` (short and long side in pixels) are shrunk.
     share: (part, parts), see `iou_det.parallel.input_share`.
   """
   rows = part_rows(plan.batch_size, *share)
-  load = Loader(source, tuple(data.canvas), data.max_boxes, training_filter(data))
+  load = Loader(source, tuple(data.canvas), data.max_boxes, TrainingFilter.of(data))
   batches = run(TrainRows(plan, steps, rows), load, len(rows), data.threads, data.workers)
   return zip(batches, (plan.batch(step).portrait for step in steps), strict=True)
 
@@ -369,9 +364,8 @@ def run(
 
 def number_of_threads(threads: int) -> int:
   """What `config.data.threads` stands for."""
-  # With many more threads than cores the images go cold in the cache while the threads wait for each other:
-  # 16 on 2 cores took 6% more processor time than 4.
-  return threads or len(os.sched_getaffinity(0)) + 2  # two may wait for the disk
+  # Two may wait for the disk. With many more, images go cold in the cache: 16 on 2 cores took 6% more time.
+  return threads or len(os.sched_getaffinity(0)) + 2
 
 
 def init_worker(index: int, count: int) -> None:

@@ -44,21 +44,24 @@ def preprocess(
     data: the config's section.
     size: height and width of the input, pixels.
     convention: "legacy" scales inclusive corners (x2 - 1), as mmdetection 0.6; the others every edge.
-    key: flip and transpose (which needs a square input) with the config's probabilities, and multiply the
-      size after resizing by a factor drawn uniformly from `scale_jitter`; what then exceeds the input is
-      cropped at a random place. With each image's epoch and record index the key gives that image's random
-      numbers, wherever in whichever batch it is.
+    key: with one, flip, transpose (which needs a square input) and multiply the size after resizing by a
+      factor of `scale_jitter`, cropping at a random place what exceeds the input. With an image's epoch and
+      record index it gives that image's random numbers, wherever in whichever batch it is.
   """
   if key is not None and data.transpose and size[0] != size[1]:
     raise ValueError(f"transposition needs a square input, got {size[0]}x{size[1]}")
   mean, std = jnp.array(tuple(data.mean)), jnp.array(tuple(data.std))
   limit = jnp.array(size)
 
-  def one(image, image_size, original_size, boxes, valid, epoch, index):
+  def one(row):
+    image, image_size, original_size = row["image"], row["image_size"], row["original_size"]
+    boxes, valid = row["boxes"], row["valid"]
     resized = _resized(image_size, data.short, data.long)
     offset = jnp.zeros(2, jnp.int32)
     if key is not None:
-      random = jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, epoch), index), (6,))
+      random = jax.random.uniform(
+        jax.random.fold_in(jax.random.fold_in(key, row["epoch"]), row["index"]), (6,)
+      )
       low, high = data.scale_jitter
       if (low, high) != (1.0, 1.0):
         jitter = low + (high - low) * random[3]
@@ -106,8 +109,7 @@ def preprocess(
     boxes = jnp.where(valid[:, None], boxes, 0.0)
     return pixels, boxes, valid, cropped, seen, scale
 
-  names = ("image", "image_size", "original_size", "boxes", "valid", "epoch", "index")
-  images, boxes, valid, cropped, image_size, scale = jax.vmap(one)(*(batch[name] for name in names))
+  images, boxes, valid, cropped, image_size, scale = jax.vmap(one)(batch)
   return Inputs(images, boxes, batch["labels"], valid, cropped, image_size, scale)
 
 

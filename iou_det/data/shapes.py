@@ -67,10 +67,9 @@ class Scene(NamedTuple):
 class Shapes:
   """A split of the embedded data set; `source()` opens it, a call draws image `i`.
 
-  Boxes are those of the full shape, tight around its corners (ellipses have 64); all shapes lie inside the
-  image. `area` is that of the full polygon. A shape is only placed if at least 60 % of the pixels of every
-  earlier shape stay visible. The longer side of a box has 20 to 80 pixels, but at most 60 % of the image's
-  shorter side.
+  Boxes are those of the full shape, inside the image, tight around its corners (ellipses have 64), and `area`
+  is that of the full polygon. At least 60 % of the pixels of every shape stay visible. The longer side of a
+  box has 20 to 80 pixels, but at most 60 % of the image's shorter side.
   """
 
   split: str  # see SPLITS
@@ -135,16 +134,14 @@ def export_coco(shapes: Shapes, root: str | Path) -> None:
     (folder / name).write_bytes(source.read(i))
 
 
-def unit_polygons() -> list[np.ndarray]:
-  """Corners of the classes' shapes, about the origin, in the order of `NAMES`."""
-  turn = lambda n: np.arange(n) * 2 * math.pi / n
-  circle = lambda angles: np.stack([np.cos(angles), np.sin(angles)], axis=1)
-  square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64)
-  star = circle(turn(10)) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
-  return [circle(turn(3)), square, star, circle(turn(64))]
+def regular(n: int) -> np.ndarray:
+  angles = np.arange(n) * 2 * math.pi / n
+  return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-POLYGONS = unit_polygons()
+SQUARE = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]], np.float64)
+STAR = regular(10) * np.where(np.arange(10) % 2, 0.42, 1.0)[:, None]
+POLYGONS = [regular(3), SQUARE, STAR, regular(64)]  # corners about the origin, in the order of NAMES
 
 
 def polygon_area(polygon: Int[np.ndarray, "v 2"]) -> float:

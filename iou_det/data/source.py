@@ -40,25 +40,17 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-  """All records of a split without their images, as columns, in the order of the file.
-
-  Attributes:
-    image_id, file_name, height, width: one entry an image; sizes in pixels.
-    first: boxes of image i are the rows first[i] to first[i + 1] of the columns below.
-    bbox: x, y, w, h in pixels, as in the file.
-    label: 0..K-1, the place in the category table sorted by id.
-    crowd, area (pixels^2), annotation_id: as in the file.
-  """
+  """All records of a split without their images, as columns, in the order of the file."""
 
   image_id: Int64[np.ndarray, " images"]
   file_name: Sequence[str]
-  height: Int32[np.ndarray, " images"]
+  height: Int32[np.ndarray, " images"]  # pixels
   width: Int32[np.ndarray, " images"]
-  first: Int64[np.ndarray, " images+1"]
-  bbox: Float64[np.ndarray, "boxes 4"]
-  label: Int32[np.ndarray, " boxes"]
+  first: Int64[np.ndarray, " images+1"]  # boxes of image i are the rows first[i] to first[i + 1] of these:
+  bbox: Float64[np.ndarray, "boxes 4"]  # x, y, w, h in pixels, as in the file
+  label: Int32[np.ndarray, " boxes"]  # 0..K-1, the place in the category table sorted by id
   crowd: Bool[np.ndarray, " boxes"]
-  area: Float64[np.ndarray, " boxes"]
+  area: Float64[np.ndarray, " boxes"]  # pixels^2, as in the file
   annotation_id: Int64[np.ndarray, " boxes"]
 
   def __len__(self) -> int:
@@ -87,18 +79,11 @@ def from_rows(images: list[tuple[int, str, int, int]], boxes: list[list[tuple]])
   (x, y, w, h, label, crowd, area, annotation id)."""
   flat = [row for rows in boxes for row in rows]
   column = lambda rows, i, dtype: np.array([row[i] for row in rows], dtype)
-  return Annotations(
-    image_id=column(images, 0, np.int64),
-    file_name=[row[1] for row in images],
-    height=column(images, 2, np.int32),
-    width=column(images, 3, np.int32),
-    first=np.cumsum([0, *map(len, boxes)], dtype=np.int64),
-    bbox=np.array([row[:4] for row in flat], np.float64).reshape(-1, 4),
-    label=column(flat, 4, np.int32),
-    crowd=column(flat, 5, np.bool_),
-    area=column(flat, 6, np.float64),
-    annotation_id=column(flat, 7, np.int64),
-  )
+  image_id, height, width = (column(images, i, t) for i, t in ((0, np.int64), (2, np.int32), (3, np.int32)))
+  of_boxes = [column(flat, i, t) for i, t in enumerate((np.int32, np.bool_, np.float64, np.int64), 4)]
+  first = np.cumsum([0, *map(len, boxes)], dtype=np.int64)
+  bbox = np.array([row[:4] for row in flat], np.float64).reshape(-1, 4)
+  return Annotations(image_id, [row[1] for row in images], height, width, first, bbox, *of_boxes)
 
 
 def list_problems(problems: Sequence[Problem], shown: int = 20) -> str:
@@ -144,18 +129,9 @@ class Source:
     a = self.annotations
     i = range(len(a))[i]
     rows = a.rows(i)
-    return Record(
-      image_id=int(a.image_id[i]),
-      file_name=a.file_name[i],
-      image=self.read(i),
-      height=int(a.height[i]),
-      width=int(a.width[i]),
-      boxes=corners(a.bbox[rows]),
-      labels=a.label[rows],
-      crowd=a.crowd[rows],
-      area=a.area[rows],
-      annotation_id=a.annotation_id[rows],
-    )
+    image_id, height, width = (int(column[i]) for column in (a.image_id, a.height, a.width))
+    columns = (column[rows] for column in (a.label, a.crowd, a.area, a.annotation_id))
+    return Record(image_id, a.file_name[i], self.read(i), height, width, corners(a.bbox[rows]), *columns)
 
   def first(self, count: int) -> "Source":
     """The first `count` images, or all if there are fewer."""

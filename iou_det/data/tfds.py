@@ -46,10 +46,7 @@ def open_split(path: str | Path, split: str) -> Source:
 
   Those keep neither category ids nor image sizes, and hold boxes as float32 fractions and areas cut to whole
   numbers: the ids are those of COCO's table, the sizes come from the image headers; score against the
-  original annotation file where there is one.
-
-  Args:
-    path: the folder of a version, or one above it (NAME, NAME/CONFIG), whose newest version is taken.
+  original annotation file where there is one. Of a folder above versions the newest is taken.
   """
   import tensorflow_datasets as tfds
 
@@ -119,13 +116,14 @@ def write_split(folder: Path, name: str, split: str, source: Source) -> None:
   writer.initialize_splits([split])
   writer.add_examples({split: examples(source, f"write {split}")})
   writer.close_all()
-  columns: dict[str, Any] = {c.name: getattr(source.annotations, c.name) for c in fields(Annotations)}
-  np.savez_compressed(index_path(folder, split), **columns)
+  np.savez_compressed(index_path(folder, split), **vars(source.annotations))
 
 
 def examples(source: Source, title: str) -> Iterator[dict[str, Any]]:
   """The records with the features of `write_split`."""
   a = source.annotations
+  boxes = {"bbox_xywh": a.bbox, "area": a.area, "id": a.annotation_id, "label": a.label.astype(np.int64)}
+  boxes["is_crowd"] = a.crowd
   for i in tqdm(range(len(a)), desc=title, unit="img", delay=5):
     rows = a.rows(i)
     yield {
@@ -134,13 +132,7 @@ def examples(source: Source, title: str) -> Iterator[dict[str, Any]]:
       "image/id": a.image_id[i],
       "image/height": a.height[i],
       "image/width": a.width[i],
-      "objects": {
-        "bbox_xywh": a.bbox[rows],
-        "area": a.area[rows],
-        "id": a.annotation_id[rows],
-        "label": a.label[rows].astype(np.int64),
-        "is_crowd": a.crowd[rows],
-      },
+      "objects": {name: column[rows] for name, column in boxes.items()},
     }
 
 
@@ -241,7 +233,6 @@ def write_info(version: Path, info: dict[str, Any]) -> None:
 
 
 def read_categories(version: Path) -> tuple[Category, ...]:
-  """The category table of a dataset that this module wrote."""
   metadata = json.loads((version / "metadata.json").read_text())
   return tuple(Category(**c) for c in metadata["categories"])
 

@@ -36,13 +36,9 @@ class Scored(NamedTuple):
 
 
 def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Scored:
-  """Matches detections with ground truth as COCO's AP does: all areas, the best 100 a class and image.
+  """Matches COCO results with ground truth as COCO's AP does: all areas, the best 100 a class and image.
 
-  Equal scores stay in pycocotools' order: images by id, within an image as given.
-
-  Args:
-    ground_truth: content of a COCO annotation file; all its images are scored.
-    results: COCO results.
+  All images are scored. Equal scores stay in pycocotools' order: images by id, within an image as given.
   """
   truth, source = coco.load_ground_truth(ground_truth)
   coco.refuse_unknown_ids(truth, source, results)
@@ -88,15 +84,9 @@ def bootstrap_ap(
 ) -> Float[np.ndarray, "runs samples ious"]:
   """AP of runs on resamples of the images, drawn with replacement; a sample has the same images for all runs.
 
-  Differences between runs are therefore paired: subtract along the first axis, then take `interval`. COCO's
-  AP is the mean over the last axis. The same seed gives the same resamples; more samples only add to them.
-
-  Args:
-    scored: one for each run, of the same ground truth.
-
-  Returns:
-    AP in [0, 1] at each of COCO's 10 IoUs, mean over the classes that have objects in the resample; NaN in
-    a resample without any object.
+  Differences between runs are therefore paired: subtract along the first axis, then take `interval`. AP is in
+  [0, 1], at each of COCO's 10 IoUs, mean over the classes that have objects in the resample; NaN without any.
+  The same seed gives the same resamples; more samples only add to them.
   """
   if samples < 1:
     raise UserError(f"samples={samples}: a bootstrap needs 1 or more")

@@ -87,10 +87,7 @@ def best_ious(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -
 
 
 def score_per_iou(overlaps: Overlaps, edges: Float[np.ndarray, " bins_and_1"] | None = None) -> ScorePerIou:
-  """Figure 2: mean score of the detections in each bin of IoU; default bins 0, 0.1, ... 1.
-
-  The first bin also holds the detections that touch no object of their class.
-  """
+  """Figure 2: mean score in each bin of IoU, 0, 0.1, ... 1; the first also has what touches no object."""
   edges = np.arange(11) / 10 if edges is None else edges
   counts = np.histogram(overlaps.ious, edges)[0]
   total = np.histogram(overlaps.ious, edges, weights=overlaps.scores)[0]
@@ -100,9 +97,8 @@ def score_per_iou(overlaps: Overlaps, edges: Float[np.ndarray, " bins_and_1"] | 
 def share_above_iou(overlaps: Overlaps) -> ShareAboveIou:
   """Figure 3: share of detections at each of COCO's IoUs (0.5, 0.55, ... 0.95) or above.
 
-  The paper says "percentage of detections" and names no denominator. `of_all` takes every detection (those
-  on crowds left out); it also moves with the number of false positives that pass the score threshold.
-  `of_located` takes those with IoU >= 0.5: how well the boxes fit that are on an object at all.
+  The paper names no denominator. `of_all` takes every detection (not those on crowds); it also moves with the
+  number of false positives. `of_located`: how well the boxes fit that are on an object at all.
   """
   thresholds = np.array(coco.IOUS)
   ranked = np.sort(overlaps.ious)
@@ -114,10 +110,7 @@ def share_above_iou(overlaps: Overlaps) -> ShareAboveIou:
 
 
 def rank_correlation(overlaps: Overlaps, min_iou: float = 0.0) -> float | None:
-  """Spearman's correlation of score and IoU among detections with an IoU of `min_iou` or more.
-
-  None where it does not exist: under two detections, or all of one score or one IoU.
-  """
+  """Spearman's correlation of score and IoU from `min_iou` on; None without two scores and two IoUs."""
   chosen = overlaps.ious >= min_iou
   scores, ious = overlaps.scores[chosen], overlaps.ious[chosen]
   if len(np.unique(scores)) < 2 or len(np.unique(ious)) < 2:
@@ -136,10 +129,7 @@ def as_boxes(results: Sequence[dict[str, Any]]) -> Boxes:
 
 
 def save_candidates(path: Path, results: Sequence[dict[str, Any]]) -> None:
-  """Writes candidates as .npz: what `Detector.detect` returns with config.eval.nms "none".
-
-  Set config.eval.max_detections to hold all of them: of more, only an image's best are in `results`.
-  """
+  """Writes what `Detector.detect` returns with config.eval.nms "none" and max_detections for all, as .npz."""
   part = path.with_suffix(".part")
   with part.open("wb") as file:
     np.savez_compressed(file, **as_boxes(results)._asdict())
@@ -147,7 +137,6 @@ def save_candidates(path: Path, results: Sequence[dict[str, Any]]) -> None:
 
 
 def load_candidates(path: Path) -> Boxes:
-  """Raises a UserError for a file that `save_candidates` did not write."""
   try:
     with np.load(path) as file:
       return Boxes(**file)
@@ -188,9 +177,8 @@ def nms_regret(
 ) -> Regret:
   """How often a kept box suppressed a better-fitting one of the same object.
 
-  The object of a kept box is the one of its class with the highest IoU, if that is at least 0.5. The box is
-  regretted if a candidate that it suppressed (see `suppress`) has a higher IoU with this object, whatever
-  that candidate's own best object is. Kept boxes that share an object count each. Crowds are no objects.
+  The object of a kept box is the one of its class with the highest IoU, if that is at least 0.5; a suppressed
+  candidate counts whatever its own best object is. Kept boxes that share an object count each.
   """
   truth, source = coco.load_ground_truth(ground_truth)
   pairs = [{"image_id": image, "category_id": category} for (image, category), _ in _groups(candidates)]

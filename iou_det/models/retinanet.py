@@ -65,9 +65,7 @@ class RetinaNet(nn.Module):
   ) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
     """Returns logits and offsets (dx, dy, dw, dh), ordered by level, row, column, anchor of the cell.
 
-    Args:
-      images: normalised RGB; any height and width. A level of stride s has ceil(height / s) rows and
-        ceil(width / s) columns.
+    Images are normalised RGB of any height and width; a level of stride s has ceil(height / s) rows.
     """
     s = self.settings
     backbone = backbone_class(s.backbone)(s, self.dtype, name="backbone")

@@ -51,8 +51,7 @@ def iou_balanced_classification_weights(
       w = iou^eta * sum(loss) / sum(iou^eta * loss)    on a positive's own class
       w = 1                                            everywhere else
 
-  Both sums run over the positives of the whole batch. (The authors' code sums per pyramid level, as
-  `level_sizes` does, and per GPU.)
+  Both sums run over the positives of the whole batch; the authors' code sums per level and GPU.
 
   Args:
     loss: classification loss, >= 0.

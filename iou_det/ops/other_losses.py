@@ -201,18 +201,15 @@ class BoxPairs(NamedTuple):
     return self.deltas - self.target_deltas
 
 
-def _ghm_r(pairs: BoxPairs, loss: Any) -> Float[Array, "batch anchors"]:
-  weights = gradient_harmonizing_weights(pairs.errors, pairs.positive)
-  return (authentic_smooth_l1(pairs.errors) * weights).sum(axis=-1)
-
-
 # The losses to choose from, by their names in the config. `loss` is its section `loss`: a loss takes its
 # numbers from there. Classification losses take logits, one-hot targets and the IoU of each decoded box.
 LOCALIZATION: dict[str, Callable[[BoxPairs, Any], Float[Array, "batch anchors"]]] = {
   "smooth_l1": lambda pairs, loss: smooth_l1(pairs.errors, delta=loss.delta).sum(axis=-1),
   "balanced_l1": lambda pairs, loss: balanced_l1(pairs.errors, beta=loss.delta).sum(axis=-1),
   "bounded_iou": lambda pairs, loss: bounded_iou_loss(pairs.deltas, pairs.target_deltas).sum(axis=-1),
-  "ghm_r": _ghm_r,
+  "ghm_r": lambda pairs, loss: (
+    authentic_smooth_l1(pairs.errors) * gradient_harmonizing_weights(pairs.errors, pairs.positive)
+  ).sum(axis=-1),
 }
 CLASSIFICATION: dict[str, Callable[[Array, Array, Array, Any], Float[Array, "batch anchors classes"]]] = {
   "focal": lambda logits, target, iou, loss: sigmoid_focal_loss(

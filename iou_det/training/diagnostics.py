@@ -23,17 +23,8 @@ BINS = 10  # equal bins of the IoU of the positives' decoded boxes, 0 to 1; the 
 
 
 def by_iou(terms: Terms, gradient_norm: Float[Array, "batch anchors"]) -> dict[str, Float[Array, "..."]]:
-  """Shares and mean weights of the positives in each bin of IoU; sums run over the whole batch.
-
-  Args:
-    gradient_norm: of the localization loss by each anchor's 4 offsets (L2).
-
-  Returns:
-    positives: how many are in each bin. localization_gradient: sum of `gradient_norm` in each bin.
-    localization_weight, classification_weight: sums of the weights of Eq. (4) (or (5)) and Eq. (2) in each
-    bin. eq2_normalizer: sum CE / sum(IoU^eta CE), the factor of Eq. (2), over all positives or those of each
-    level (0 for one without positives).
-  """
+  """Sums over the batch's positives in each bin of IoU: their number, `gradient_norm` (L2, of localization by
+  an anchor's 4 offsets), the weights of Eq. (4) or (5) and of Eq. (2); and Eq. (2)'s normaliser."""
   index = jnp.clip((terms.iou * BINS).astype(jnp.int32), 0, BINS - 1)
   count = lambda x: jnp.zeros(BINS).at[index].add(jnp.where(terms.positive, x, 0.0))
   return {
@@ -76,10 +67,8 @@ def as_row(sums: dict[str, Float[np.ndarray, "..."]]) -> dict[str, float]:
   row = {"eq2_normalizer": factors[0]}
   if len(factors) > 1:
     row = {f"eq2_normalizer/level{i}": factor for i, factor in enumerate(factors)}
-  for name, values in (
-    ("positive_share", positives),
-    ("localization_gradient_share", sums["localization_gradient"]),
-  ):
+  shares = {"positive_share": positives, "localization_gradient_share": sums["localization_gradient"]}
+  for name, values in shares.items():
     row |= {f"{name}/{i / BINS:.1f}": float(v / max(values.sum(), 1e-12)) for i, v in enumerate(values)}
   for name in ("localization_weight", "classification_weight"):
     row |= {f"{name}/{i / BINS:.1f}": float(sums[name][i] / n) for i, n in enumerate(positives) if n}

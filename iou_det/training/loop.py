@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import sys
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,7 +13,6 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from iou_det import config as config_lib
 from iou_det.data import open_dataset
@@ -22,7 +20,7 @@ from iou_det.data.pipeline import Plan, make_plan, train_batches
 from iou_det.data.source import Source
 from iou_det.detector import Detector, ground_truth, make_model
 from iou_det.errors import Preempted, UserError
-from iou_det.parallel import Preemption, abstract, device_mesh, input_share, to_device
+from iou_det.parallel import Preemption, abstract, device_mesh, input_share, progress_bar, to_device
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
@@ -86,16 +84,9 @@ def train_unless(
   start_step = int(state.step)
   train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
   diagnose = make_diagnostics(config, model, mesh)
-  parameters = sum(x.size for x in jax.tree.leaves(state.params))
-  logging.info(
-    "%d devices (%s), %.1f million parameters, steps %d..%d, %d an epoch",
-    mesh.size,
-    mesh.devices.flat[0].device_kind,
-    parameters / 1e6,
-    start_step,
-    last_step,
-    plan.steps_per_epoch,
-  )
+  millions = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
+  what = f"{mesh.size} devices ({mesh.devices.flat[0].device_kind}), {millions:.1f} million parameters"
+  logging.info(f"{what}, steps {start_step}..{last_step}, {plan.steps_per_epoch} an epoch")
 
   detector = Detector(config, model, mesh, source.categories)
   log = MetricsLog(workdir, start_step) if lead else None
@@ -109,9 +100,8 @@ def train_unless(
     checkpoints.save(step, state, run)
 
   def evaluate(step: int) -> dict[str, Any]:
-    scored = detector.evaluate(
-      state.variables, val_source, d.val_annotations, interrupted=preemption.requested
-    )
+    asked = preemption.requested
+    scored = detector.evaluate(state.variables, val_source, d.val_annotations, interrupted=asked)
     return scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
 
   def score(step: int) -> dict[str, Any]:
@@ -130,14 +120,7 @@ def train_unless(
   batches = train_batches(source, plan, d, range(start_step, last_step), input_share(mesh))
   window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log line, on the device
   running: deque[jax.Array] = deque()
-  bar = tqdm(
-    total=last_step,
-    initial=start_step,
-    unit="step",
-    desc="train",
-    disable=not lead,
-    mininterval=0.5 if sys.stderr.isatty() else 15,  # a log file needs no smooth bar
-  )
+  bar = progress_bar(total=last_step, initial=start_step, unit="step", desc="train")
   try:
     if preemption.requested():  # while all this was made ready: there is nothing to save
       raise Preempted

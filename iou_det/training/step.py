@@ -40,11 +40,10 @@ class TrainState:
 def learning_rate(
   train: ConfigDict, steps_per_epoch: int
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
-  """Learning rate at a step.
+  """Learning rate at a step: of a peak of `learning_rate * batch_size / 16`.
 
-  The peak is `learning_rate * batch_size / 16`. During the first `warmup_steps` it is multiplied by a
-  line from `warmup_factor` to 1; then it drops by `decay_factor` after each of `decay_epochs`, or follows
-  half a cosine down to 0.
+  During the first `warmup_steps` it is multiplied by a line from `warmup_factor` to 1; it drops by
+  `decay_factor` after each of `decay_epochs`, or follows half a cosine down to 0.
   """
   peak = train.learning_rate * train.batch_size / 16
   total = round(train.epochs * steps_per_epoch)
@@ -90,9 +89,8 @@ def create_state(
   variables = jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.seed))
   if config.model.frozen_stages >= 0 and not config.model.pretrained:
     logging.warning(
-      "model.pretrained is empty and model.frozen_stages is %d: the frozen layers stay random; to train from "
-      "scratch set model.norm=gn and model.frozen_stages=-1",
-      config.model.frozen_stages,
+      f"model.pretrained is empty and model.frozen_stages is {config.model.frozen_stages}: the frozen layers "
+      "stay random; to train from scratch set model.norm=gn and model.frozen_stages=-1"
     )
   if pretrained and config.model.pretrained:
     variables = load_pretrained(config.model, variables)

@@ -107,7 +107,11 @@ def read_tensors(source: str) -> dict[str, np.ndarray]:
   if path.suffix not in (".safetensors", ".pth") and not path.exists():
     path = download(source)
   if path.is_file() and path.suffix == ".safetensors":
-    return read_safetensors(path)
+    load_file = library("safetensors.numpy", "-e '.[pretrained]'").load_file
+    try:
+      return load_file(path)
+    except library("safetensors", "safetensors").SafetensorError as error:
+      raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
   if path.is_file() and path.suffix == ".pth":
     return read_pth(path)
   raise UserError(f"it is not there or of another kind; give {EXPECTED}")
@@ -125,14 +129,6 @@ def download(source: str) -> Path:
     raise UserError(
       f"the Hugging Face hub did not give it ({reason}); check the name and the network, or give a file"
     ) from error
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-  load_file = library("safetensors.numpy", "-e '.[pretrained]'").load_file
-  try:
-    return load_file(path)
-  except library("safetensors", "safetensors").SafetensorError as error:
-    raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
 
 
 def read_pth(path: Path) -> dict[str, np.ndarray]:
