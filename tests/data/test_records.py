@@ -211,7 +211,8 @@ def test_every_format_is_in_the_table():
   modules = [importlib.import_module(f"iou_det.data.{name}") for name in names]
   assert set(data.FORMATS) == {m for m in modules if hasattr(m, "recognises")}
   for known in data.FORMATS:
-    assert isinstance(known, data.Format) and known.WHAT in data.WHAT_A_PATH_MAY_BE
+    assert all(hasattr(known, name) for name in ("WHAT", "SIGN", "recognises", "splits", "open_split"))
+    assert known.WHAT in data.WHAT_A_PATH_MAY_BE
 
 
 def test_each_format_lists_its_splits(tmp_path):
