@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FieldReference
 
+from iou_det.data import WHAT_A_PATH_MAY_BE
 from iou_det.errors import UserError
 from iou_det.models import BACKBONES
 from iou_det.ops.anchors import CONVENTIONS
@@ -191,7 +192,7 @@ def validate(config: ConfigDict) -> None:
       f"config.loss.localization={loss.localization}; give --config.loss.w_loc=auto or a number of your own"
     )
   if not data.path:
-    raise UserError('config.data.path is empty: give a prepared dataset, a COCO folder or "shapes"')
+    raise UserError(f"config.data.path is empty: give {WHAT_A_PATH_MAY_BE}")
   if data.short > data.long:
     raise UserError(f"config.data.short={data.short} exceeds config.data.long={data.long}")
   # XLA's partitioned gradient of a strided convolution is wrong where a device has less than a row.

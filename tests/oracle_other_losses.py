@@ -1,4 +1,4 @@
-"""The methods of iou_det/ops/comparison.py as float64 loops over scalars. Never imports iou_det."""
+"""The methods of iou_det/ops/other_losses.py as float64 loops over scalars. Never imports iou_det."""
 
 import math
 from collections import Counter, defaultdict

@@ -65,14 +65,15 @@ def from_torch(
   def convert(path, value):
     name = torch_name(key.key for key in path[1:])
     used.add(name)
-    needed = tuple(value.shape[axis] for axis in (3, 2, 0, 1)) if value.ndim == 4 else value.shape
+    # A kernel is HWIO here and OIHW there, a dense layer's IO and OI; all else lies the same way.
+    axes = {4: (3, 2, 0, 1), 2: (1, 0)}[value.ndim] if path[-1].key == "kernel" else tuple(range(value.ndim))
+    needed = tuple(value.shape[axis] for axis in axes)
     if name not in tensors:
       missing.append(name)
     elif tensors[name].shape != needed:
       misshapen.append(f"{name} is {tensors[name].shape}, not {needed}")
     else:
-      tensor = np.asarray(tensors[name], np.float32)
-      return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+      return np.asarray(tensors[name], np.float32).transpose(np.argsort(axes))
 
   result = jax.tree_util.tree_map_with_path(convert, variables)
   extra = [name for name in tensors if name not in used]

@@ -43,7 +43,7 @@ def seeded(**options):
   model = tiny(**options)
 
   def draw(path, value):
-    name = ResNet.torch_name(key.key for key in path[1:])
+    name = models.backbone_class(model.settings.backbone).torch_name(key.key for key in path[1:])
     if value.ndim == 1:
       return seeded_tensor(name, value.shape)
     return seeded_tensor(name, tuple(value.shape[axis] for axis in (3, 2, 0, 1))).transpose(2, 3, 1, 0)
@@ -102,11 +102,12 @@ def test_every_map_equals_torchvisions(body, p6_from, size, every):
 @hypothesis.settings(deadline=None, max_examples=8)
 @hypothesis.given(st.integers(1, 200), st.integers(1, 200), st.integers(3, 5), st.integers(5, 7))
 def test_one_prediction_for_each_anchor_of_any_size(height, width, min_level, max_level):
-  model = tiny(min_level=min_level, max_level=max_level)
-  images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
-  logits, deltas = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x)[0], images)
   count = len(anchors((height, width), strides=tuple(2**k for k in range(min_level, max_level + 1))))
-  assert logits.shape == (2, count, 2) and deltas.shape == (2, count, 4)
+  images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
+  for backbone in models.BACKBONES:  # sides of its maps are ceil(side / stride)
+    model = tiny(backbone=backbone, min_level=min_level, max_level=max_level)
+    logits, deltas = jax.eval_shape(lambda x, m=model: m.init_with_output(jax.random.key(0), x)[0], images)
+    assert logits.shape == (2, count, 2) and deltas.shape == (2, count, 4)
 
 
 @hypothesis.settings(deadline=None, max_examples=20)
@@ -178,8 +179,9 @@ def test_initial_values():
 
 
 @pytest.mark.parametrize("frozen_stages", [-1, 0, 3, 4])
-def test_no_gradient_reaches_a_frozen_stage_and_all_others_get_one(frozen_stages):
-  model, variables, images = seeded(frozen_stages=frozen_stages, max_level=5)
+@pytest.mark.parametrize("backbone", models.BACKBONES)
+def test_no_gradient_reaches_a_frozen_stage_and_all_others_get_one(backbone, frozen_stages):
+  model, variables, images = seeded(backbone=backbone, frozen_stages=frozen_stages, max_level=5)
 
   def loss(params):
     logits, deltas = model.apply({**variables, "params": params}, images)
@@ -187,14 +189,26 @@ def test_no_gradient_reaches_a_frozen_stage_and_all_others_get_one(frozen_stages
 
   gradient = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(variables["params"])
   mask = trainable_mask(variables["params"], model.settings)
-  frozen = ("conv1", "bn1", *(f"layer{stage}_" for stage in range(1, frozen_stages + 1)))
+  stages = set()
   for (path, g), trains in zip(
     jax.tree_util.tree_leaves_with_path(gradient), jax.tree.leaves(mask), strict=True
   ):
     names = [key.key for key in path]
-    is_frozen = frozen_stages >= 0 and names[0] == "backbone" and names[1].startswith(frozen)
+    is_frozen = False
+    if names[0] == "backbone":
+      stage = models.backbone_class(backbone).stage_of(names[1])
+      stages.add(stage)
+      is_frozen = stage <= frozen_stages
     assert trains != is_frozen, names
     assert bool(jnp.any(g != 0)) == trains, names
+  assert stages == {0, 1, 2, 3, 4}, "a stem and four stages"
+
+
+def test_stages_of_resnet():
+  stages = {name: ResNet.stage_of(name) for name in ("conv1", "bn1", "layer1_0", "layer2_3", "layer4_22")}
+  assert list(stages.values()) == [0, 0, 1, 2, 4]
+  with pytest.raises(ValueError):  # a name that is none of its own has no stage, rather than the stem's
+    ResNet.stage_of("blocks_1")
 
 
 def test_a_backbone_says_which_of_its_modules_are_frozen(monkeypatch):

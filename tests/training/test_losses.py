@@ -1,5 +1,9 @@
 """The whole RetinaNet loss against one float64 loop over images and anchors; identities; empty batches."""
 
+import ast
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +12,7 @@ import pytest
 from iou_det.config import base_config, validate
 from iou_det.errors import UserError
 from iou_det.ops import anchors as anchor_ops
+from iou_det.ops import other_losses
 from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION
 from iou_det.training.losses import Targets, detection_losses, loss_terms
 from tests import oracles
@@ -175,6 +180,28 @@ def test_other_localization_losses_take_the_place_of_smooth_l1(localization):
   exact = {k: v[:1] for k, v in drawn.items()} | dict(zip(("boxes", "labels", "valid"), boxes, strict=True))
   exact["inside"] = np.arange(len(ANCHORS))[None] == 5
   np.testing.assert_allclose(run(exact, localization=localization).localization, 0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("classification", CLASSIFICATION)
+def test_classification_losses_leave_the_boxes_alone(classification):
+  drawn = draw(seed=7)
+  plain, other = run(drawn), run(drawn, classification=classification, eta=1.5)
+  assert np.isfinite(other.classification) and other.classification > 0
+  assert other.localization == plain.localization
+  arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
+  loss = lambda deltas: (
+    losses_of(arrays | {"deltas": deltas}, PLAIN | {"classification": classification}).classification
+  )
+  np.testing.assert_array_equal(jax.grad(loss)(arrays["deltas"]), 0.0)
+
+
+def test_no_loss_was_forgotten_in_the_tables():
+  """A function of other_losses that nothing in the package uses: its line in a table is missing."""
+  code = "".join(path.read_text() for path in Path(other_losses.__file__).parents[1].rglob("*.py"))
+  tree = ast.parse(Path(other_losses.__file__).read_text())
+  names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+  forgotten = [name for name in names if len(re.findall(rf"\b{name}\(|\b{name}\b[,\n}}]", code)) < 2]
+  assert not forgotten, f"no entry of LOCALIZATION or CLASSIFICATION uses {forgotten}"
 
 
 def test_isr_keeps_the_positives_classification_loss():
