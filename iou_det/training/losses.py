@@ -47,9 +47,7 @@ def make_targets(
 class Terms(NamedTuple):
   """The loss before it is added up. Weights carry no gradient."""
 
-  iou: Float[
-    Array, "batch anchors"
-  ]  # of each decoded box with its ground truth; of no meaning where not positive
+  iou: Float[Array, "batch anchors"]  # of each decoded box with its ground truth; no meaning without one
   positive: Bool[Array, "batch anchors"]
   counted: Bool[Array, "batch anchors"]  # positives and negatives: what has a classification loss
   own: Bool[Array, "batch anchors classes"]  # a positive's own class
