@@ -15,7 +15,9 @@ from ml_collections import ConfigDict, FieldReference
 from iou_det.data import WHAT_A_PATH_MAY_BE
 from iou_det.errors import UserError
 from iou_det.models import BACKBONES
+from iou_det.models.resnet import BLOCKS
 from iou_det.ops.anchors import CONVENTIONS
+from iou_det.ops.detection import NMS
 from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION
 
 W_LOC = {0.0: 1.0, 0.5: 1.575, 1.0: 2.226, 1.5: 3.049, 1.8: 3.649}  # Table 4 of arXiv:1908.05641
@@ -63,7 +65,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
   "": {"seed": Setting(0)},
   "model": {
     "backbone": Setting("resnet", one_of(*BACKBONES)),
-    "depth": Setting(50, one_of(18, 34, 50, 101)),  # of the ResNet
+    "depth": Setting(50, one_of(*BLOCKS)),  # of the ResNet
     "width": Setting(64, ABOVE_0),  # channels of the stem; 64 is the standard network
     "norm": Setting("frozen_bn", one_of("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch
     "frozen_stages": Setting(1, one_of(-1, 0, 1, 2, 3, 4)),  # -1: nothing, 0: stem, 1: and first stage, ...
@@ -149,7 +151,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "score_threshold": Setting(0.05, FROM_0_TO_1),
     "candidates_per_level": Setting(1000, ABOVE_0),
     # Soft-NMS: linear, gaussian; none: what would enter NMS, for analysis.
-    "nms": Setting("hard", one_of("hard", "linear", "gaussian", "none")),
+    "nms": Setting("hard", one_of(*NMS)),
     "nms_iou": Setting(0.5, FROM_0_TO_1),
     "max_detections": Setting(100, ABOVE_0),
   },

@@ -13,7 +13,7 @@ from iou_det.errors import UserError
 
 
 def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
-  """Parses a config file's argument, `name=value,name=value`; values get the default's type."""
+  """Parses a config file's argument, `name=value,name=value`; values of the default's type or a UserError."""
   values = dict(defaults)
   for item in filter(None, (arg or "").split(",")):
     name, equals, text = item.partition("=")

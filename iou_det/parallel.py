@@ -38,7 +38,7 @@ def device_mesh(
   """A mesh over all devices of all processes, or those given; `data` gets what `fsdp` and `space` leave.
 
   Args:
-    batch_size: images in the global batch, which must be divisible; `setting` is its name in the message.
+    batch_size: images in the global batch; a UserError that calls it `setting` if it cannot be split evenly.
   """
   devices = jax.devices() if devices is None else devices
   if len(devices) % (fsdp * space):
@@ -94,7 +94,8 @@ def input_share(mesh: Mesh) -> tuple[int, int]:
 def share(process: int, local: int, devices: int, space: int) -> tuple[int, int]:
   """Part of a batch that a process loads, and how many parts there are.
 
-  Processes whose devices hold rows of the same images (`space` reaches over them) load the same part.
+  Processes whose devices hold rows of the same images (`space` reaches over them) load the same part; a
+  UserError if a process's devices hold a fraction of such a group and more.
 
   Args:
     local, devices: devices of each process, and of all.
@@ -127,7 +128,7 @@ def start_distributed() -> None:
   """Joins the other processes; to be called before JAX looks for devices.
 
   JAX finds its peers by itself on TPU pods, under SLURM, Open MPI and on GKE; elsewhere the environment names
-  them: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+  them: JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES, JAX_PROCESS_ID. Or a UserError.
   """
   try:
     number = lambda name: int(os.environ[name]) if name in os.environ else None

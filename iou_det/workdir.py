@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -147,14 +148,21 @@ class Checkpoints:
     """Parameters and norm statistics of a step; the optimizer's state is not read."""
     where = ocp.checkpoint_utils.construct_restore_args(abstract_variables)
     some = ocp.args.PyTreeRestore(abstract_variables, restore_args=where, partial_restore=True)
-    return self._read(step, state=some)["state"]
+    return self._read(step, abstract_variables, state=some)["state"]
 
   def run_information(self, step: int) -> dict[str, Any]:
     """The JSON saved beside the state: data position, config, category table."""
     return self._read(step, run=ocp.args.JsonRestore())["run"]
 
-  def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:
+  def _read(self, step: int, some: PyTree = None, **items: ocp.args.CheckpointArgs) -> Any:
     try:
+      if some:  # a partial restore tells neither what is missing nor what is left over
+        stored = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
+        names = lambda tree: {jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(tree)}
+        if different := names({k: stored.get(k) or {} for k in some}) ^ names(some):
+          raise ValueError(
+            f"of another network than config.json's, in {', '.join(sorted(different)[:3])}, ..."
+          )
       return self.manager.restore(step, args=ocp.args.Composite(**items))
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
       others = ", ".join(str(s) for s in self.steps() if s != step) or "none"

@@ -1,6 +1,6 @@
 """Converts a clone of github.com/tangsanli5201/DeepPCB to a COCO-format folder.
 
-Usage: python -m launch.deeppcb CLONE DEST   (launch/get_deeppcb.sh makes the clone and calls this)
+Usage: python launch/deeppcb.py CLONE DEST   (launch/get_deeppcb.sh makes the clone and calls this)
 
 PCBData/trainval.txt and test.txt list `groupG/G/ID.jpg groupG/G_not/ID.txt`; the image to inspect is
 groupG/G/ID_test.jpg, and each line of the text file is `x1 y1 x2 y2 class` in pixels.

@@ -4,6 +4,7 @@ tests/golden/workdir is a run that commit b4a70ee made (see make_workdir.py): co
 """
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,8 +18,10 @@ import pytest
 from iou_det.config import FIELDS
 from iou_det.data import open_dataset
 from iou_det.detector import load_run
+from iou_det.errors import UserError
+from iou_det.parallel import abstract, device_mesh
 from iou_det.training.loop import train
-from iou_det.workdir import read_config
+from iou_det.workdir import Checkpoints, read_config
 from tests.same import assert_same_detections
 
 GOLDEN = Path(__file__).parent / "golden" / "workdir"
@@ -93,6 +96,9 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp
     for step in (4, 8):
       stored = jax.device_get(reader.restore(workdir / "checkpoints" / str(step) / "state"))
       variables = {"params": stored["params"], "batch_stats": stored.get("batch_stats") or {}}
+      jax.tree.map(
+        np.testing.assert_array_equal, jax.device_get(load_run(workdir, str(step)).variables), variables
+      )
       metrics, expected[step] = detector.evaluate(variables, source)
       # What training scored at this step were this step's parameters too.
       assert logged[step] == pytest.approx(metrics["AP"], rel=1e-3, abs=1e-5)
@@ -109,3 +115,32 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp
   names = dict(zip(source.annotations.file_name, source.annotations.image_id.tolist(), strict=True))
   found = [{"image_id": names[row["file"]], **row} for row in read(out / "detections.json")]
   assert_same_detections(found, expected[4])
+
+
+@pytest.mark.parametrize("head_convs", [0, 2])
+def test_a_checkpoint_of_another_network_is_refused(older_run, head_convs):
+  """More arrays than the network has, or fewer: neither may be passed over."""
+  config = read(older_run / "config.json")
+  config["model"]["head_convs"] = head_convs
+  (older_run / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match=r"cannot be read .*another network than config.json's"):
+    load_run(older_run)
+
+
+def test_the_optimizers_state_is_not_read(tmp_path):
+  def bytes_read(function):
+    count = lambda: int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
+    before = count()
+    function()
+    return count() - before
+
+  large = jax.random.normal(jax.random.key(0), (1000, 1000))  # 4 MB that cannot be compressed
+  state = {"params": {"w": large}, "batch_stats": {}, "opt_state": {"w": large + 1.0}}
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, state, {})
+  checkpoints.close()
+  mesh = device_mesh(1, jax.devices()[:1])
+  one, other = Checkpoints(tmp_path, read_only=True), Checkpoints(tmp_path, read_only=True)
+  whole = bytes_read(lambda: one.restore(1, abstract(mesh, state)))
+  some = {name: state[name] for name in ("params", "batch_stats")}
+  assert bytes_read(lambda: other.restore_variables(1, abstract(mesh, some))) < 0.7 * whole

@@ -46,8 +46,8 @@ def main() -> None:
       backend=BACKEND.value,
       interrupted=preemption.requested,
     )
-  # Other data do not overwrite the figures of the run's own split.
-  folder = Path(WORKDIR.value) / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split)
-  metrics = scored.write(folder, step=run.step, split=split)
+    # Other data do not overwrite the figures of the run's own split.
+    folder = Path(WORKDIR.value) / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split)
+    metrics = scored.write(folder, step=run.step, split=split)
   if jax.process_index() == 0:
     print(coco.table(metrics))

@@ -304,6 +304,8 @@ def train_batches(
 ) -> Iterator[tuple[HostBatch, bool]]:
   """Batches of the steps, in order: this process's rows, and whether portrait.
 
+  An image that cannot be decoded or is not of the annotated size is a UserError of the iterator.
+
   Args:
     data: the config's section; images larger than its `canvas` (short and long side in pixels) are shrunk.
     share: (part, parts), see `iou_det.parallel.input_share`.

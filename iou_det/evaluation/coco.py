@@ -130,10 +130,15 @@ def table(metrics: dict[str, Any]) -> str:
 def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
   """COCO annotations, numbered from 1 (scoring needs no ids from outside), and their name in messages.
 
-  A file is checked, see `read_coco`; content in memory is trusted, but for areas, crowd flags and ids.
+  A file is checked whole, see `read_coco`; content in memory for what scoring needs.
   """
   if isinstance(ground_truth, dict):
     source, content, without_id = "the ground truth", ground_truth, 0
+    fields = {"images": {"id"}, "categories": {"id"}, "annotations": {"image_id", "category_id", "bbox"}}
+    for name, needed in fields.items():
+      if lacking := [row for row in content.get(name, [{}]) if not needed <= row.keys()]:
+        raise UserError(f"{source}: {name} need {', '.join(sorted(needed))}, got {str(lacking[0])[:100]}")
+    refuse_unknown_ids(content, source, content["annotations"], "annotations")
   else:
     source, file = str(ground_truth), read_coco(ground_truth, distinct_names=False)
     file.refuse_bad_records("mend them")
@@ -148,11 +153,13 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
   return {"info": {}} | content | {"annotations": annotations}, source
 
 
-def refuse_unknown_ids(truth: dict[str, Any], source: str, results: Sequence[dict[str, Any]]) -> None:
-  """Raises a UserError for detections of images or categories that the ground truth does not have."""
+def refuse_unknown_ids(
+  truth: dict[str, Any], source: str, rows: Sequence[dict[str, Any]], kind: str = "detections"
+) -> None:
+  """Raises a UserError for rows of images or categories that the ground truth does not have."""
   for key, table, what in (("image_id", "images", "image"), ("category_id", "categories", "category")):
-    unknown = {r[key] for r in results} - {row["id"] for row in truth[table]}
-    _refuse_unknown(source, f"detections have {what} ids", unknown)
+    unknown = {row[key] for row in rows} - {row["id"] for row in truth[table]}
+    _refuse_unknown(source, f"{kind} have {what} ids", unknown)
 
 
 def _refuse_unknown(source: str, what: str, unknown: set[int]) -> None:

@@ -12,6 +12,8 @@ from iou_det.ops.boxes import clip, decode
 from iou_det.ops.nms import Kept, soft_nms
 from iou_det.ops.nms import nms as hard_nms
 
+NMS = ("hard", "linear", "gaussian", "none")
+
 
 class Detections(NamedTuple):
   """By falling score, boxes in pixels of the original image; rows that are not `valid` are zeros."""
@@ -51,8 +53,8 @@ def detect(
     nms: "hard", soft-NMS "linear" or "gaussian" (sigma 0.5), or "none": the best `max_detections` pairs of
       box and class that would enter NMS, nothing suppressed.
   """
-  if nms not in ("hard", "linear", "gaussian", "none"):
-    raise ValueError(f"NMS {nms!r} is not known; use 'hard', 'linear', 'gaussian' or 'none'")
+  if nms not in NMS:
+    raise ValueError(f"NMS {nms!r} is not known; use one of {', '.join(map(repr, NMS))}")
   if sum(level_sizes) != len(anchors):
     raise ValueError(f"levels of {tuple(level_sizes)} are {sum(level_sizes)} anchors, not {len(anchors)}")
   limits: dict[str, Any] = {"score_threshold": score_threshold, "max_detections": max_detections}

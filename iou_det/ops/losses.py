@@ -51,11 +51,12 @@ def iou_balanced_classification_weights(
       w = iou^eta * sum(loss) / sum(iou^eta * loss)    on a positive's own class
       w = 1                                            everywhere else
 
-  Both sums run over the positives of the whole batch; the authors' code sums per level and GPU.
+  Both sums run over the positives of the whole batch (without any, all weights are 1); the authors' code sums
+  per level and GPU.
 
   Args:
     loss: classification loss, >= 0.
-    iou: of each decoded box with the ground truth it is matched to.
+    iou: in [0, 1], of each decoded box with the ground truth it is matched to.
     target: one-hot class of the positives; all False for negatives and ignored anchors.
     eta: exponent >= 0; 0 gives the unweighted baseline.
     level_sizes: anchors per pyramid level: the sums run over each level by itself; None: over all.

@@ -43,7 +43,7 @@ def fit_w_loc(
     lambdas: exponents of Eq. (4).
     start: "anchors": the prediction is the matched anchor itself (offsets 0), what an untrained head
       without norm puts out; "network": what the network that the config describes puts out untrained.
-    images: use at most so many of each source, the first of a random order.
+    images: at most so many of each source, the first of a random order; without a positive a UserError.
   """
   if start not in STARTS:
     raise UserError(f"start={start!r}: must be one of {', '.join(STARTS)}")

@@ -66,7 +66,8 @@ def from_torch(
     name = torch_name(key.key for key in path[1:])
     used.add(name)
     # A kernel is HWIO here and OIHW there, a dense layer's IO and OI; all else lies the same way.
-    axes = {4: (3, 2, 0, 1), 2: (1, 0)}[value.ndim] if path[-1].key == "kernel" else tuple(range(value.ndim))
+    turned = {4: (3, 2, 0, 1), 2: (1, 0)} if path[-1].key == "kernel" else {}
+    axes = turned.get(value.ndim, tuple(range(value.ndim)))
     needed = tuple(value.shape[axis] for axis in axes)
     if name not in tensors:
       missing.append(name)

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from iou_det.errors import UserError
 from iou_det.models.retinanet import RetinaNet
-from iou_det.weights.pretrained import load_pretrained
+from iou_det.weights.pretrained import from_torch, load_pretrained
 from tests.golden.seeded_tensors import seeded_tensor
 from tests.models import golden
 from tests.tiny import model_section
@@ -119,6 +119,19 @@ def test_another_depth_lists_all_in_the_log_and_ten_in_the_message(file, caplog)
 
 def test_group_norm_models_take_no_batch_norm_weights(file):
   assert "norm='gn'" in error(file, norm="gn")
+
+
+def test_kernels_of_dense_and_depthwise_layers_are_turned_too():
+  """A square dense kernel would fit the wrong way round as well."""
+  rng = np.random.default_rng(0)
+  tensors = {"dense.weight": rng.normal(size=(3, 3)), "depth.weight": rng.normal(size=(4, 1, 5, 7))}
+  variables = {"params": {"dense": {"kernel": np.zeros((3, 3))}, "depth": {"kernel": np.zeros((5, 7, 1, 4))}}}
+  loaded = from_torch(tensors, variables, lambda path: f"{next(iter(path))}.weight")["params"]
+  x = rng.normal(size=3)
+  np.testing.assert_allclose(x @ loaded["dense"]["kernel"], tensors["dense.weight"] @ x, rtol=1e-6)
+  np.testing.assert_allclose(
+    loaded["depth"]["kernel"][2, 6, 0, 3], tensors["depth.weight"][3, 0, 2, 6], rtol=1e-6
+  )
 
 
 # --- sources ---

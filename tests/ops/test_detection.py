@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from iou_det.ops.detection import detect, unscale_boxes
+from iou_det.ops.detection import NMS, detect, unscale_boxes
 from tests import oracle_nms, oracles
 
 LEVELS = (60, 20, 6)
@@ -128,7 +128,7 @@ def test_every_class_of_a_candidate_enters_nms():
   assert found[:, 5].tolist() == [0, 1]
 
 
-@pytest.mark.parametrize("nms", ("hard", "linear", "gaussian", "none"))
+@pytest.mark.parametrize("nms", NMS)
 def test_every_nms_of_the_config_is_known(nms):
   run = partial(detect, level_sizes=LEVELS, convention="modern", nms=nms, **SETTINGS)
   assert jax.eval_shape(run, **draw(0)).boxes.shape == (2, 12, 4)

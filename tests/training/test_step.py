@@ -66,7 +66,7 @@ def test_sgd_is_pytorchs_rule_and_frozen_parameters_stay():
 def test_the_logged_gradient_norm_is_the_one_that_is_clipped():
   """With frozen stages: without clipping, momentum and decay the step is rate * logged norm long."""
   config = tinier_config("made up")
-  config.model.update(frozen_stages=3, min_level=4)  # C4, of a frozen stage, goes into the FPN
+  config.model.update(frozen_stages=3, min_level=3)  # C3, of a stage before the last frozen one, goes on
   config.train.update(clip_norm=1e9, momentum=0.0, weight_decay=0.0, warmup_steps=0)
   mesh = device_mesh(8, jax.devices()[:1])
   model = make_model(config, num_classes=2)
