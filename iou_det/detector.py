@@ -114,10 +114,8 @@ class Evaluation(NamedTuple):
       folder.mkdir(parents=True, exist_ok=True)
       write_json(folder / "detections.json", self.results)
       write_json(folder / "metrics.json", metrics)
-      logging.info(
-        "wrote %s (%d detections of %d images)",
-        folder / "detections.json", len(self.results), metrics["images"],
-      )  # fmt: skip
+      counts = f"{len(self.results)} detections of {metrics['images']} images"
+      logging.info(f"wrote {folder / 'detections.json'} ({counts})")
     return metrics
 
 

@@ -36,9 +36,8 @@ def read_config(workdir: str | Path) -> ConfigDict:
   """The config that a workdir was trained with."""
   path = Path(workdir) / "config.json"
   if not path.is_file():
-    raise UserError(
-      f"--workdir={workdir} is not a training run (it has no config.json); give train's --workdir"
-    )
+    why = "is not a training run (it has no config.json)"
+    raise UserError(f"--workdir={workdir} {why}; give train's --workdir")
   return config_lib.from_json(path.read_text())
 
 
@@ -99,9 +98,8 @@ class Checkpoints:
     rows = read_metrics(Path(workdir) / "metrics.jsonl")
     self.scores = {row["step"]: ap for row in rows for name, ap in row.items() if name.endswith("/AP")}
     if read_only and not self.folder.is_dir():
-      raise UserError(
-        f"{workdir} has no checkpoints; train first: iou-det train --config=... --workdir={workdir}"
-      )
+      command = f"iou-det train --config=... --workdir={workdir}"
+      raise UserError(f"{workdir} has no checkpoints; train first: {command}")
     policy = managers.AnyPreservationPolicy([managers.LatestN(keep), BestScored(self.scores)])
     ours = {"create": not read_only, "cleanup_tmp_directories": not read_only, "read_only": read_only}
     options = ocp.CheckpointManagerOptions(preservation_policy=policy, **ours)

@@ -123,7 +123,6 @@ def fresh_cache() -> Iterator[None]:
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """Dense bfloat16 FLOP/s of a device; None if PEAK_BF16 does not know it."""
   return next((peak for kind, peak in PEAK_BF16.items() if device_kind.startswith(kind)), None)
 
 
@@ -153,11 +152,10 @@ FIELDS = (
 
 @dataclass(frozen=True)
 class Measurement:
-  """A line of a benchmark; FIELDS that were not measured are null.
+  """A line of a benchmark; FIELDS that were not measured are null, FLOPs on several devices too.
 
-  In the line, `program_memory_bytes` is the compiler's figure for a device, `device_peak_bytes` that of the
-  process so far, autotuning included. FLOPs are null on several devices, the share of the peak for all
-  numbers but bfloat16.
+  `program_memory_bytes` is the compiler's figure for a device, `device_peak_bytes` that of the process so
+  far, autotuning included. The share of the peak is bfloat16's.
   """
 
   bench: str  # which benchmark: train, input, ...
@@ -173,13 +171,8 @@ class Measurement:
     """Prints the line as JSON, appends it to the file `out` if that is given, and returns it."""
     device, devices = jax.devices()[0], self.devices or jax.device_count()
     row = dict.fromkeys(FIELDS) | {"bench": self.bench, "what": self.what, "by": self.by}
-    row["hardware"] = {
-      "platform": device.platform,
-      "device": device.device_kind,
-      "devices": devices,
-      "cpu": cpu_model(),
-      "cores": len(os.sched_getaffinity(0)),
-    }
+    where = {"platform": device.platform, "device": device.device_kind, "devices": devices}
+    row["hardware"] = where | {"cpu": cpu_model(), "cores": len(os.sched_getaffinity(0))}
     row["device_peak_bytes"] = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     row |= {"versions": versions()} | self.fields
     if self.timing:
@@ -188,11 +181,11 @@ class Measurement:
       row |= {"warmup": self.timing.warmup, "repeats": len(self.timing.samples)}
       row["images_per_second"] = row["batch"] / median if row["batch"] else None
     if self.compilation:
-      row["program_memory_bytes"] = self.compilation.memory_bytes
-      row["lower_seconds"] = self.compilation.lower_seconds
-      row["compile_seconds"] = self.compilation.compile_seconds
+      c = self.compilation
+      row |= {"lower_seconds": c.lower_seconds, "compile_seconds": c.compile_seconds}
+      row["program_memory_bytes"] = c.memory_bytes
       # On several devices the program as written has each device's share in some places and all in others.
-      flops = row["model_flops"] = self.compilation.flops if devices == 1 else None
+      flops = row["model_flops"] = c.flops if devices == 1 else None
       if flops and self.timing:
         peak = peak_flops(device.device_kind) if row["dtype"] == "bfloat16" else None
         row |= {"model_flops_per_second": flops / median, "share_of_peak": peak and flops / median / peak}

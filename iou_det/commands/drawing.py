@@ -99,15 +99,12 @@ def _place(
     for x in (x1, x2 - w):
       left, top = max(0, min(x, width - w)), max(0, min(y, height - h))
       place = (left, top, left + w, top + h)
-      covered = sum(_overlap(place, other) for other in taken)
+      sides = ((min(place[k + 2], o[k + 2]) - max(place[k], o[k]) for k in (0, 1)) for o in taken)
+      covered = sum(math.prod(max(0, side) for side in both) for both in sides)
       covered += abs(top - y) * w  # moved into the picture: away from its box's edge
       if covered < least:
         best, least = place, covered
   return best
-
-
-def _overlap(a: Rectangle, b: Rectangle) -> int:
-  return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _dashed(draw: ImageDraw.ImageDraw, box: Rectangle, line: int) -> None:
@@ -125,7 +122,7 @@ def _dashed(draw: ImageDraw.ImageDraw, box: Rectangle, line: int) -> None:
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-  """DejaVu Sans as matplotlib ships it: the same letters on every machine."""
+  # As matplotlib ships it: the same letters on every machine.
   return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 

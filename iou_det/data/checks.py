@@ -25,12 +25,10 @@ def check_coco(images: Path, annotations: Path, *, skip_bad: bool) -> CocoFile:
   coco.problems += missing_images(images, coco.annotations)
   check_images(images, coco)
   if coco.problems and not skip_bad:
-    raise UserError(
-      f"{len(coco.problems)} bad records of {coco.records}: {list_problems(coco.problems)}; mend them, or "
-      "drop them with --skip_bad; nothing was written"
-    )
-  bad = [p.image_id for p in coco.problems if p.image_id is not None]
-  kept = coco.annotations.select(np.flatnonzero(~np.isin(coco.annotations.image_id, bad)))
+    bad = f"{len(coco.problems)} bad records of {coco.records}: {list_problems(coco.problems)}"
+    raise UserError(f"{bad}; mend them, or drop them with --skip_bad; nothing was written")
+  gone = [p.image_id for p in coco.problems if p.image_id is not None]
+  kept = coco.annotations.select(np.flatnonzero(~np.isin(coco.annotations.image_id, gone)))
   coco.dropped_boxes += len(coco.annotations.bbox) - len(kept.bbox)
   coco.annotations = kept
   if not len(kept.bbox):

@@ -163,9 +163,7 @@ def interval(differences: Float[np.ndarray, " samples"], level: float = 0.95) ->
     raise UserError(f"level={level}: an interval's level lies between 0 and 1, exclusive")
   bad = np.count_nonzero(~np.isfinite(differences))
   if bad or not differences.size:
-    raise UserError(
-      f"{bad} of {differences.size} resamples have no AP (no object was drawn); there is no interval, use "
-      "more images"
-    )
+    why = f"{bad} of {differences.size} resamples have no AP (no object was drawn)"
+    raise UserError(f"{why}; there is no interval, use more images")
   low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
   return float(low), float(high)

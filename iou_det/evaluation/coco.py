@@ -164,11 +164,9 @@ def refuse_unknown_ids(
 
 def _refuse_unknown(source: str, what: str, unknown: set[int]) -> None:
   if unknown:
-    some = ", ".join(map(str, sorted(unknown)[:5]))
-    raise UserError(
-      f"{what} that {source} does not have: {some}{', ...' if len(unknown) > 5 else ''} "
-      f"({len(unknown)} in all); score against the annotations of the same images and categories"
-    )
+    some = ", ".join(map(str, sorted(unknown)[:5])) + (", ..." if len(unknown) > 5 else "")
+    why = f"{what} that {source} does not have: {some} ({len(unknown)} in all)"
+    raise UserError(f"{why}; score against the annotations of the same images and categories")
 
 
 def _scorer(truth: dict[str, Any], results: Sequence[dict[str, Any]], backend: str) -> Any:
@@ -180,9 +178,8 @@ def _scorer(truth: dict[str, Any], results: Sequence[dict[str, Any]], backend: s
   try:
     import hotcoco  # extra "fast-eval"
   except ImportError:
-    raise UserError(
-      "COCO backend 'hotcoco' is not installed; pip install -e '.[fast-eval]', or use pycocotools"
-    ) from None
+    remedy = "pip install -e '.[fast-eval]', or use pycocotools"
+    raise UserError(f"COCO backend 'hotcoco' is not installed; {remedy}") from None
   expected = hotcoco.COCO(truth)
   return hotcoco.COCOeval(expected, expected.load_res(list(results)), "bbox")
 

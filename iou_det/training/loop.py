@@ -58,9 +58,8 @@ def train_unless(
   d, t = config.data, config.train
   source, val_source = open_dataset(d.path, d.train_split), open_dataset(d.path, d.val_split)
   if source.categories != val_source.categories:
-    raise UserError(
-      f"splits {d.train_split!r} and {d.val_split!r} of {d.path} have different category tables"
-    )
+    both = f"{d.train_split!r} and {d.val_split!r} of {d.path}"
+    raise UserError(f"splits {both} have different category tables")
   ground_truth(val_source, d.val_annotations)  # fail now rather than at the first evaluation
   plan = make_plan(source, config)
   last_step = t.epochs * plan.steps_per_epoch
