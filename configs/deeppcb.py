@@ -7,8 +7,9 @@ Argument: eta=E,lambd=L,w_loc=W  (default 0, 0 and paper: Table 4's w_loc for la
           cpu=1  (a reduced run for a CPU: narrow network, 320x320 pixels, 12 epochs)
 Hardware: one H100, 2 min 12 s with compiling and scoring. cpu=1: 2 CPU cores (AMD EPYC, AVX-512), 14 min 33 s
           beside other jobs.
-Expected: test AP 0.696, AP50 0.961, AP75 0.831, AP90 0.224 (measured on one H100, one run, seed 0). cpu=1: AP
-          0.080, 0.203 and 0.226 after 4, 8 and 12 epochs (one run, seed 0).
+Expected: test AP 0.696, AP50 0.961, AP75 0.831, AP90 0.224 (measured on one H100, one run, seed 0);
+          eta=1.5,lambd=1.5,w_loc=auto: 0.701, 0.958, 0.832, 0.255 (one H200, one run, seed 0).
+          cpu=1: AP 0.080, 0.203 and 0.226 after 4, 8 and 12 epochs (one run, seed 0).
 """
 
 from ml_collections import ConfigDict
