@@ -3,7 +3,7 @@ per measurement.
 
 usage: iou-det bench train|predict --config=configs/retinanet.py:short=800 [--against=torchvision]
        iou-det bench input --config=configs/retinanet.py --config.data.path=COCO_FOLDER
-       iou-det bench eval
+       iou-det bench eval                       (needs the extra fast-eval)
        iou-det bench scaling --config=configs/shapes.py --out=FILE.jsonl
            (XLA_FLAGS=--xla_force_host_platform_device_count=8 simulates 8 devices on a CPU)
 
