@@ -54,7 +54,7 @@ def detect(
       box and class that would enter NMS, nothing suppressed.
   """
   if nms not in NMS:
-    raise ValueError(f"NMS {nms!r} is not known; use one of {', '.join(map(repr, NMS))}")
+    raise ValueError(f"NMS {nms!r} is not known; use {', '.join(map(repr, NMS[:-1]))} or {NMS[-1]!r}")
   if sum(level_sizes) != len(anchors):
     raise ValueError(f"levels of {tuple(level_sizes)} are {sum(level_sizes)} anchors, not {len(anchors)}")
   limits: dict[str, Any] = {"score_threshold": score_threshold, "max_detections": max_detections}
