@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict, FieldReference
 
 from iou_det.data import WHAT_A_PATH_MAY_BE
@@ -241,30 +242,26 @@ def get_field(config: ConfigDict, name: str) -> Any:
   return config
 
 
-def to_json(config: ConfigDict) -> str:
-  return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-
-
-def from_json(text: str) -> ConfigDict:
-  """A config as `to_json` wrote it (lists become tuples again)."""
+def from_dict(values: Any) -> ConfigDict:
+  """A config from the content of a config.json (lists become tuples again)."""
 
   def tuples(value):
     if isinstance(value, dict):
       return {k: tuples(v) for k, v in value.items()}
     return tuple(tuples(v) for v in value) if isinstance(value, list) else value
 
-  try:
-    config = ConfigDict(tuples(json.loads(text)))
-  except ValueError as error:
-    raise UserError(f"config.json is damaged ({error}); restore it, or train in a new --workdir") from None
+  if not isinstance(values, dict):
+    raise UserError("config.json holds no settings; restore it, or train in a new --workdir")
+  lacking = []
   for name, setting in FIELDS.items():  # of an earlier version: it did what the default says
     section, _, field = name.rpartition(".")
-    if section and section not in config:
-      config[section] = ConfigDict()
-    node = config[section] if section else config
+    node = values.setdefault(section, {}) if section else values
     if field not in node:
       node[field] = setting.default
-  return config
+      lacking.append(name)
+  if lacking:
+    logging.info("config.json lacks, and gets the defaults of: %s", ", ".join(lacking))
+  return ConfigDict(tuples(values))
 
 
 def training_differences(a: ConfigDict, b: ConfigDict) -> list[str]:
@@ -284,6 +281,6 @@ def differences(a: ConfigDict, b: ConfigDict) -> list[str]:
         yield prefix + name, value
 
   # Through JSON: tuples and lists, 1 and 1.0 are the same setting.
-  left, right = (dict(flat(json.loads(to_json(c)))) for c in (a, b))
+  left, right = (dict(flat(json.loads(json.dumps(c.to_dict())))) for c in (a, b))
   names = sorted(left.keys() | right.keys())
   return [f"{n}: {left.get(n)!r} != {right.get(n)!r}" for n in names if left.get(n) != right.get(n)]

@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 from tensorboardX import SummaryWriter
 
 from iou_det import config as config_lib
-from iou_det.errors import UserError
+from iou_det.errors import UserError, read_json
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -38,7 +38,7 @@ def read_config(workdir: str | Path) -> ConfigDict:
   if not path.is_file():
     why = "is not a training run (it has no config.json)"
     raise UserError(f"--workdir={workdir} {why}; give train's --workdir")
-  return config_lib.from_json(path.read_text())
+  return config_lib.from_dict(read_json(path, "restore it, or train in a new --workdir"))
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:

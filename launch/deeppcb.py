@@ -109,7 +109,7 @@ def read_boxes(path: Path) -> list[tuple[int, int, int, int, int]]:
 
 def main(argv: list[str]) -> None:
   if len(argv) != 2:
-    sys.exit("usage: python -m launch.deeppcb CLONE DEST")
+    sys.exit("usage: python launch/deeppcb.py CLONE DEST")
   try:
     for split, (images, boxes) in convert(*argv).items():
       print(f"{split}: {images} images, {boxes} boxes")

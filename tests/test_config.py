@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from iou_det import config as config_lib
-from iou_det.config import base_config, differences, from_json, to_json, validate, with_loss
+from iou_det.config import base_config, differences, from_dict, validate, with_loss
 from iou_det.config_args import check_command_line, parse_arg
 from iou_det.errors import UserError
 from iou_det.ops.other_losses import LOCALIZATION
@@ -91,20 +91,23 @@ def test_validate_names_field_and_allowed_values(field, value, message):
 
 def test_json_round_trip_and_differences():
   config = shapes_config()
-  again = from_json(to_json(config))
+  again = from_dict(json.loads(json.dumps(config.to_dict())))
   assert again.to_dict() == config.to_dict()
   again.train.epochs = 3
   assert differences(config, again) == ["train.epochs: 12 != 3"]
   validate(again)
 
 
-def test_a_config_of_an_earlier_version_gets_the_defaults_of_the_fields_that_it_lacks():
+def test_a_config_of_an_earlier_version_gets_the_defaults_of_the_fields_that_it_lacks(caplog):
   config = shapes_config()
   config.loss.eta = 1.5
-  old = json.loads(to_json(config))
+  old = json.loads(json.dumps(config.to_dict()))
   del old["mesh"], old["model"]["remat"], old["loss"]["eta"], old["seed"]
-  read = from_json(json.dumps(old))
+  with caplog.at_level("INFO", logger="absl"):
+    read = from_dict(old)
   assert differences(read, config) == ["loss.eta: 0.0 != 1.5"]
+  for name in ("seed", "model.remat", "loss.eta", "mesh.fsdp", "mesh.space"):
+    assert name in caplog.text
 
 
 @pytest.mark.parametrize("localization", [name for name in LOCALIZATION if name != "smooth_l1"])

@@ -14,7 +14,6 @@ import numpy as np
 import optax
 import pytest
 
-from iou_det.config import to_json
 from iou_det.detector import load_run
 from tests.same import assert_same_detections
 from tests.tiny import tinier_config
@@ -23,8 +22,8 @@ COMMAND = "from iou_det.cli import main; main()"
 CONFIG = """
 import json
 from ml_collections import ConfigDict
-from iou_det.config import from_json
-get_config = lambda: from_json({!r})
+from iou_det.config import from_dict
+get_config = lambda: from_dict(json.loads({!r}))
 """
 
 
@@ -37,7 +36,7 @@ def config_file(tmp_path_factory, shapes_folder):
   config = tinier_config(shapes_folder)
   config.mesh.fsdp = 8  # parameters lie in both processes
   path = tmp_path_factory.mktemp("config") / "tiny.py"
-  path.write_text(CONFIG.format(to_json(config)))
+  path.write_text(CONFIG.format(json.dumps(config.to_dict())))
   return path
 
 

@@ -15,7 +15,6 @@ from iou_det.training.loop import train
 
 CONFIG = common.config()
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and metrics.", required=True)
-
 DISTRIBUTED = common.distributed()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from absl import logging
 
 from iou_det.data.source import Annotations, Category, Problem, Source, from_files, from_rows, list_problems
-from iou_det.errors import UserError
+from iou_det.errors import UserError, read_json
 
 WHAT = "a COCO folder"
 SIGN = "annotations/instances_SPLIT.json"
@@ -122,11 +122,7 @@ def load_json(path: Path) -> dict[str, list]:
   def keep(pairs):  # called as soon as an object is complete, so polygons do not add up in memory
     return {k: v for k, v in pairs if k in wanted}
 
-  try:
-    with path.open("rb") as file:
-      content = json.load(file, object_pairs_hook=keep)
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"annotation file {path} is not JSON ({error}); give a COCO instances_*.json") from None
+  content = read_json(path, "give a COCO instances_*.json", object_pairs_hook=keep)
   for key in ("images", "annotations", "categories"):
     if not isinstance(content, dict) or not isinstance(content.get(key), list):
       raise UserError(

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from iou_det.data.images import read_header
 from iou_det.data.source import Annotations, Category, Source, describe_categories, from_rows
-from iou_det.errors import UserError
+from iou_det.errors import UserError, read_json
 
 WHAT = "a prepared dataset"
 SIGN = "dataset_info.json in it or below"
 VERSION = "1.0.0"  # of the features that `write_split` writes
 SHARD_IMAGES = 2048
+PREPARE_AGAIN = "remove the dataset and prepare it again"
 
 
 def recognises(path: str | Path) -> bool:
@@ -216,13 +217,10 @@ def add_split(written: Path, version: Path, split: str) -> None:
 
 def read_info(version: Path) -> dict[str, Any]:
   """The content of a dataset's `dataset_info.json`."""
-  path = version / "dataset_info.json"
-  try:
-    info = json.loads(path.read_text())
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise UserError(f"{path} is not JSON ({error}); remove the dataset and prepare it again") from None
+  info = read_json(version / "dataset_info.json", PREPARE_AGAIN)
   if not isinstance(info, dict) or "splits" not in info or not (version / "features.json").is_file():
-    raise UserError(f"{version} is not a whole TFDS dataset; remove it and prepare it again")
+    raise UserError(f"{version} is not a whole TFDS dataset; {PREPARE_AGAIN}")
+  read_json(version / "features.json", PREPARE_AGAIN)  # of which TFDS would show a traceback
   return info
 
 
@@ -233,7 +231,7 @@ def write_info(version: Path, info: dict[str, Any]) -> None:
 
 
 def read_categories(version: Path) -> tuple[Category, ...]:
-  metadata = json.loads((version / "metadata.json").read_text())
+  metadata = read_json(version / "metadata.json", PREPARE_AGAIN)
   return tuple(Category(**c) for c in metadata["categories"])
 
 

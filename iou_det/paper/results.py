@@ -16,7 +16,7 @@ from iou_det.data import open_dataset
 from iou_det.data.coco import missing_images
 from iou_det.data.source import from_files, from_rows, list_problems
 from iou_det.detector import ground_truth, load_run
-from iou_det.errors import UserError
+from iou_det.errors import UserError, read_json
 from iou_det.evaluation.overlap import save_candidates
 from iou_det.workdir import read_config, read_metrics
 
@@ -39,15 +39,12 @@ class Results:
     """
     config = read_config(workdir)
     folder = workdir / "eval" / (config.data.val_split + (f"_{variant}" if variant else ""))
-    try:
-      metrics = json.loads((folder / "metrics.json").read_text())
-    except ValueError as error:
-      raise UserError(f"{folder}/metrics.json is damaged ({error}); run iou-det eval again") from None
+    metrics = read_json(folder / "metrics.json", "run iou-det eval again")
     return cls(workdir, folder, config, metrics, read_metrics(workdir / "metrics.jsonl"))
 
   def detections(self) -> list[dict[str, Any]]:
     """COCO results."""
-    return json.loads((self.folder / "detections.json").read_text())
+    return read_json(self.folder / "detections.json", "run iou-det eval again")
 
   @property
   def truth(self) -> dict[str, Any]:
@@ -73,7 +70,7 @@ class Results:
     path = self.workdir / "w_loc.json"
     if not path.exists():
       raise UserError(f"{path} is missing: the run's fitted w_loc is not known; train it in a new workdir")
-    return json.loads(path.read_text())["w_loc"]
+    return read_json(path, "train in a new --workdir")["w_loc"]
 
   @property
   def effective_weight(self) -> float:

@@ -1,6 +1,5 @@
 """w_loc: the localization weight that keeps the first step's loss sum (Section 3.2 and Table 4)."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from iou_det.config import with_loss
 from iou_det.data.pipeline import make_plan, train_batches
 from iou_det.data.source import Source
 from iou_det.detector import forward, make_model, network_inputs
-from iou_det.errors import UserError
+from iou_det.errors import UserError, read_json
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.losses import loss_terms, make_targets
 from iou_det.training.step import create_state
@@ -96,7 +95,7 @@ def resolve_w_loc(config: ConfigDict, source: Source, workdir: Path) -> ConfigDi
     return config
   path = workdir / "w_loc.json"
   if path.exists():
-    w_loc = json.loads(path.read_text())["w_loc"]
+    w_loc = read_json(path, "train in a new --workdir")["w_loc"]
   else:
     (w_loc,) = fit_w_loc(config, [source], [config.loss.lambd])
     if jax.process_index() == 0:

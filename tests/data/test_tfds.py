@@ -240,6 +240,14 @@ def test_broken_dataset_folders_are_refused(prepared):
     with pytest.raises(UserError, match=message):
       prepare_dataset(source, name="set", split="val", data_dir=path.parent)
   info.write_text(whole)
+  for name in ("metadata.json", "features.json"):
+    file = path / "1.0.0" / name
+    whole = file.read_text()
+    for text in (whole[:50], ""):
+      file.write_text(text)
+      with pytest.raises(UserError, match=f"{name} is not JSON, or not whole"):
+        open_dataset(path, "train")
+    file.write_text(whole)
   (path / "1.0.0" / "features.json").unlink()
   with pytest.raises(UserError, match="is not a whole TFDS dataset"):
     open_dataset(path, "train")

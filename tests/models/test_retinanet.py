@@ -178,7 +178,7 @@ def test_initial_values():
   np.testing.assert_allclose(np.std(kernel), math.sqrt(2 / (9 * 32)), rtol=0.05)
 
 
-@pytest.mark.parametrize("frozen_stages", [-1, 0, 3, 4])
+@pytest.mark.parametrize("frozen_stages", [-1, 0, 2, 3, 4])
 @pytest.mark.parametrize("backbone", models.BACKBONES)
 def test_no_gradient_reaches_a_frozen_stage_and_all_others_get_one(backbone, frozen_stages):
   model, variables, images = seeded(backbone=backbone, frozen_stages=frozen_stages, max_level=5)

@@ -5,13 +5,15 @@ import re
 
 import pytest
 
-from iou_det.config import to_json, validate
+from iou_det.config import validate
 from iou_det.config_args import find_config, read_config_file
+from iou_det.data.shapes import Shapes
 from iou_det.errors import UserError
 from iou_det.paper.experiments import EXPERIMENTS
 from iou_det.paper.reproduce import dry_run, plan
 from iou_det.paper.results import Results, finished
 from iou_det.paper.runs import PRESETS, RUNS, Reproduction, Run, run_config
+from iou_det.training.wloc import resolve_w_loc
 
 
 def loss(argument):
@@ -70,7 +72,7 @@ def test_the_config_names_every_run_that_needs_no_other(tmp_path):
       for run in plan(experiment, Reproduction(tmp_path, preset), seeds=2, controls=False):
         size = f",backbone={'r101' if run.large else 'r50'},short={800 if run.full_size else 600}"
         config, _ = loss(f"run={run.name},preset={preset},seed={run.seed}{size}")
-        assert to_json(config) == to_json(run_config(run, preset))
+        assert config.to_dict() == run_config(run, preset).to_dict()
 
 
 def test_every_run_of_every_preset_has_a_valid_config():
@@ -102,7 +104,7 @@ def test_plan_shares_runs_and_puts_what_is_needed_first(tmp_path):
 
 def write_run(workdir, config, *, step=10, epoch=None, weights=(1.0, 3.0)):
   (workdir / "eval" / config.data.val_split).mkdir(parents=True)
-  (workdir / "config.json").write_text(to_json(config))
+  (workdir / "config.json").write_text(json.dumps(config.to_dict()))
   metrics = {"AP": 0.5, "step": step, "AP_per_iou": {"0.60": 0.4}, "images": 5}
   (workdir / "eval" / config.data.val_split / "metrics.json").write_text(json.dumps(metrics))
   epochs = config.train.epochs if epoch is None else epoch
@@ -126,6 +128,23 @@ def test_a_run_is_finished_when_config_and_metrics_agree(tmp_path):
   assert not finished(run_config(Run("loc", 1), "shapes"), tmp_path / "whole")
   (tmp_path / "whole" / "eval" / "test" / "metrics.json").unlink()
   assert not finished(config, tmp_path / "whole")
+
+
+def test_what_a_run_left_is_refused_where_it_is_not_whole(tmp_path):
+  config = run_config(Run("loc", 0), "shapes")
+  write_run(tmp_path, config)
+  run = Results.read(tmp_path)
+  for name, read in {
+    "w_loc.json": lambda: run.w_loc,
+    "eval/test/detections.json": run.detections,
+    "eval/test/metrics.json": lambda: Results.read(tmp_path),
+    "config.json": lambda: Results.read(tmp_path),
+  }.items():
+    (tmp_path / name).write_text('{"AP": 0.')
+    with pytest.raises(UserError, match=f"{name} is not JSON, or not whole .*; .* (again|new --workdir)"):
+      read()
+  with pytest.raises(UserError, match=r"w_loc\.json is not JSON, or not whole"):
+    resolve_w_loc(config, Shapes("train", images=1).source(), tmp_path)
 
 
 def test_controls_take_their_weight_from_the_balanced_run(tmp_path):

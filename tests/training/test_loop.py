@@ -184,9 +184,11 @@ def test_other_data_in_the_same_workdir_are_refused(reference, shapes_folder, tm
     train(tiny_config(tmp_path), reference[0], devices=jax.devices()[:1])
 
 
-def test_damaged_config_is_one_clear_error(reference, tmp_path):
-  (tmp_path / "config.json").write_text((reference[0] / "config.json").read_text()[:100])
-  with pytest.raises(UserError, match=r"config.json is damaged"):
+@pytest.mark.parametrize("end, message", [(100, "or not whole"), (0, "or not whole"), ("[]", "no settings")])
+def test_damaged_config_is_one_clear_error(reference, tmp_path, end, message):
+  whole = (reference[0] / "config.json").read_text()
+  (tmp_path / "config.json").write_text(end if isinstance(end, str) else whole[:end])
+  with pytest.raises(UserError, match=rf"config.json .*{message}"):
     load_run(tmp_path)
 
 
