@@ -76,7 +76,7 @@ def test_dry_run_runs_nothing(stubs, name, arguments):
 
 def test_train_flags_exist():
   """Every flag for iou-det train in the launchers' heads is one, and XLA knows the flag that they set."""
-  text = "\n".join(p.read_text() for p in LAUNCH.iterdir() if p.suffix != ".ipynb")
+  text = "\n".join(p.read_text() for p in LAUNCH.iterdir() if p.is_file() and p.suffix != ".ipynb")
   found = sorted(set(re.findall(r"(?<=[\s\"])--(?:config|workdir)[\w.]*=[\w/][\w./:,=]*", text)))
   assert "--workdir=/bucket/runs/coco" in found
   code = """
