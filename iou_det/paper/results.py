@@ -123,6 +123,7 @@ def candidates(results: Results) -> Path:
     config = run.detector.config
     m, e, d = config.model, config.eval, config.data
     every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(run.detector.categories)
+    every *= len(config_lib.evaluation_views(config))
     e.update(nms="none", max_detections=every)
     save_candidates(path, run.detector.detect(run.variables, open_dataset(d.path, d.val_split)))
   return path
