@@ -133,7 +133,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "contrast": Setting(0.0, FROM_0),
     "saturation": Setting(0.0, FROM_0),
     "hue": Setting(0.0, FROM_0_TO_HALF),
-    # Images with a class that fewer than this share of them have come more often, see `repeat_factors`; 0: off.
+    # Images with a class that fewer than this share of all have come more often (LVIS's rule); 0: off.
     "repeat_threshold": Setting(0.0, FROM_0_TO_1),
     "threads": Setting(0, FROM_0, runtime=True),  # that read and decode; 0: two more than there are cores
     "workers": Setting(0, FROM_0, runtime=True),  # processes in place of threads (they need shared memory)
@@ -165,7 +165,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "nms_iou": Setting(0.5, FROM_0_TO_1),
     "class_agnostic": Setting(False),  # a box counts once, by its best class; classes suppress each other
     "max_detections": Setting(100, ABOVE_0),
-    # Views of an image whose candidates enter one NMS: at these factors of short and long; each mirrored, too.
+    # Views of an image whose candidates enter one NMS: at these factors of short and long, and each mirrored.
     "tta_scales": Setting((1.0,), SOME_ABOVE_0),
     "tta_flip": Setting(False),
   },

@@ -18,7 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from iou_det.config import input_size, strides, evaluation_views
+from iou_det.config import evaluation_views, input_size, strides
 from iou_det.data.coco import to_coco
 from iou_det.data.pipeline import eval_batches
 from iou_det.data.preprocess import Inputs, mirrored, preprocess
