@@ -16,36 +16,53 @@ def jitters_colour(data: ConfigDict) -> bool:
 def jitter_colour(
   pixels: Float[Array, "h w 3"], inside: Bool[Array, "h w"], data: ConfigDict, key: Key[Array, ""]
 ) -> Float[Array, "h w 3"]:
-  """The image, RGB in 0..255, in other colours; each setting that is 0 leaves out its step.
+  """`change_colour` by random amounts; a setting that is 0 leaves out its step.
 
-  As torchvision's ColorJitter (there the order is drawn, too), each step clipped to 0..255:
-
-      brightness  f p                    f uniform in [max(0, 1 - b), 1 + b], b the setting of each of the
-      contrast    f p + (1 - f) mean     three; mean: of the grey content
-      saturation  f p + (1 - f) grey     grey: 0.2989 R + 0.587 G + 0.114 B of the pixel
-      hue         turned by s            s uniform in [-hue, hue] turns of the colour circle (HSV)
+  The factor of brightness, contrast and saturation is uniform in [max(0, 1 - b), 1 + b], b being the setting
+  of that name, and the turn of the hue in [-hue, hue].
 
   Args:
-    inside: the image's content; what lies outside does not count for the mean.
     data: the config's section.
   """
   draws = jax.random.uniform(key, (4,))  # always four: a setting does not change another's draw
+
+  def factor(b, u):
+    return max(0.0, 1.0 - b) + (1.0 + b - max(0.0, 1.0 - b)) * u if b else None
+
+  turns = data.hue * (2.0 * draws[3] - 1.0) if data.hue else None
   settings = (data.brightness, data.contrast, data.saturation)
-  factors = [
-    max(0.0, 1.0 - b) + (1.0 + b - max(0.0, 1.0 - b)) * u for b, u in zip(settings, draws, strict=False)
-  ]
+  return change_colour(pixels, inside, *map(factor, settings, draws[:3]), turns)
+
+
+def change_colour(
+  pixels: Float[Array, "h w 3"],
+  inside: Bool[Array, "h w"],
+  brightness: Float[Array, ""] | None = None,
+  contrast: Float[Array, ""] | None = None,
+  saturation: Float[Array, ""] | None = None,
+  hue: Float[Array, ""] | None = None,
+) -> Float[Array, "h w 3"]:
+  """An RGB image in 0..255 in other colours: torchvision's steps, clipped to 0..255; None leaves one out.
+
+      brightness f    f p
+      contrast f      f p + (1 - f) mean, over the content in grey: 0.2989 R + 0.587 G + 0.114 B
+      saturation f    f p + (1 - f) grey, of the pixel
+      hue t           turned by t turns of HSV's colour circle
+
+  ColorJitter takes them in a random order; here it is this one.
+
+  Args:
+    inside: the image's content; what lies outside does not count for the mean.
+  """
   grey = lambda p: (p * jnp.array(GREY)).sum(axis=-1, keepdims=True)
   blend = lambda p, other, f: jnp.clip(f * p + (1.0 - f) * other, 0.0, 255.0)
-  if data.brightness:
-    pixels = blend(pixels, 0.0, factors[0])
-  if data.contrast:
-    mean = jnp.mean(grey(pixels), where=inside[..., None])
-    pixels = blend(pixels, mean, factors[1])
-  if data.saturation:
-    pixels = blend(pixels, grey(pixels), factors[2])
-  if data.hue:
-    pixels = turn_hue(pixels, (2.0 * draws[3] - 1.0) * data.hue)
-  return pixels
+  if brightness is not None:
+    pixels = blend(pixels, 0.0, brightness)
+  if contrast is not None:
+    pixels = blend(pixels, jnp.mean(grey(pixels), where=inside[..., None]), contrast)
+  if saturation is not None:
+    pixels = blend(pixels, grey(pixels), saturation)
+  return pixels if hue is None else turn_hue(pixels, hue)
 
 
 def turn_hue(pixels: Float[Array, "*image 3"], turns: Float[Array, ""]) -> Float[Array, "*image 3"]:
@@ -59,9 +76,8 @@ def turn_hue(pixels: Float[Array, "*image 3"], turns: Float[Array, ""]) -> Float
     (g - b) * per_chroma,
     jnp.where(value == g, (b - r) * per_chroma + 2.0, (r - g) * per_chroma + 4.0),
   )
-  # A channel falls short of the value by `chroma` for two sixths of the circle round its complement, less
-  # within a sixth on both sides, and not at all round its own place.
-  from_yellow = (sixths + 6.0 * turns)[..., None] + jnp.array([5.0, 3.0, 1.0])
-  at = from_yellow % 6.0
+  # A channel is `chroma` below the value for two sixths of the circle round its complement, at the value for
+  # two round its own place, and between them on the sixths between. Red begins to fall at one sixth (yellow).
+  at = ((sixths + 6.0 * turns)[..., None] + jnp.array([5.0, 3.0, 1.0])) % 6.0
   short = jnp.clip(jnp.minimum(at, 4.0 - at), 0.0, 1.0)
   return value[..., None] - chroma[..., None] * short
