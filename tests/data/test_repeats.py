@@ -1,4 +1,4 @@
-"""Repeat factors against a loop over images; epochs have images by their factors, in equal numbers of batches."""
+"""Repeat factors against a loop over images; epochs have them by factor, in equally many batches."""
 
 import logging
 import math
