@@ -51,14 +51,13 @@ def changed(config, section, **values):
   return config
 
 
-def detect(config, variables, batch, devices=1):
-  """Detections of the jitted step on the host; it is compiled once for both of two calls."""
+def detect(config, variables, *batches, devices=1):
+  """Detections of each batch on the host, by one compilation of the step."""
   mesh = device_mesh(BATCH, jax.devices()[:devices])
   step = Detector(config, make_model(config, CLASSES), mesh, ()).step
-  out = jax.device_get(step(variables, batch, False))
-  step(variables, batch, False)
+  found = [jax.device_get(step(variables, batch, False)) for batch in batches]
   assert step._cache_size() == 1
-  return out
+  return found
 
 
 def table(detections, image):
@@ -67,31 +66,26 @@ def table(detections, image):
   return np.concatenate(columns, axis=1)[valid]
 
 
-def single_view(config, variables, batch, factor, flip):
-  """All (box, score, label) of one view of each image, without augmentation and NMS."""
+def single_views(config, variables, batch, factor):
+  """All (box, score, label) of the plain view of each image, then of the mirrored one, without NMS."""
   short, long = round(config.data.short * factor), round(config.data.long * factor)
   config = changed(config, "data", short=short, long=long)
   every = LIMITS["candidates_per_level"] * CLASSES
-  config = changed(
-    config, "eval", tta_flip=False, tta_scales=(1.0,), nms="none", score_threshold=0.0, max_detections=every
+  config = changed(config, "eval", nms="none", score_threshold=0.0, max_detections=every)
+  flipped = batch | {"image": batch["image"].copy()}
+  for image, (h, w) in zip(flipped["image"], batch["image_size"], strict=True):
+    image[:h, :w] = image[:h, :w][:, ::-1].copy()
+  plain, turned = (
+    [table(found, i) for i in range(BATCH)] for found in detect(config, variables, batch, flipped)
   )
-  if flip:
-    batch = batch | {"image": batch["image"].copy()}
-    for image, (h, w) in zip(batch["image"], batch["image_size"], strict=True):
-      image[:h, :w] = image[:h, :w][:, ::-1].copy()
-  found, tables = detect(config, variables, batch), []
-  for i in range(BATCH):
-    rows = table(found, i)
-    assert len(rows) > 30
-    if flip:
-      size, original = np.float64(batch["image_size"][i]), np.float64(batch["original_size"][i])
-      width = int(size[1] * min(short / size.min(), long / size.max()) + 0.5)
-      scale = width / original[1]
-      # Inclusive corners in network pixels are mirrored there.
-      x1, x2 = rows[:, 0] * scale, (rows[:, 2] - 1) * scale
-      rows[:, 0], rows[:, 2] = (width - 1 - x2) / scale, (width - 1 - x1) / scale + 1
-    tables.append(rows)
-  return tables
+  assert min(map(len, plain + turned)) > 30
+  for rows, size, original in zip(turned, batch["image_size"], batch["original_size"], strict=True):
+    width = int(size[1] * min(short / size.min(), long / size.max()) + 0.5)
+    scale = width / original[1]
+    # Inclusive corners in network pixels are mirrored there.
+    x1, x2 = rows[:, 0] * scale, (rows[:, 2] - 1) * scale
+    rows[:, 0], rows[:, 2] = (width - 1 - x2) / scale, (width - 1 - x1) / scale + 1
+  return [plain, turned]
 
 
 def merged(views, suppress):
@@ -107,8 +101,8 @@ def test_views_merged_by_one_nms_are_the_slow_version(case):
   config, variables, batch = case
   scales = (1.0, 0.5)
   augmented = changed(config, "eval", tta_flip=True, tta_scales=scales)
-  found = detect(augmented, variables, batch, devices=8)
-  views = [single_view(config, variables, batch, s, flip) for s in scales for flip in (False, True)]
+  (found,) = detect(augmented, variables, batch, devices=8)
+  views = [view for s in scales for view in single_views(config, variables, batch, s)]
   nms = lambda boxes, scores: oracle_nms.nms(
     boxes, scores, config.eval.nms_iou, LIMITS["score_threshold"], LIMITS["max_detections"]
   )
@@ -122,8 +116,8 @@ def test_views_merged_by_one_nms_are_the_slow_version(case):
 
 def test_equal_views_give_the_detections_of_one(case):
   config, variables, batch = case
-  plain = detect(config, variables, batch)
-  twice = detect(changed(config, "eval", tta_scales=(1.0, 1.0)), variables, batch)
+  (plain,) = detect(config, variables, batch)
+  (twice,) = detect(changed(config, "eval", tta_scales=(1.0, 1.0)), variables, batch)
   assert plain.valid.sum() > 5 * BATCH
   for a, b in zip(twice, plain, strict=True):
     np.testing.assert_array_equal(a, b)

@@ -40,7 +40,7 @@ def drawn_amounts(augment, epoch, index, seed=0):
   return amounts
 
 
-@pytest.mark.parametrize("augment", [ALL, dict(contrast=2.0), dict(brightness=0.3, hue=0.1)], ids=str)
+@pytest.mark.parametrize("augment", [ALL, dict(contrast=2.0)], ids=str)
 def test_is_the_loop_over_pixels_of_the_content(augment):
   images = [draw(size, seed) for seed, size in enumerate(SIZES)]
   epochs, indices = [3, 3, 5], [7, 11, 7]
@@ -92,11 +92,13 @@ def test_a_record_gets_the_same_colours_wherever_it_is_and_others_in_another_epo
   assert (first.images[0] != first.images[3]).any() and (first.images[0] != first.images[1]).any()
 
 
-def test_brightness_is_uniform_between_its_bounds():
-  image = np.full((2, 2, 3), 100, np.uint8)
+def test_factors_are_uniform_between_their_bounds():
+  pixel, inside = jnp.full((1, 1, 3), 100.0), jnp.ones((1, 1), bool)
+  keys = jax.random.split(jax.random.key(0), 400)
   for b, low, high in ((0.4, 0.6, 1.4), (1.3, 0.0, 2.3)):
-    out = run(make_batch([image] * 400, (2, 2)), (32, 32), 2, 2, dict(brightness=b))
-    factors = pixels(out.images)[:, 0, 0, 0] / 100
+    data = ConfigDict(dict.fromkeys(NAMES, 0.0) | dict(brightness=b))
+    brighter = jax.jit(jax.vmap(lambda key, data=data: jitter_colour(pixel, inside, data, key)))(keys)
+    factors = np.asarray(brighter)[:, 0, 0, 0] / 100
     assert low - 1e-4 <= factors.min() and factors.max() <= high + 1e-4
     np.testing.assert_allclose(np.histogram(factors, 4, (low - 1e-4, high + 1e-4))[0], 100, atol=35)
 

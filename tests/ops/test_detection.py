@@ -135,9 +135,9 @@ def test_one_object_in_three_classes_is_found_once_over_all_classes():
   """An object in a crowd: three anchors, each surest of another class; a second object lies beside it."""
   anchors = jnp.float32([[10, 10, 50, 50], [12, 10, 52, 50], [10, 12, 50, 52], [60, 10, 100, 50]])
   logits = jnp.float32([[[2.0, 0.5, -9.0], [-9.0, 1.5, -1.0], [0.2, -9.0, 1.0], [-9.0, 0.8, -9.0]]])
-  run = lambda **more: detect(
-    logits, jnp.zeros((1, 4, 4)), anchors, jnp.array([[64, 128]]), jnp.ones((1, 2)), level_sizes=(4,),
-    convention="modern", score_threshold=0.4, **more)  # fmt: skip
+  drawn = (logits, jnp.zeros((1, 4, 4)), anchors, jnp.array([[64, 128]]), jnp.ones((1, 2)))
+  settings = dict(level_sizes=(4,), convention="modern", score_threshold=0.4)
+  run = lambda **more: jax.jit(partial(detect, **settings, **more))(*drawn)
   by_class, over_all = rows(run(), 0), rows(run(class_agnostic=True), 0)
   assert [(*row[:2], row[5]) for row in by_class] == [(10, 10, 0), (12, 10, 1), (10, 12, 2), (60, 10, 1)]
   assert [(*row[:2], row[5]) for row in over_all] == [(10, 10, 0), (60, 10, 1)]
@@ -155,7 +155,7 @@ def test_a_mirrored_view_gives_back_the_boxes_of_the_plain_one(convention):
     "deltas": plain["deltas"] * jnp.array([-1.0, 1.0, 1.0, 1.0]),
   }  # fmt: skip
   find = partial(find_candidates, level_sizes=LEVELS, convention=convention, candidates_per_level=15)
-  ours, theirs = find(**turned, mirror=True), find(**plain)
+  ours, theirs = jax.jit(partial(find, mirror=True))(**turned), jax.jit(find)(**plain)
   np.testing.assert_array_equal(ours.scores, theirs.scores)
   np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
 
@@ -164,7 +164,7 @@ def test_views_enter_one_nms_the_first_before_the_others():
   same = jnp.float32([[[0, 0, 10, 10], [30, 0, 40, 10]]])
   first = Candidates(same, jnp.float32([[[0.5, 0.0], [0.6, 0.0]]]))
   other = Candidates(same + jnp.array([1.0, 0.0, 1.0, 0.0]), jnp.float32([[[0.5, 0.4], [0.7, 0.0]]]))
-  found = rows(suppress([first, other]), 0)
+  found = rows(jax.jit(suppress)([first, other]), 0)
   assert [(row[0], row[5]) for row in found] == [(31, 0), (0, 0), (1, 1)]
 
 
