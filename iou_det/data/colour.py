@@ -54,7 +54,7 @@ def change_colour(
   Args:
     inside: the image's content; what lies outside does not count for the mean.
   """
-  grey = lambda p: (p * jnp.array(GREY)).sum(axis=-1, keepdims=True)
+  grey = lambda p: (GREY[0] * p[..., 0] + GREY[1] * p[..., 1] + GREY[2] * p[..., 2])[..., None]
   blend = lambda p, other, f: jnp.clip(f * p + (1.0 - f) * other, 0.0, 255.0)
   if brightness is not None:
     pixels = blend(pixels, 0.0, brightness)
@@ -67,17 +67,22 @@ def change_colour(
 
 def turn_hue(pixels: Float[Array, "*image 3"], turns: Float[Array, ""]) -> Float[Array, "*image 3"]:
   """RGB with the same HSV saturation and value, and the hue `turns` further; grey stays as it is."""
+  # Channel by channel: several times faster on CPUs than reductions over three.
   r, g, b = pixels[..., 0], pixels[..., 1], pixels[..., 2]
-  value = pixels.max(axis=-1)
-  chroma = value - pixels.min(axis=-1)
+  value = jnp.maximum(jnp.maximum(r, g), b)
+  chroma = value - jnp.minimum(jnp.minimum(r, g), b)
   per_chroma = 1.0 / jnp.where(chroma > 0, chroma, 1.0)
   sixths = jnp.where(
     value == r,
     (g - b) * per_chroma,
     jnp.where(value == g, (b - r) * per_chroma + 2.0, (r - g) * per_chroma + 4.0),
   )
-  # A channel is `chroma` below the value for two sixths of the circle round its complement, at the value for
-  # two round its own place, and between them on the sixths between. Red begins to fall at one sixth (yellow).
-  at = ((sixths + 6.0 * turns)[..., None] + jnp.array([5.0, 3.0, 1.0])) % 6.0
-  short = jnp.clip(jnp.minimum(at, 4.0 - at), 0.0, 1.0)
-  return value[..., None] - chroma[..., None] * short
+
+  def channel(start):
+    # `chroma` below the value for two sixths of the circle round its complement, at the value for two round
+    # its own place, and between them on the sixths between. Red begins to fall at one sixth (yellow).
+    at = sixths + 6.0 * turns + start
+    at = at - 6.0 * jnp.floor(at / 6.0)
+    return value - chroma * jnp.clip(jnp.minimum(at, 4.0 - at), 0.0, 1.0)
+
+  return jnp.stack([channel(5.0), channel(3.0), channel(1.0)], axis=-1)

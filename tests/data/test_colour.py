@@ -81,17 +81,6 @@ def test_flips_and_crops_keep_their_random_numbers():
     np.testing.assert_allclose(pixels(after.images[i])[:h, :w], expected, atol=2e-3)
 
 
-def test_a_record_gets_the_same_colours_wherever_it_is_and_others_in_another_epoch():
-  image = draw((12, 16))
-  make = lambda epochs, indices: run(
-    make_batch([image] * len(indices), (12, 16), epochs=epochs, indices=indices), (32, 32), 12, 16, ALL
-  )
-  first, other = make([3, 3, 3, 4], [7, 8, 9, 7]), make([4, 3, 0, 0], [7, 9, 0, 1])
-  np.testing.assert_array_equal(first.images[3], other.images[0])
-  np.testing.assert_array_equal(first.images[2], other.images[1])
-  assert (first.images[0] != first.images[3]).any() and (first.images[0] != first.images[1]).any()
-
-
 def test_factors_are_uniform_between_their_bounds():
   pixel, inside = jnp.full((1, 1, 3), 100.0), jnp.ones((1, 1), bool)
   keys = jax.random.split(jax.random.key(0), 400)
