@@ -1,4 +1,4 @@
-"""A detector by `load_detector`: called on arrays and files it finds what evaluation finds, whatever it is of."""
+"""`load_detector`: called on arrays and files a detector finds what evaluation finds, whatever its source."""
 
 import json
 import subprocess
