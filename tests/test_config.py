@@ -78,6 +78,11 @@ def test_paper_config_refuses_other_arguments(argument):
     ("data.canvas", (640,), "two numbers"),
     ("data.short", 2000, "exceeds"),
     ("data.scale_jitter", (2.0, 1.0), "second not below"),
+    ("data.brightness", -0.1, "0 or more"),
+    ("data.hue", 0.6, "between 0 and 0.5"),
+    ("data.repeat_threshold", 1.5, "between 0 and 1"),
+    ("eval.tta_scales", (1.0, 0.0), "one or more numbers above 0"),
+    ("eval.tta_scales", (), "one or more numbers above 0"),
   ],
 )
 def test_validate_names_field_and_allowed_values(field, value, message):
