@@ -71,6 +71,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "width": Setting(64, ABOVE_0),  # channels of the stem; 64 is the standard network
     "norm": Setting("frozen_bn", one_of("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch
     "frozen_stages": Setting(1, one_of(-1, 0, 1, 2, 3, 4)),  # -1: nothing, 0: stem, 1: and first stage, ...
+    "init": Setting(""),  # a whole detector to start from: anything that `load_detector` takes
     "pretrained": Setting(""),  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
     "fpn_channels": Setting(256, ABOVE_0),
     "head_convs": Setting(4, FROM_0),

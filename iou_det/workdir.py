@@ -21,10 +21,10 @@ from iou_det import config as config_lib
 from iou_det.errors import UserError, read_json
 
 
-def write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, content: str | bytes) -> None:
   """Writes beside and renames, so that a file that is there is whole."""
   part = path.with_suffix(".part")
-  part.write_text(text)
+  part.write_bytes(content.encode() if isinstance(content, str) else content)
   part.replace(path)
 
 

@@ -1,0 +1,68 @@
+"""A detector in one file: weights as safetensors; config and category table as JSON in the metadata."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import safetensors
+import safetensors.numpy
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from iou_det import config as config_lib
+from iou_det.data.source import Category
+from iou_det.errors import UserError
+from iou_det.workdir import write_whole
+
+FILE = "detector.safetensors"  # its name in a folder
+VERSION = "iou-det detector 1"  # the metadata's "format"
+
+
+class Saved(NamedTuple):
+  """A detector on the host."""
+
+  config: ConfigDict
+  categories: tuple[Category, ...]  # in the order of the labels
+  variables: PyTree  # {"params": ..., "batch_stats": ...}, float32 numpy arrays
+  step: int = 0  # that it was trained for
+
+
+def write_saved(path: Path, saved: Saved) -> None:
+  """Writes one file that any machine can read: without the paths of this machine's data."""
+  config = ConfigDict(saved.config.to_dict())
+  config.data.update(path="", val_annotations="")
+  config.model.update(pretrained="", init="")
+  metadata = {
+    "format": VERSION,
+    "config": json.dumps(config.to_dict()),
+    "categories": json.dumps([dataclasses.asdict(c) for c in saved.categories]),
+    "step": str(saved.step),
+  }
+  tensors = flax.traverse_util.flatten_dict(jax.device_get(saved.variables), sep="/")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_whole(path, safetensors.numpy.save(tensors, metadata))
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+  """The metadata of a safetensors file, which has to be whole."""
+  try:
+    with safetensors.safe_open(path, "numpy") as file:
+      return file.metadata() or {}
+  except (safetensors.SafetensorError, OSError) as error:
+    raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from None
+
+
+def read_saved(path: Path) -> Saved:
+  """Reads what `write_saved` wrote."""
+  metadata = read_metadata(path)
+  if metadata.get("format") != VERSION:
+    made = metadata.get("format", "another program")
+    raise UserError(f"{path} is of {made}, not {VERSION}; import foreign weights by `iou-det import-weights`")
+  tensors = safetensors.numpy.load_file(path)
+  variables: dict[str, Any] = flax.traverse_util.unflatten_dict(tensors, sep="/")
+  categories = tuple(Category(**c) for c in json.loads(metadata["categories"]))
+  config = config_lib.from_dict(json.loads(metadata["config"]))
+  return Saved(config, categories, {"batch_stats": {}, **variables}, int(metadata["step"]))
