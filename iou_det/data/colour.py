@@ -29,9 +29,14 @@ def jitter_colour(
   def factor(b, u):
     return max(0.0, 1.0 - b) + (1.0 + b - max(0.0, 1.0 - b)) * u if b else None
 
-  turns = data.hue * (2.0 * draws[3] - 1.0) if data.hue else None
-  settings = (data.brightness, data.contrast, data.saturation)
-  return change_colour(pixels, inside, *map(factor, settings, draws[:3]), turns)
+  return change_colour(
+    pixels,
+    inside,
+    brightness=factor(data.brightness, draws[0]),
+    contrast=factor(data.contrast, draws[1]),
+    saturation=factor(data.saturation, draws[2]),
+    hue=data.hue * (2.0 * draws[3] - 1.0) if data.hue else None,
+  )
 
 
 def change_colour(

@@ -112,8 +112,7 @@ class Plan:
   (as mmdetection does), or more often if an orientation has fewer images than a batch.
 
   Args:
-    factors: how often an epoch has each image of the index, on average, instead of once: whole numbers of
-      times that differ from epoch to epoch, in the same number of batches. 1 is exactly once.
+    factors: how often an epoch has each image, on average, instead of once; see `draw_counts`.
   """
 
   def __init__(
@@ -166,10 +165,8 @@ def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = No
   index = scan(source, keep)
   check_max_boxes(index, config.data.max_boxes)
   log_shrunk(index.heights, index.widths, config.data)
-  factors = None
-  if config.data.repeat_threshold:
-    good = keep.boxes(corners(a.bbox), a.crowd, a.area)
-    factors = repeat_factors(source, good, index.usable, config.data.repeat_threshold).of_image
+  good, threshold = keep.boxes(corners(a.bbox), a.crowd, a.area), config.data.repeat_threshold
+  factors = repeat_factors(source, good, index.usable, threshold).of_image if threshold else None
   return Plan(index, batch_size=batch_size or config.train.batch_size, seed=config.seed, factors=factors)
 
 
