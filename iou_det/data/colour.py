@@ -31,7 +31,8 @@ def jitter_colour(
 
   turns = data.hue * (2.0 * draws[3] - 1.0) if data.hue else None
   settings = (data.brightness, data.contrast, data.saturation)
-  return change_colour(pixels, inside, *map(factor, settings, draws[:3]), turns)
+  brightness, contrast, saturation = map(factor, settings, draws[:3])
+  return change_colour(pixels, inside, brightness, contrast, saturation, turns)
 
 
 def change_colour(
