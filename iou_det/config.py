@@ -68,10 +68,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "backbone": Setting("resnet", one_of(*BACKBONES)),
     "depth": Setting(50, one_of(*BLOCKS)),  # of the ResNet
     "width": Setting(64, ABOVE_0),  # channels of the stem; 64 is the standard network
+    "stride_in_1x1": Setting(False),  # of a bottleneck's first convolution, not its 3x3 one (MSRA, Caffe)
     "norm": Setting("frozen_bn", one_of("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch
     "frozen_stages": Setting(1, one_of(-1, 0, 1, 2, 3, 4)),  # -1: nothing, 0: stem, 1: and first stage, ...
     "init": Setting(""),  # a whole detector to start from: anything that `load_detector` takes
-    "pretrained": Setting(""),  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
+    "pretrained": Setting(""),  # .safetensors, .pth or .pkl in torchvision's layout, or a Hugging Face id
     "fpn_channels": Setting(256, ABOVE_0),
     "head_convs": Setting(4, FROM_0),
     "head_norm": Setting("none", one_of("none", "gn")),
@@ -116,6 +117,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "val_annotations": Setting("", runtime=True),  # original annotation file to score against
     "short": Setting(800, ABOVE_0),
     "long": Setting(1333, ABOVE_0),
+    "rounding": Setting("round", one_of("round", "floor")),  # sides of a resized image; floor: torchvision
     "canvas": Setting((800, 1333), RISING_PAIR),  # sides of the uint8 canvas that images are decoded into
     "max_boxes": Setting(100, ABOVE_0),
     "mean": Setting((123.675, 116.28, 103.53), THREE),
