@@ -117,7 +117,7 @@ def _resized(image_size: Int[Array, "2"], short: int, long: int, rounding: str) 
   """int(side * factor + 0.5), factor = min(short / shorter side, long / longer side), in whole numbers.
 
   "floor" is int(side * factor) of torchvision, in whose doubles a product that is a whole number may come
-  out below it: its 641 pixels scaled to 800 are 799.
+  out below it: its 387 pixels scaled to 800 are 799.
   """
   smaller, larger = image_size.min(), image_size.max()
   by_long = short * larger > long * smaller

@@ -1,6 +1,6 @@
 """Tensors by name from files that others made; nothing that a file may carry is executed.
 
-Read are .safetensors, PyTorch's .pth, and .pkl as detectron2's model zoo has it: a pickle of plain numpy arrays.
+Read are .safetensors, PyTorch's .pth, and .pkl as in detectron2's model zoo: a pickle of plain numpy arrays.
 """
 
 import collections
@@ -133,32 +133,33 @@ def _encode(text: str, encoding: str) -> bytes:
   return text.encode("latin1")
 
 
+KNOWN = {  # what a pickle may name: module, name -> what it gets for it
+  ("collections", "OrderedDict"): collections.OrderedDict,
+  ("_codecs", "encode"): _encode,
+  ("numpy", "ndarray"): np.ndarray,
+  ("numpy", "dtype"): np.dtype,
+  **{  # numpy 1 and 2 call the place differently; _frombuffer is protocol 5's
+    (f"numpy.{core}.{name}", made): function
+    for core in ("core", "_core")
+    for name, made, function in (
+      ("multiarray", "_reconstruct", np.zeros(1).__reduce__()[0]),
+      ("multiarray", "scalar", np.float32(0).__reduce__()[0]),
+      ("numeric", "_frombuffer", np.zeros(1).__reduce_ex__(5)[0]),
+    )
+  },
+}
+
+
 class PlainUnpickler(pickle.Unpickler):
   """Knows what numpy arrays, dicts, lists, strings and numbers are made of; all else is a UserError.
 
   A pickle is a program: it names functions and calls them. Here no name is imported, so what a file names
-  beyond this table is neither loaded nor called.
+  beyond that table is neither loaded nor called.
   """
 
-  KNOWN = {
-    ("collections", "OrderedDict"): collections.OrderedDict,
-    ("_codecs", "encode"): _encode,
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    **{  # numpy 1 and 2 call the place differently
-      (f"numpy.{core}.{module}", made.__name__): made
-      for core in ("core", "_core")
-      for module, made in (
-        ("multiarray", np.zeros(1).__reduce__()[0]),  # _reconstruct
-        ("multiarray", np.float32(0).__reduce__()[0]),  # scalar
-        ("numeric", np.zeros(1).__reduce_ex__(5)[0]),  # _frombuffer, of protocol 5
-      )
-    },
-  }
-
   def find_class(self, module: str, name: str) -> Any:
-    if (module, name) in self.KNOWN:
-      return self.KNOWN[module, name]
+    if (module, name) in KNOWN:
+      return KNOWN[module, name]
     raise UserError(
       f"holds {module}.{name}, which is no plain array; nothing was executed: get a file of arrays alone, or "
       "save the tensors as .safetensors"

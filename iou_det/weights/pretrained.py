@@ -23,8 +23,8 @@ def load_pretrained(config: ConfigDict, variables: PyTree) -> PyTree:
   """Puts an ImageNet backbone into a RetinaNet's variables, as float32 numpy arrays; all else stays as it is.
 
   Args:
-    config: section `model`. Its `pretrained` is the path of a .safetensors, .pth or .pkl file, or a Hugging
-      Face id such as "timm/resnet50.tv_in1k" (model.safetensors is downloaded, or taken from the hub's cache).
+    config: section `model`. Its `pretrained` is the path of a .safetensors, .pth or .pkl file, or a hub id
+      such as "timm/resnet50.tv_in1k" (model.safetensors is downloaded, or taken from the hub's cache).
     variables: {"params": ..., "batch_stats": ...} of its RetinaNet; values or shapes.
 
   Raises:
