@@ -1,13 +1,16 @@
-"""What a config stands for: its network, its inputs and anchors, and a `Detector` of whole data sets.
+"""What a config stands for: its network, its inputs and anchors, and the `Detector`.
 
-Training, evaluation and prediction share what is here.
+Training, evaluation, prediction and export share what is here.
 """
 
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +18,13 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Float32, Int32, Int64, PyTree, UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from iou_det.config import input_size, strides
 from iou_det.data.coco import to_coco
-from iou_det.data.pipeline import eval_batches
+from iou_det.data.images import Image, as_pixels
+from iou_det.data.pipeline import Stack, eval_batches, number_of_threads, picture_row
 from iou_det.data.preprocess import Inputs, preprocess
 from iou_det.data.source import Category, Source, describe_categories
 from iou_det.errors import Preempted, UserError
@@ -30,15 +34,13 @@ from iou_det.ops import anchors as anchor_ops
 from iou_det.ops.detection import Detections, detect
 from iou_det.parallel import (
   BATCH,
-  abstract,
-  device_mesh,
   input_share,
   progress_bar,
   replicated,
   split_batch,
   to_device,
 )
-from iou_det.workdir import Checkpoints, read_config, write_json
+from iou_det.workdir import write_json
 
 NEVER: Callable[[], bool] = lambda: False
 
@@ -120,17 +122,149 @@ class Evaluation(NamedTuple):
 
 
 @dataclass(frozen=True)
+class ImageDetections:
+  """What was found in one image, by falling score; n objects.
+
+  Attributes:
+    boxes: x1, y1, x2, y2 in pixels of the image as given, x2 and y2 exclusive.
+    scores: in [0, 1].
+    labels: places in the detector's `classes`.
+    category_ids: of the classes in the data that the detector was trained on.
+    names: of the classes.
+  """
+
+  boxes: Float32[np.ndarray, "n 4"]
+  scores: Float32[np.ndarray, " n"]
+  labels: Int32[np.ndarray, " n"]
+  category_ids: Int64[np.ndarray, " n"]
+  names: list[str]
+
+  def __len__(self) -> int:
+    return len(self.scores)
+
+  def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+    """In COCO's results format: image_id, category_id, bbox (x, y, w, h in pixels), score."""
+    return coco.to_results(image_id, self.boxes, self.scores, self.category_ids)
+
+  def to_arrays(
+    self,
+  ) -> tuple[Float32[np.ndarray, "n 4"], Float32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+    """Boxes, scores, labels: what supervision calls xyxy, confidence and class_id."""
+    return self.boxes, self.scores, self.labels
+
+
+@dataclass(eq=False)
 class Detector:
-  """A network on a mesh of devices; each call gets the variables, {"params": ..., "batch_stats": ...}.
+  """A network with its weights on a mesh of devices: call it on images, evaluate it on a data set.
 
   Attributes:
     categories: of its classes, in the order of the labels.
+    variables: {"params": ..., "batch_stats": ...}; may be replaced by others of the same shapes.
+    trained_steps: that the weights have seen.
+    call_size: images in a batch when it is called; None: set by the first call.
   """
 
   config: ConfigDict
   model: RetinaNet
   mesh: Mesh
   categories: tuple[Category, ...]
+  variables: PyTree = None
+  trained_steps: int = 0
+  call_size: int | None = None
+
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Names in the order of the labels."""
+    return tuple(c.name for c in self.categories)
+
+  @property
+  def params(self) -> PyTree:
+    return self.variables["params"]
+
+  @overload
+  def __call__(self, images: Image) -> ImageDetections: ...  # type: ignore[overload-overlap]
+
+  @overload
+  def __call__(self, images: Sequence[Image]) -> list[ImageDetections]: ...
+
+  def __call__(self, images: Image | Sequence[Image]) -> ImageDetections | list[ImageDetections]:
+    """Detects objects in an image, or in each of a list of images of any sizes.
+
+    All batches have one size, so that one program each is compiled for landscape and for portrait images: the
+    size is the number of images of the first call, or an even share of them that does not exceed
+    `config.eval.batch_size`; or what `call_size` says.
+
+    Args:
+      images: RGB uint8 array [height, width, 3], or [height, width] or [height, width, 1] (grey), or
+        [height, width, 4] (the alpha channel is left out); or the path of a JPEG or PNG file, read as it is
+        stored (EXIF rotation is not applied). Or a list of such.
+
+    Raises:
+      UserError: an image is none of these.
+    """
+    single = isinstance(images, (str, os.PathLike)) or hasattr(images, "ndim")
+    several: Any = [images] if single else images
+    found = [detections for _, detections in self.stream(several, len(several))]
+    return found[0] if single else found
+
+  def stream(
+    self, images: Iterable[Image], number: int
+  ) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], ImageDetections]]:
+    """Pixels and detections of `number` images, in order; see `__call__`. Few images are held at a time."""
+    if jax.process_count() > 1:
+      raise UserError("a detector is called in a single process; several evaluate data sets: iou-det eval")
+    if self.call_size is None:
+      shares = self.mesh.size // self.mesh.shape["space"]
+      self.call_size = even_batch(number, self.config.eval.batch_size, shares)
+    size, canvas = self.call_size, tuple(self.config.data.canvas)
+    stack = Stack(canvas)
+    held: dict[int, UInt8[np.ndarray, "h w 3"]] = {}  # read, not given out yet
+    found: dict[int, ImageDetections] = {}
+    queues: dict[bool, list[int]] = {False: [], True: []}  # landscape, portrait: waiting for a whole batch
+    running: deque[tuple[list[int], Detections]] = deque()  # one on the device while the next is made ready
+
+    def start(portrait: bool) -> None:
+      places, queues[portrait] = queues[portrait], []
+      rows = [picture_row(held[i], canvas, portrait) for i in places]
+      batch = stack([*rows, *rows[:1] * (size - len(rows))])
+      running.append((places, self.step(self.variables, to_device(batch, self.mesh), portrait)))
+      if len(running) > 1:
+        collect()
+
+    def collect() -> None:
+      places, detections = running.popleft()
+      boxes, scores, labels, valid = jax.device_get(detections)
+      for k, i in enumerate(places):  # behind them: fillers
+        found[i] = self._of_image(boxes[k][valid[k]], scores[k][valid[k]], labels[k][valid[k]])
+
+    def ready() -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], ImageDetections]]:
+      while held and (first := min(held)) in found:
+        yield held.pop(first), found.pop(first)
+
+    for i, image in enumerate(read_ahead(images, number_of_threads(self.config.data.threads), 2 * size)):
+      held[i] = image
+      portrait = image.shape[0] > image.shape[1]
+      queues[portrait].append(i)
+      if len(queues[portrait]) == size:
+        start(portrait)
+      elif len(held) > 4 * size and queues[not portrait]:  # they have waited long enough to be filled up
+        start(not portrait)
+      yield from ready()
+    for portrait in (False, True):
+      if queues[portrait]:
+        start(portrait)
+    while running:
+      collect()
+    yield from ready()
+
+  def _of_image(
+    self,
+    boxes: Float32[np.ndarray, "n 4"],
+    scores: Float32[np.ndarray, " n"],
+    labels: Int32[np.ndarray, " n"],
+  ) -> ImageDetections:
+    ids = np.array([c.id for c in self.categories], np.int64)[labels]
+    return ImageDetections(boxes, scores, labels, ids, [self.categories[k].name for k in labels])
 
   @cached_property
   def step(self) -> Callable[..., Detections]:
@@ -161,15 +295,14 @@ class Detector:
     batch = split_batch(self.mesh)
     return jax.jit(step, static_argnums=2, in_shardings=(None, batch), out_shardings=batch)
 
-  def detect(
-    self, variables: PyTree, source: Source, interrupted: Callable[[], bool] = NEVER
-  ) -> list[dict[str, Any]]:
+  def detect(self, source: Source, interrupted: Callable[[], bool] = NEVER) -> list[dict[str, Any]]:
     """Detections of every image of a source, as COCO results; every process gets all of them.
 
     Args:
       interrupted: asked after each batch whether to stop, by a `Preempted`.
     """
     results: list[dict[str, Any]] = []
+    ids = np.array([c.id for c in self.categories], np.int64)
     seen: list[np.ndarray] = []
 
     def collect(*outputs):
@@ -182,8 +315,7 @@ class Detector:
             int(source.annotations.image_id[index[row]]),
             detections.boxes[row][valid],
             detections.scores[row][valid],
-            detections.labels[row][valid],
-            source.categories,
+            ids[detections.labels[row][valid]],
           )
         )
 
@@ -194,7 +326,7 @@ class Detector:
     with bar:
       for batch, portrait in batches:
         arrays = to_device(batch, self.mesh)
-        detections = self.step(variables, arrays, portrait)
+        detections = self.step(self.variables, arrays, portrait)
         if waiting:
           collect(*waiting)
         waiting = (detections, arrays["index"], arrays["example"])
@@ -209,26 +341,30 @@ class Detector:
 
   def evaluate(
     self,
-    variables: PyTree,
     source: Source,
     annotations: str = "",
     *,
     backend: str = "pycocotools",
     interrupted: Callable[[], bool] = NEVER,
   ) -> Evaluation:
-    """Detects on a source, which must have the detector's categories, and scores the detections.
+    """Detects on a source, whose categories the detector must know, and scores the detections.
 
     Args:
       annotations: original COCO annotation file; "" scores against the source's own records.
       backend: see `coco.evaluate`.
     """
-    if source.categories != self.categories:
+    if not set(source.categories) <= set(self.categories):
       raise UserError(
         f"the detector knows the categories ({describe_categories(self.categories)}), the data {source.name} "
         f"have ({describe_categories(source.categories)}); evaluate on data with the same ids and names"
       )
     truth = ground_truth(source, annotations)  # before the work, so that a wrong file costs nothing
-    results = self.detect(variables, source, interrupted)
+    results = self.detect(source, interrupted)
+    ids = {c.id for c in source.categories}
+    if len(ids) < len(self.categories):
+      every, results = results, [r for r in results if r["category_id"] in ids]
+      others = f"{len(self.categories) - len(ids)} classes that {source.name} lacks"
+      logging.info(f"{len(every) - len(results)} of {len(every)} detections are of {others}: not scored")
     return Evaluation(coco.evaluate(truth, results, backend=backend), results)
 
 
@@ -251,34 +387,21 @@ def ground_truth(source: Source, annotations: str) -> dict[str, Any]:
   return truth
 
 
-class Run(NamedTuple):
-  """A trained detector read from a workdir."""
+def even_batch(number: int, most: int, devices: int) -> int:
+  """Images in each of the fewest batches of at most `most` that hold `number`, the same in all; a multiple of
+  `devices`."""
+  number = max(number, 1)
+  size = -(-number // -(-number // most))
+  return -(-size // devices) * devices
 
-  detector: Detector
-  variables: PyTree
-  step: int
 
-
-def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = None) -> Run:
-  """Reads a workdir's config and the parameters of a step ("last", "best" or a number) onto all devices.
-
-  Args:
-    batch_size: replaces the config's `eval.batch_size`.
-  """
-  config = read_config(workdir)
-  config.eval.batch_size = batch_size or config.eval.batch_size
-  checkpoints = Checkpoints(workdir, read_only=True)
-  number = checkpoints.step_number(step)
-  categories = tuple(Category(**c) for c in checkpoints.run_information(number)["categories"])
-  model = make_model(config, len(categories))
-  if jax.device_count() % (config.mesh.fsdp * config.mesh.space):
-    logging.info("the run's mesh does not divide the %d devices here: data only", jax.device_count())
-    config.mesh.update(fsdp=1, space=1)
-  mesh = device_mesh(
-    config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
-  )
-  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # shapes do not depend on their size
-  shapes = {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
-  variables = checkpoints.restore_variables(number, abstract(mesh, shapes))
-  checkpoints.close()
-  return Run(Detector(config, model, mesh, categories), variables, number)
+def read_ahead(images: Iterable[Image], threads: int, most: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+  """Pixels of images, in order; threads make at most so many ready before they are asked for."""
+  waiting: deque[Future] = deque()
+  with ThreadPoolExecutor(threads) as pool:
+    for image in images:
+      waiting.append(pool.submit(as_pixels, image))
+      if len(waiting) > most:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()

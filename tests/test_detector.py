@@ -11,27 +11,26 @@ from pycocotools.cocoeval import COCOeval
 
 from iou_det.data import open_dataset
 from iou_det.data.source import Category
-from iou_det.detector import load_run
 from iou_det.errors import UserError
 from iou_det.parallel import device_mesh, split_state
+from iou_det.weights.load import load_detector
 from tests.same import assert_same_detections
 
 
-def results_on(run, source, devices, fsdp=1, space=1):
-  detector = run.detector
+def results_on(detector, source, devices, fsdp=1, space=1):
   mesh = device_mesh(detector.config.eval.batch_size, devices, fsdp=fsdp, space=space)
-  variables = jax.device_get(run.variables)
+  variables = jax.device_get(detector.variables)
   variables = jax.device_put(variables, split_state(mesh, variables))
-  return dataclasses.replace(detector, mesh=mesh).detect(variables, source)
+  return dataclasses.replace(detector, mesh=mesh, variables=variables).detect(source)
 
 
 @pytest.mark.parametrize(("fsdp", "space"), [(1, 1), (8, 1), (1, 2), (2, 2)])
 def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(reference, fsdp, space):
-  run = load_run(reference[0])
-  source = open_dataset(run.detector.config.data.path, "val")
-  assert len(source) % run.detector.config.eval.batch_size, "the last batch should have padding rows"
-  one = results_on(run, source, jax.devices()[:1])
-  eight = results_on(run, source, jax.devices(), fsdp, space)
+  detector = load_detector(reference[0])
+  source = open_dataset(detector.config.data.path, "val")
+  assert len(source) % detector.config.eval.batch_size, "the last batch should have padding rows"
+  one = results_on(detector, source, jax.devices()[:1])
+  eight = results_on(detector, source, jax.devices(), fsdp, space)
   assert {r["image_id"] for r in one} == set(source.annotations.image_id.tolist())
   assert_same_detections(one, eight)
 
@@ -39,8 +38,8 @@ def test_one_and_eight_devices_give_the_same_detections_of_every_image_once(refe
 def test_image_seen_twice_is_noticed(reference, monkeypatch):
   from iou_det import detector as module
 
-  run = load_run(reference[0])
-  source = open_dataset(run.detector.config.data.path, "val")
+  detector = load_detector(reference[0])
+  source = open_dataset(detector.config.data.path, "val")
   batches = module.eval_batches
 
   def repeated(*args, **kwargs):
@@ -49,14 +48,14 @@ def test_image_seen_twice_is_noticed(reference, monkeypatch):
 
   monkeypatch.setattr(module, "eval_batches", repeated)
   with pytest.raises(AssertionError, match="twice or not at all"):
-    results_on(run, source, jax.devices()[:1])
+    results_on(detector, source, jax.devices()[:1])
 
 
 def test_written_files_give_pycocotools_figures(reference, capsys):
   workdir, metrics = reference
   detections = workdir / "eval/val/detections.json"
-  run = load_run(workdir)
-  truth = COCO(f"{run.detector.config.data.path}/annotations/instances_val.json")
+  detector = load_detector(workdir)
+  truth = COCO(f"{detector.config.data.path}/annotations/instances_val.json")
   judge = COCOeval(truth, truth.loadRes(str(detections)), "bbox")
   judge.evaluate()
   judge.accumulate()
@@ -70,8 +69,8 @@ def test_written_files_give_pycocotools_figures(reference, capsys):
 
 
 def test_other_category_table_is_refused(reference):
-  run = load_run(reference[0])
-  source = open_dataset(run.detector.config.data.path, "val")
+  detector = load_detector(reference[0])
+  source = open_dataset(detector.config.data.path, "val")
   with pytest.raises(UserError, match=r"the detector knows the categories \(1: cat; 1 in all\)"):
-    dataclasses.replace(run.detector, categories=(Category(1, "cat"),)).evaluate(run.variables, source)
+    dataclasses.replace(detector, categories=(Category(1, "cat"),)).evaluate(source)
   assert dataclasses.asdict(source.categories[0])["id"] == 1

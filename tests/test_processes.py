@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 
-from iou_det.detector import load_run
+from iou_det.weights.load import load_detector
 from tests.same import assert_same_detections
 from tests.tiny import tinier_config
 
@@ -91,7 +91,7 @@ def uninterrupted(tmp_path_factory, config_file):
 
 
 def parameters(workdir, step="last"):
-  return jax.device_get(load_run(workdir, step).variables["params"])
+  return jax.device_get(load_detector(workdir, step).variables["params"])
 
 
 def test_two_processes_train_evaluate_and_save_as_one_does(uninterrupted):

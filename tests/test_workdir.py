@@ -17,10 +17,10 @@ import pytest
 
 from iou_det.config import FIELDS
 from iou_det.data import open_dataset
-from iou_det.detector import load_run
 from iou_det.errors import UserError
 from iou_det.parallel import abstract, device_mesh
 from iou_det.training.loop import train
+from iou_det.weights.load import load_detector
 from iou_det.workdir import Checkpoints, read_config
 from tests.same import assert_same_detections
 
@@ -87,7 +87,7 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp
   """The oracle reads the checkpoints by Orbax alone and detects with what lies there."""
   workdir = tmp_path / "run"
   shutil.copytree(reference[0], workdir)
-  detector = load_run(workdir).detector
+  detector = load_detector(workdir)
   source = open_dataset(detector.config.data.path, "val")
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   logged = {row["step"]: row["val/AP"] for row in rows if "val/AP" in row}
@@ -97,9 +97,10 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp
       stored = jax.device_get(reader.restore(workdir / "checkpoints" / str(step) / "state"))
       variables = {"params": stored["params"], "batch_stats": stored.get("batch_stats") or {}}
       jax.tree.map(
-        np.testing.assert_array_equal, jax.device_get(load_run(workdir, str(step)).variables), variables
+        np.testing.assert_array_equal, jax.device_get(load_detector(workdir, str(step)).variables), variables
       )
-      metrics, expected[step] = detector.evaluate(variables, source)
+      detector.variables = variables
+      metrics, expected[step] = detector.evaluate(source)
       # What training scored at this step were this step's parameters too.
       assert logged[step] == pytest.approx(metrics["AP"], rel=1e-3, abs=1e-5)
   assert abs(logged[4] - logged[8]) > 1e-4, (logged, "or the scores show nothing")
@@ -125,7 +126,7 @@ def test_a_checkpoint_of_another_network_is_refused(older_run, head_convs):
   config["model"]["head_convs"] = head_convs
   (older_run / "config.json").write_text(json.dumps(config))
   with pytest.raises(UserError, match=r"cannot be read .*another network than config.json's"):
-    load_run(older_run)
+    load_detector(older_run)
 
 
 def test_the_optimizers_state_is_not_read(tmp_path):

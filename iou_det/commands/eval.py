@@ -1,7 +1,7 @@
-"""Detects on a split with a trained workdir and scores it.
+"""Detects on a split with a trained workdir, or another detector, and scores it.
 
 Writes eval/SPLIT/detections.json (COCO results format: original category ids, original pixels) and
-eval/SPLIT/metrics.json into the workdir, and prints the COCO table.
+eval/SPLIT/metrics.json into the workdir, or into a folder beside a file, and prints the COCO table.
 """
 
 from pathlib import Path
@@ -11,9 +11,9 @@ from absl import flags
 
 from iou_det.commands import flags as common
 from iou_det.data import open_dataset
-from iou_det.detector import load_run
 from iou_det.evaluation import coco
 from iou_det.parallel import Preemption, start_distributed
+from iou_det.weights.load import load_detector
 
 WORKDIR = common.trained_workdir()
 BATCH_SIZE = common.batch_size()
@@ -34,20 +34,21 @@ DISTRIBUTED = common.distributed()
 def main() -> None:
   if DISTRIBUTED.value:
     start_distributed()
-  run = load_run(WORKDIR.value, STEP.value, BATCH_SIZE.value)
-  data = run.detector.config.data
+  detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
+  data = detector.config.data
   split = SPLIT.value or data.val_split
   own = split == data.val_split and not DATA.value
   with Preemption() as preemption:
-    scored = run.detector.evaluate(
-      run.variables,
+    scored = detector.evaluate(
       open_dataset(DATA.value or data.path, split),
       ANNOTATIONS.value or (data.val_annotations if own else ""),
       backend=BACKEND.value,
       interrupted=preemption.requested,
     )
     # Other data do not overwrite the figures of the run's own split.
-    folder = Path(WORKDIR.value) / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split)
-    metrics = scored.write(folder, step=run.step, split=split)
+    where = Path(WORKDIR.value)
+    folder = where if where.is_dir() else where.with_suffix("")
+    folder = folder / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split)
+    metrics = scored.write(folder, step=detector.trained_steps, split=split)
   if jax.process_index() == 0:
     print(coco.table(metrics))

@@ -14,7 +14,8 @@ def config(also: str = "") -> flags.FlagHolder:
 
 
 def trained_workdir() -> flags.FlagHolder:
-  return flags.DEFINE_string("workdir", None, "Folder that `iou-det train` wrote.", required=True)
+  text = "Folder that `iou-det train` or `iou-det import-weights` wrote, or a file of `iou-det export`."
+  return flags.DEFINE_string("workdir", None, text, required=True)
 
 
 def step() -> flags.FlagHolder:

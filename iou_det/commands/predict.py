@@ -8,7 +8,7 @@ sheet and detections.json: file, class name, original category id, score, and x,
 as stored (EXIF rotation is not applied).
 """
 
-import collections
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -18,11 +18,11 @@ from absl import flags
 from iou_det.commands import flags as common
 from iou_det.commands.drawing import contact_sheet, draw_detections
 from iou_det.data import open_dataset
-from iou_det.data.images import image_files
+from iou_det.data.images import Image, image_files
 from iou_det.data.pipeline import decode_image
-from iou_det.detector import load_run
+from iou_det.data.source import corners
 from iou_det.errors import UserError
-from iou_det.evaluation.overlap import as_boxes
+from iou_det.weights.load import load_detector
 from iou_det.workdir import write_json
 
 WORKDIR = common.trained_workdir()
@@ -42,51 +42,45 @@ def write_image(path: Path, picture: np.ndarray) -> None:
 
 
 def main(arguments: list[str]) -> None:
-  run = load_run(WORKDIR.value, STEP.value, BATCH_SIZE.value)
-  detector = run.detector
+  detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
   given = [*IMAGES.value, *arguments]
   if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")
+  images: Iterable[Image]
+  truth: list[np.ndarray | None]
   if SPLIT.value is None:
     if LIMIT.value:
       raise UserError("--limit goes with --split; to draw fewer files, name fewer")
-    source = image_files(given, detector.categories)
+    images = image_files(given)
+    names, truth = [str(path) for path in images], [None] * len(images)
   else:
     source = open_dataset(detector.config.data.path, SPLIT.value)
     source = source.first(LIMIT.value or len(source))
-  if BATCH_SIZE.value is None:  # a single photo does not fill a batch of 16
-    devices, e = detector.mesh.size, detector.config.eval
-    e.batch_size = min(e.batch_size, -(-len(source) // devices) * devices)
+    images = (decode_image(source[i]) for i in range(len(source)))
+    a = source.annotations
+    names, truth = list(a.file_name), [corners(a.bbox[a.rows(i)]) for i in range(len(a))]
   out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
 
-  by_image = collections.defaultdict(list)
-  for result in detector.detect(run.variables, source):
-    by_image[result["image_id"]].append(result)
-  names = [c.name for c in detector.categories]
-  label_of = {c.id: k for k, c in enumerate(detector.categories)}
-
   rows: list[dict] = []
   pictures: list[np.ndarray] = []
-  for index in range(len(source)):
-    record = source[index]
-    found = by_image[record.image_id]
-    for r in found:
-      row = {"file": record.file_name, "class": names[label_of[r["category_id"]]]}
-      rows.append(row | {name: r[name] for name in ("category_id", "score", "bbox")})
-    drawn = as_boxes([r for r in found if r["score"] >= SCORE.value])
+  several = zip(names, truth, detector.stream(images, len(names)), strict=True)
+  for i, (name, boxes, (pixels, found)) in enumerate(several, 1):
+    for class_name, row in zip(found.names, found.to_coco(0), strict=True):
+      rows.append({"file": name, "class": class_name} | {k: row[k] for k in ("category_id", "score", "bbox")})
+    drawn = found.scores >= SCORE.value
     picture = draw_detections(
-      decode_image(record),
-      drawn.box,
-      np.array([label_of[k] for k in drawn.category_id], np.int32),
-      drawn.score,
-      names,
-      ground_truth=record.boxes if SPLIT.value else None,
+      pixels,
+      found.boxes[drawn],
+      found.labels[drawn],
+      found.scores[drawn],
+      detector.classes,
+      ground_truth=boxes,
     )
-    write_image(out / f"{index + 1:05d}_{Path(record.file_name).stem}.png", picture)
+    write_image(out / f"{i:05d}_{Path(name).stem}.png", picture)
     if len(pictures) < SHEET:
       pictures.append(picture)
   write_image(out / "contact_sheet.png", contact_sheet(pictures))
   write_json(out / "detections.json", rows)
-  counts = f"{len(source)} images, {len(rows)} detections (drawn: score >= {SCORE.value})"
+  counts = f"{len(names)} images, {len(rows)} detections (drawn: score >= {SCORE.value})"
   print(f"{counts}; pictures and detections.json in {out}")

@@ -1,4 +1,4 @@
-"""Image files: as a source; what a JPEG or PNG says about itself, and whether all of it is there."""
+"""Image files: found and read; what a JPEG or PNG says about itself, and whether all of it is there."""
 
 import contextlib
 import io
@@ -11,11 +11,11 @@ from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from jaxtyping import UInt8
+from PIL.Image import Exif
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from iou_det.data.source import Category, Source, from_files, from_rows
 from iou_det.errors import UserError
 
 # Boxes refer to the pixels as stored: no rotation by EXIF.
@@ -26,13 +26,11 @@ PNG = b"\x89PNG\r\n\x1a\n"
 SUFFIXES = (".jpg", ".jpeg", ".png")
 ORIENTATION = 0x0112  # EXIF tag
 
+Image = np.ndarray | str | os.PathLike[str]  # pixels, or the path of a file
 
-def image_files(arguments: Sequence[str], categories: tuple[Category, ...]) -> Source:
-  """Image files as a source without annotations; ids count from 1, names are the paths.
 
-  Args:
-    arguments: files, and folders that stand for their JPEG and PNG files sorted by name.
-  """
+def image_files(arguments: Sequence[str]) -> list[Path]:
+  """Files, and for folders their JPEG and PNG files by name; one that is none, or cut off, is refused."""
   files: list[Path] = []
   for path in map(Path, arguments):
     if path.is_dir():
@@ -40,19 +38,60 @@ def image_files(arguments: Sequence[str], categories: tuple[Category, ...]) -> S
       if not inside:
         raise UserError(f"{path}: the folder has no {', '.join(SUFFIXES)} files")
       files += inside
-    elif not path.is_file():
-      raise UserError(f"{path}: there is no such file or folder")
-    elif path.suffix.lower() not in SUFFIXES:
-      raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
     else:
       files.append(path)
-  rows = []
-  for i, path in enumerate(files, 1):
-    pixels = decode(path.read_bytes())  # all of it, so that a damaged file is refused at once
-    if pixels is None:
-      raise UserError(f"{path}: not a readable JPEG or PNG image")
-    rows.append((i, str(path), *pixels.shape[:2]))
-  return from_files("images", categories, from_rows(rows, [[] for _ in rows]), Path())
+  for path in files:  # at once, by what costs little: the pixels are decoded one time, when their turn comes
+    read_encoded(path)
+  return files
+
+
+def read_encoded(path: Path) -> bytes:
+  """A JPEG or PNG file, by its first and last bytes a whole one."""
+  if not path.is_file():
+    raise UserError(f"{path}: there is no such file or folder")
+  if path.suffix.lower() not in SUFFIXES:
+    raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
+  data = path.read_bytes()
+  if is_truncated_jpeg(data):
+    raise UserError(
+      f"{path}: truncated JPEG ({len(data)} bytes, no end marker); get it again or leave it out"
+    )
+  if open_header(data) is None:
+    raise UserError(f"{path}: not a readable JPEG or PNG image")
+  return data
+
+
+def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+  """RGB pixels of a JPEG or PNG file as stored: EXIF rotation is not applied, an alpha channel ignored."""
+  pixels = decode(read_encoded(path))
+  if pixels is None:
+    raise UserError(f"{path}: not a readable JPEG or PNG image")
+  return pixels
+
+
+def as_pixels(image: Image) -> UInt8[np.ndarray, "h w 3"]:
+  """RGB pixels of an array or file: grey becomes three equal channels, an alpha channel is left out.
+
+  Args:
+    image: uint8 [height, width, 3], [height, width], [height, width, 1] or [height, width, 4], or what numpy
+      makes such an array of (a PIL image, another library's array); or the path of a JPEG or PNG file.
+  """
+  if isinstance(image, (str, os.PathLike)):
+    return read_image(Path(image))
+  pixels = np.asarray(image)
+  if pixels.dtype != np.uint8:
+    raise UserError(
+      f"an image has {pixels.dtype} values; give RGB as uint8 from 0 to 255: floats up to 1 times 255, 16 "
+      "bits // 257"
+    )
+  if pixels.ndim == 2:
+    pixels = pixels[..., None]
+  if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or not pixels.size:
+    raise UserError(
+      f"an image has the shape {np.shape(image)}; give [height, width, 3] (RGB), [height, width] (grey) or "
+      "[height, width, 4] (alpha is left out), 1x1 or larger; several images as a list"
+    )
+  return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
 
 
 class Header(NamedTuple):
@@ -66,7 +105,7 @@ class Header(NamedTuple):
 
 def open_header(data: bytes) -> JpegImageFile | PngImageFile | None:
   """Pillow's view of the header of a JPEG or PNG, nothing decoded; None if it cannot be read."""
-  # Not by `Image.open`: that refuses images of many pixels.
+  # Not by Pillow's `Image.open`: that refuses images of many pixels.
   kind = PngImageFile if data.startswith(PNG) else JpegImageFile
   try:
     return kind(io.BytesIO(data))
@@ -88,7 +127,7 @@ def read_header(data: bytes) -> Header | None:
 
 def exif_orientation(block: bytes) -> int:
   """The orientation tag of an EXIF block, 1 (upright) if it has none."""
-  exif = Image.Exif()
+  exif = Exif()
   try:
     exif.load(block)
     value = exif.get(ORIENTATION)

@@ -213,32 +213,36 @@ class Loader:
 
   def __call__(self, example: Example) -> dict[str, np.ndarray]:
     record = self.source[example.record]
-    canvas_size = self.canvas[::-1] if example.portrait else self.canvas
-    image = fit(decode_image(record), canvas_size)
-    height, width = image.shape[:2]
-
-    boxes = np.zeros((self.max_boxes, 4), np.float32)
-    labels = np.zeros(self.max_boxes, np.int32)
-    valid = np.zeros(self.max_boxes, bool)
+    row = picture_row(decode_image(record), self.canvas, example.portrait, self.max_boxes)
     if self.keep is not None:
       chosen = self.keep.boxes(record.boxes, record.crowd, record.area)
       number = int(chosen.sum())
+      height, width = row["image_size"]
       scale = np.array([width / record.width, height / record.height] * 2)
-      boxes[:number] = record.boxes[chosen] * scale
-      labels[:number] = record.labels[chosen]
-      valid[:number] = True
-    return {
-      "image": image,
-      "image_size": np.array([height, width], np.int32),
-      "original_size": np.array([record.height, record.width], np.int32),
-      "boxes": boxes,
-      "labels": labels,
-      "valid": valid,
+      row["boxes"][:number] = record.boxes[chosen] * scale
+      row["labels"][:number] = record.labels[chosen]
+      row["valid"][:number] = True
+    return row | {
       "index": np.array(example.record, np.int32),
       "epoch": np.array(example.epoch, np.int32),
       "example": np.array(example.real),
-      "portrait": np.array(example.portrait),
     }
+
+
+def picture_row(
+  image: UInt8[np.ndarray, "h w 3"], canvas: tuple[int, int], portrait: bool, max_boxes: int = 1
+) -> dict[str, np.ndarray]:
+  """A row for `Stack` without boxes: the image, shrunk if it exceeds the canvas (short and long side)."""
+  fitted = fit(image, canvas[::-1] if portrait else canvas)
+  return {
+    "image": fitted,
+    "image_size": np.array(fitted.shape[:2], np.int32),
+    "original_size": np.array(image.shape[:2], np.int32),
+    "boxes": np.zeros((max_boxes, 4), np.float32),
+    "labels": np.zeros(max_boxes, np.int32),
+    "valid": np.zeros(max_boxes, bool),
+    "portrait": np.array(portrait),
+  }
 
 
 class Stack:

@@ -14,7 +14,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from iou_det.data.coco import read_coco, to_coco
-from iou_det.data.source import Category
 from iou_det.errors import UserError
 
 # Name: the words of COCO's table (quantity, IoU, area, detections per image).
@@ -42,8 +41,7 @@ def to_results(
   image_id: int,
   boxes: Float[np.ndarray, "n 4"],
   scores: Float[np.ndarray, " n"],
-  labels: Int[np.ndarray, " n"],
-  categories: Sequence[Category],
+  category_ids: Int[np.ndarray, " n"],
 ) -> list[dict[str, Any]]:
   """Detections of one image in COCO's results format: original category ids, x, y, w, h; not rounded.
 
@@ -53,8 +51,8 @@ def to_results(
   corners = boxes.astype(np.float64)
   xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
   return [
-    {"image_id": int(image_id), "category_id": categories[label].id, "bbox": box, "score": score}
-    for box, score, label in zip(xywh.tolist(), scores.tolist(), labels.tolist(), strict=True)
+    {"image_id": int(image_id), "category_id": category, "bbox": box, "score": score}
+    for box, score, category in zip(xywh.tolist(), scores.tolist(), category_ids.tolist(), strict=True)
   ]
 
 

@@ -15,9 +15,10 @@ from iou_det import config as config_lib
 from iou_det.data import open_dataset
 from iou_det.data.coco import missing_images
 from iou_det.data.source import from_files, from_rows, list_problems
-from iou_det.detector import ground_truth, load_run
+from iou_det.detector import ground_truth
 from iou_det.errors import UserError, read_json
 from iou_det.evaluation.overlap import save_candidates
+from iou_det.weights.load import load_detector
 from iou_det.workdir import read_config, read_metrics
 
 
@@ -107,11 +108,12 @@ def soft_nms(results: Results, method: str) -> Results:
     again = Results.read(results.workdir, variant)
     if again.metrics["step"] == results.metrics["step"]:
       return again
-  run = load_run(results.workdir, str(results.metrics["step"]))
-  run.detector.config.eval.nms = method
+  detector = load_detector(results.workdir, str(results.metrics["step"]))
+  detector.config.eval.nms = method
   d = results.config.data
-  scored = run.detector.evaluate(run.variables, open_dataset(d.path, d.val_split), d.val_annotations)
-  scored.write(results.workdir / "eval" / f"{d.val_split}_{variant}", step=run.step, split=d.val_split)
+  scored = detector.evaluate(open_dataset(d.path, d.val_split), d.val_annotations)
+  folder = results.workdir / "eval" / f"{d.val_split}_{variant}"
+  scored.write(folder, step=detector.trained_steps, split=d.val_split)
   return Results.read(results.workdir, variant)
 
 
@@ -119,12 +121,12 @@ def candidates(results: Results) -> Path:
   """File with all that entered the run's NMS, made if it is not there or older than its scores."""
   path = results.folder / "candidates.npz"
   if not newer(path, results):
-    run = load_run(results.workdir, str(results.metrics["step"]))
-    config = run.detector.config
+    detector = load_detector(results.workdir, str(results.metrics["step"]))
+    config = detector.config
     m, e, d = config.model, config.eval, config.data
-    every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(run.detector.categories)
+    every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(detector.categories)
     e.update(nms="none", max_detections=every)
-    save_candidates(path, run.detector.detect(run.variables, open_dataset(d.path, d.val_split)))
+    save_candidates(path, detector.detect(open_dataset(d.path, d.val_split)))
   return path
 
 
@@ -154,13 +156,13 @@ def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
     rows = [(i["id"], i["file_name"], i["height"], i["width"]) for i in described]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{listed} is no list of COCO images ({error}); get it again") from None
-  run = load_run(results.workdir, str(results.metrics["step"]))
+  detector = load_detector(results.workdir, str(results.metrics["step"]))
   annotations = from_rows(rows, [[] for _ in rows])
   problems = missing_images(images, annotations)
   if problems:
     raise UserError(f"{len(problems)} images of {listed} are missing: {list_problems(problems)}")
-  source = from_files("test-dev2017", run.detector.categories, annotations, images)
-  found = run.detector.detect(run.variables, source)
+  source = from_files("test-dev2017", detector.categories, annotations, images)
+  found = detector.detect(source)
   out.mkdir(parents=True, exist_ok=True)
   part = out / f"{stem}.part"
   with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:

@@ -101,7 +101,8 @@ def train_unless(
 
   def evaluate(step: int) -> dict[str, Any]:
     asked = preemption.requested
-    scored = detector.evaluate(state.variables, val_source, d.val_annotations, interrupted=asked)
+    detector.variables = state.variables
+    scored = detector.evaluate(val_source, d.val_annotations, interrupted=asked)
     return scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
 
   def score(step: int) -> dict[str, Any]:

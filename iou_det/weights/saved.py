@@ -1,4 +1,4 @@
-"""A detector in one file: its weights as safetensors, its config and category table as JSON in the metadata."""
+"""A detector in one file: weights as safetensors; config and category table as JSON in the metadata."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ class Saved(NamedTuple):
 
 
 def write_saved(path: Path, saved: Saved) -> None:
-  """Writes one file that any machine can read; the paths of the data, which are this machine's, are left out."""
+  """Writes one file that any machine can read: without the paths of this machine's data."""
   config = ConfigDict(saved.config.to_dict())
   config.data.update(path="", val_annotations="")
   config.model.update(pretrained="", init="")

@@ -11,7 +11,6 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from iou_det.data.coco import open_files, to_coco
-from iou_det.data.source import Category
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
 
@@ -138,16 +137,15 @@ def test_a_source_scores_as_its_annotation_file(tmp_path):
 
 
 def test_results_have_original_ids_and_unrounded_pixels():
-  categories = (Category(3, "cat"), Category(7, "dog"))
   boxes = np.float32([[0.1, 1.0, 10.7, 20.0], [5.0, 5.0, 6.0, 8.0]])
-  results = coco.to_results(42, boxes, np.float32([0.9, 0.1]), np.int32([1, 0]), categories)
+  results = coco.to_results(42, boxes, np.float32([0.9, 0.1]), np.array([7, 3]))
   assert [(r["image_id"], r["category_id"]) for r in results] == [(42, 7), (42, 3)]
   np.testing.assert_array_equal([r["score"] for r in results], np.float32([0.9, 0.1]))
   first = np.float64(boxes[0])
   assert results[0]["bbox"] == [first[0], 1.0, first[2] - first[0], 19.0]
   assert results[1]["bbox"] == [5.0, 5.0, 1.0, 3.0]
   assert json.loads(json.dumps(results)) == results
-  assert coco.to_results(1, boxes[:0], np.zeros(0), np.zeros(0, np.int32), categories) == []
+  assert coco.to_results(1, boxes[:0], np.zeros(0), np.zeros(0, np.int32)) == []
 
 
 def test_perfect_detections_score_one_and_crowds_do_not_count(capsys):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from pycocotools import mask
 
-from iou_det.data.source import Category
 from iou_det.errors import UserError
 from iou_det.evaluation import coco, overlap
 from iou_det.evaluation.overlap import Boxes, Overlaps, as_boxes, best_ious, nms_regret, suppress
@@ -260,7 +259,7 @@ def test_suppressing_candidates_gives_what_detect_keeps(tmp_path):
     convention="modern",
     score_threshold=0.3,
   )
-  categories = (Category(3, "a"), Category(8, "b"))
+  ids = np.array([3, 8])
 
   def results(detections):
     return [
@@ -268,8 +267,8 @@ def test_suppressing_candidates_gives_what_detect_keeps(tmp_path):
       for image in range(2)
       for r in coco.to_results(
         10 * image,
-        *(np.asarray(c[image])[np.asarray(detections.valid[image])] for c in detections[:3]),
-        categories,
+        *(np.asarray(c[image])[detections.valid[image]] for c in (detections.boxes, detections.scores)),
+        ids[np.asarray(detections.labels[image])[detections.valid[image]]],
       )
     ]
 

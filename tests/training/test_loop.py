@@ -18,11 +18,12 @@ from iou_det.config_args import read_config_file
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import make_plan, train_batches
 from iou_det.data.shapes import Shapes, export_coco
-from iou_det.detector import load_run, make_model
+from iou_det.detector import make_model
 from iou_det.errors import UserError
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.loop import train
 from iou_det.training.step import create_state, make_train_step
+from iou_det.weights.load import load_detector
 from tests.tiny import tiny_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -40,7 +41,7 @@ train(tiny_config(sys.argv[2]), sys.argv[1], devices=jax.devices()[:1])
 
 
 def parameters(workdir, step="last"):
-  return jax.device_get(load_run(workdir, step).variables["params"])
+  return jax.device_get(load_detector(workdir, step).variables["params"])
 
 
 def rows(workdir):
@@ -155,7 +156,7 @@ def test_resuming_after_kill_9_is_bit_identical(reference, shapes_folder, tmp_pa
 def test_restore_on_another_number_of_devices(reference, shapes_folder, tmp_path):
   workdir, _ = reference
   train(tiny_config(shapes_folder, epochs=1), tmp_path, devices=jax.devices())
-  saved = load_run(tmp_path)
+  saved = load_detector(tmp_path)
   assert saved.step == 4 and len(jax.tree.leaves(saved.variables["params"])[0].sharding.device_set) == 8
   # Its first epoch is that of the reference: with a constant learning rate nothing else depends on `epochs`.
   (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
@@ -189,7 +190,7 @@ def test_damaged_config_is_one_clear_error(reference, tmp_path, end, message):
   whole = (reference[0] / "config.json").read_text()
   (tmp_path / "config.json").write_text(end if isinstance(end, str) else whole[:end])
   with pytest.raises(UserError, match=rf"config.json .*{message}"):
-    load_run(tmp_path)
+    load_detector(tmp_path)
 
 
 def test_loss_that_is_not_finite_stops_with_step_and_images(shapes_folder, tmp_path):
@@ -224,10 +225,10 @@ def test_damaged_checkpoint_is_one_clear_error(reference, tmp_path):
     if file.is_file():
       file.write_bytes(b"")
   with pytest.raises(UserError, match=r"checkpoints/8 cannot be read.*other steps there: 4"):
-    load_run(copy)
-  assert load_run(copy, "4").step == 4
+    load_detector(copy)
+  assert load_detector(copy, "4").trained_steps == 4
   with pytest.raises(UserError, match="last, best or a saved step"):
-    load_run(copy, "7")
+    load_detector(copy, "7")
 
 
 def test_the_papers_recipe_trains_on_both_orientations(tmp_path):

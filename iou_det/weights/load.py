@@ -1,0 +1,110 @@
+"""One door to every detector: a run's folder, an exported file, a foreign checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from iou_det.data.source import Category
+from iou_det.detector import Detector, make_model
+from iou_det.errors import UserError
+from iou_det.parallel import abstract, device_mesh, split_state
+from iou_det.weights.saved import FILE, Saved, read_saved
+from iou_det.workdir import Checkpoints, read_config
+
+WHAT = "a training run's folder, a file of `iou-det export` or a folder of `iou-det import-weights`"
+
+
+class Stored(NamedTuple):
+  """A detector that was found; its weights are not read yet."""
+
+  config: ConfigDict
+  categories: tuple[Category, ...]
+  step: int
+  read: Callable[[Mesh], PyTree]  # {"params": ..., "batch_stats": ...}, laid on a mesh
+
+
+def find_detector(source: str | Path, step: str = "last") -> Stored:
+  """A detector by its path, see `load_detector`."""
+  path = Path(source).expanduser()
+  if (path / FILE).is_file():
+    path = path / FILE
+  if path.is_dir():
+    return find_run(path, step)
+  if not path.is_file():
+    raise UserError(f"{source}: there is no such file or folder; give {WHAT}")
+  if step != "last":
+    raise UserError(f"--step={step}: {source} holds one detector, not the checkpoints of a run; leave it out")
+  saved = read_saved(path)
+
+  def read(mesh: Mesh) -> PyTree:
+    shapes = variable_shapes(saved.config, len(saved.categories))
+    if jax.tree.map(jnp.shape, saved.variables) != jax.tree.map(jnp.shape, shapes):
+      raise UserError(
+        f"{path} holds other arrays than its config describes; write it anew by `iou-det export`"
+      )
+    return jax.device_put(saved.variables, split_state(mesh, shapes))
+
+  return Stored(saved.config, saved.categories, saved.step, read)
+
+
+def find_run(workdir: Path, step: str) -> Stored:
+  """A detector in the checkpoints of a training run."""
+  config = read_config(workdir)
+  checkpoints = Checkpoints(workdir, read_only=True)
+  number = checkpoints.step_number(step)
+  categories = tuple(Category(**c) for c in checkpoints.run_information(number)["categories"])
+
+  def read(mesh: Mesh) -> PyTree:
+    shapes = variable_shapes(config, len(categories))
+    variables = checkpoints.restore_variables(number, abstract(mesh, shapes))
+    checkpoints.close()
+    return variables
+
+  return Stored(config, categories, number, read)
+
+
+def variable_shapes(config: ConfigDict, num_classes: int) -> PyTree:
+  """Shapes and types of a detector's variables."""
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # they do not depend on its size
+  model = make_model(config, num_classes)
+  return {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
+
+
+def load_detector(source: str | Path, step: str = "last", *, batch_size: int | None = None) -> Detector:
+  """A detector to call on images, on all devices.
+
+  Args:
+    source: the folder of a training run, a file of `iou-det export`, a folder of `iou-det import-weights`,
+      or a checkpoint that import-weights takes.
+    step: of a run: "last", "best" (the highest AP) or a number.
+    batch_size: images in a batch, a multiple of the number of devices; default: the config's
+      `eval.batch_size`, or fewer if the first call has fewer.
+
+  Raises:
+    UserError: there is no such detector, or it is damaged.
+  """
+  stored = find_detector(source, step)
+  config = stored.config
+  config.eval.batch_size = batch_size or config.eval.batch_size
+  if jax.device_count() % (config.mesh.fsdp * config.mesh.space):
+    logging.info("the run's mesh does not divide the %d devices here: data only", jax.device_count())
+    config.mesh.update(fsdp=1, space=1)
+  mesh = device_mesh(
+    config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
+  )
+  model = make_model(config, len(stored.categories))
+  return Detector(config, model, mesh, stored.categories, stored.read(mesh), stored.step, batch_size)
+
+
+def read_detector(source: str | Path, step: str = "last") -> Saved:
+  """A detector on the host, for a file or to start from."""
+  stored = find_detector(source, step)
+  mesh = device_mesh(1, jax.local_devices()[:1])
+  return Saved(stored.config, stored.categories, jax.device_get(stored.read(mesh)), stored.step)
