@@ -95,6 +95,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "negative_iou": Setting(0.4, ABOVE_0_TO_1),
     "force_match": Setting(True),
     "min_forced_iou": Setting(0.0, FROM_0_TO_1),
+    "forced_target": Setting(
+      "box", one_of("box", "best")
+    ),  # of an anchor that a box forces; best: torchvision
   },
   "loss": {
     "classification": Setting("focal", one_of(*CLASSIFICATION)),
@@ -109,6 +112,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "w_loc": Setting(1.0, FROM_0_OR_AUTO),
     "loc_weights": Setting("eq4", one_of("eq4", "eq5")),  # eq5: the normalised weights
     "normalizer": Setting("global", one_of("global", "level")),  # Eq. (2), (5): over the batch, or by level
+    "average": Setting(
+      "batch", one_of("batch", "image")
+    ),  # over all positives; image: first by image (torchvision)
   },
   "data": {
     "path": Setting("", runtime=True),
