@@ -10,13 +10,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det.bench import measure
-from iou_det.bench.measure import Line, compile_program, fresh_cache, time_calls
+from iou_det.bench.measure import Line, Timing, compile_program, fresh_cache, time_calls
 from iou_det.bench.synthetic import Case, changed, scored_dataset
+from iou_det.data.pipeline import Stack, picture_row
+from iou_det.data.source import Category
 from iou_det.detector import Detector, forward, make_model, network_inputs
 from iou_det.evaluation import coco
 from iou_det.models import backbone_class
 from iou_det.ops import matching
+from iou_det.parallel import to_device
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
+
+LISTED = 20  # images in the list that a detector is called on
 
 
 def bench_train(case: Case, *, repeats: int, pieces: bool, orientations: bool, out: Path | None) -> Line:
@@ -98,9 +103,9 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
 def bench_predict(
   config: ConfigDict, num_classes: int, devices: Sequence[jax.Device], *, repeats: int, out: Path | None
 ) -> list[Line]:
-  """Reports batches of `config.eval.batch_size` on the devices and single images on one.
+  """Reports batches of `config.eval.batch_size` on the devices and single images on one, and `bench_call`.
 
-  Decoding and NMS are included. Returns the lines.
+  Decoding and NMS are included. Returns the first two lines.
   """
   rows = []
   for batch_size in dict.fromkeys((config.eval.batch_size, 1)):
@@ -117,7 +122,39 @@ def bench_predict(
     what = "latency" if latency else "throughput"
     line = case.measurement("predict", what, timing, compilation, detections_per_image=found)
     rows.append(line.print(out))
+  bench_call(Case(config, num_classes, 0, config.eval.batch_size, devices), repeats=repeats, out=out)
   return rows
+
+
+def bench_call(case: Case, *, repeats: int, out: Path | None) -> Line:
+  """Reports a detector called on a list of arrays, its program in a loop over ready batches, and the ratio.
+
+  Both give results on the host. They are measured in turn.
+  """
+  categories = tuple(Category(k, f"class {k}") for k in range(case.num_classes))
+  detector = Detector(case.config, case.model, case.mesh, categories, case.state.variables)
+  height, width = case.host["image_size"][0]
+  pixels = np.random.default_rng(0).integers(0, 256, (LISTED, height, width, 3), np.uint8)
+  images = list(pixels)
+  detector(images)  # sets the size of a batch
+  size = detector.call_size
+  assert size
+  rows = [picture_row(image, tuple(case.config.data.canvas), False) for image in images]
+  stack = Stack(tuple(case.config.data.canvas))
+  parts = [rows[start : start + size] for start in range(0, LISTED, size)]
+  batches = [to_device(stack([*part, *part[:1] * (size - len(part))]), case.mesh) for part in parts]
+  loop = lambda: [jax.device_get(detector.step(detector.variables, b, False)) for b in batches]
+  samples: dict[str, list[float]] = {"called on a list": [], "loop over ready batches": []}
+  for _ in range(repeats):
+    for call, name in ((partial(detector, images), "called on a list"), (loop, "loop over ready batches")):
+      samples[name] += time_calls(call, warmup=0, repeats=1, calls=1).samples
+  for name, seconds in samples.items():
+    timing = Timing(tuple(seconds), 1, 1)
+    case.measurement("predict", name, timing, None, batch=LISTED, images_in_a_batch=size).print(out)
+  ratio = float(np.median(samples["called on a list"]) / np.median(samples["loop over ready batches"]))
+  row: Line = {"bench": "predict", "what": "called on a list / loop", "batch": LISTED, "ratio": ratio}
+  measure.print_line(row, out)
+  return row
 
 
 def bench_eval(images: int, detections: int, num_classes: int, *, repeats: int, out: Path | None) -> Line:

@@ -77,7 +77,7 @@ class Case:
     config, axes = self.config, self.config.mesh.to_dict()
     self.mesh = device_mesh(self.batch_size, self.devices, **axes, setting="--batch_size")
     self.model = make_model(config, self.num_classes)
-    made = create_state(config, self.model, STEPS_PER_EPOCH, self.mesh, pretrained=False)
+    made = create_state(config, self.model, STEPS_PER_EPOCH, self.mesh, None)
     self.state, self.optimizer = made
     self.host = batch(self.config, self.batch_size, self.num_classes, self.boxes)
     self.arrays = to_device(self.host, self.mesh)

@@ -73,8 +73,8 @@ def as_pixels(image: Image) -> UInt8[np.ndarray, "h w 3"]:
   """RGB pixels of an array or file: grey becomes three equal channels, an alpha channel is left out.
 
   Args:
-    image: uint8 [height, width, 3], [height, width], [height, width, 1] or [height, width, 4], or what numpy
-      makes such an array of (a PIL image, another library's array); or the path of a JPEG or PNG file.
+    image: uint8 [height, width, 3], [height, width], [height, width, 1] or [height, width, 4]; or the path of
+      a JPEG or PNG file.
   """
   if isinstance(image, (str, os.PathLike)):
     return read_image(Path(image))

@@ -66,9 +66,8 @@ def train_unless(
 
   # State: fresh, or the last checkpoint.
   model = make_model(config, len(source.categories))
-  state, optimizer = create_state(
-    config, model, plan.steps_per_epoch, mesh, pretrained=not has_checkpoint(workdir)
-  )
+  fresh = None if has_checkpoint(workdir) else source.categories
+  state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, fresh)
   check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
   multihost_utils.sync_global_devices("all have looked into the workdir")
   if lead and not (workdir / "config.json").exists():

@@ -1,7 +1,7 @@
 """One training step: preprocess, forward, match, IoU-balanced losses, update. All of it in one jit."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -12,11 +12,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
+from iou_det.data.source import Category
 from iou_det.detector import forward, network_inputs
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.parallel import replicated, split_batch, split_state
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
 from iou_det.weights.pretrained import load_pretrained
+from iou_det.weights.start import start_from_detector
 
 
 @flax.struct.dataclass
@@ -77,22 +79,31 @@ def make_optimizer(
 
 
 def create_state(
-  config: ConfigDict, model: RetinaNet, steps_per_epoch: int, mesh: Mesh, *, pretrained: bool
+  config: ConfigDict,
+  model: RetinaNet,
+  steps_per_epoch: int,
+  mesh: Mesh,
+  categories: Sequence[Category] | None,
 ) -> tuple[TrainState, optax.GradientTransformation]:
-  """A fresh state on the mesh; `pretrained`: with the backbone that the config names, if it names one.
+  """A fresh state on the mesh.
 
-  Parameters come first (random, then pretrained); what is derived from them, the optimizer's state, last.
+  Parameters come first (random, then read); what is derived from them, the optimizer's state, last.
+
+  Args:
+    categories: of the data: with the detector or backbone that the config names to start from; None: random.
   """
   images = jnp.zeros((1, 64, 64, 3))  # parameters do not depend on the size; a small one keeps tracing cheap
   init = lambda key: {"batch_stats": {}, **model.init(key, images)}
   # Whole on each device and only then split: to compile random numbers for a split state takes twice as long.
   variables = jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.seed))
-  if config.model.frozen_stages >= 0 and not config.model.pretrained:
+  if config.model.frozen_stages >= 0 and not config.model.pretrained and not config.model.init:
     logging.warning(
       f"model.pretrained is empty and model.frozen_stages is {config.model.frozen_stages}: the frozen layers "
       "stay random; to train from scratch set model.norm=gn and model.frozen_stages=-1"
     )
-  if pretrained and config.model.pretrained:
+  if categories and config.model.init:
+    variables = start_from_detector(config, categories, variables, mesh)
+  elif categories and config.model.pretrained:
     variables = load_pretrained(config.model, variables)
   variables = jax.device_put(variables, split_state(mesh, variables))
   trainable = trainable_mask(variables["params"], config.model)

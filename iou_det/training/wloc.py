@@ -50,7 +50,9 @@ def fit_w_loc(
     raise UserError("loss.loc_weights=eq5: Eq. (5) keeps the loss sum by itself; give w_loc=1")
   model = make_model(config, len(sources[0].categories))
   mesh = device_mesh(1, jax.local_devices()[:1], setting="images of fit-wloc")
-  state = create_state(config, model, 1, mesh, pretrained=True)[0] if start == "network" else None
+  state = None
+  if start == "network":
+    state, _ = create_state(config, model, 1, mesh, sources[0].categories)
   config = with_loss(config, lambd=0.0, w_loc=1.0)
   baseline = with_loss(config, localization="smooth_l1")
   exponents = jnp.array(lambdas, jnp.float32)

@@ -30,15 +30,26 @@ class Stored(NamedTuple):
   read: Callable[[Mesh], PyTree]  # {"params": ..., "batch_stats": ...}, laid on a mesh
 
 
+def detector_config(source: str | Path) -> ConfigDict:
+  """The config of a detector, without a look at its weights or at the devices."""
+  path = one_file(source)
+  return read_saved(path).config if path.is_file() else read_config(path)
+
+
+def one_file(source: str | Path) -> Path:
+  """The path of a source, of its one file if it is a folder with one."""
+  path = Path(source).expanduser()
+  path = path / FILE if (path / FILE).is_file() else path
+  if not path.exists():
+    raise UserError(f"{source}: there is no such file or folder; give {WHAT}")
+  return path
+
+
 def find_detector(source: str | Path, step: str = "last") -> Stored:
   """A detector by its path, see `load_detector`."""
-  path = Path(source).expanduser()
-  if (path / FILE).is_file():
-    path = path / FILE
+  path = one_file(source)
   if path.is_dir():
     return find_run(path, step)
-  if not path.is_file():
-    raise UserError(f"{source}: there is no such file or folder; give {WHAT}")
   if step != "last":
     raise UserError(f"--step={step}: {source} holds one detector, not the checkpoints of a run; leave it out")
   saved = read_saved(path)

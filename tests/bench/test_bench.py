@@ -80,8 +80,11 @@ def test_what_is_rematerialised_is_counted_once(monkeypatch):
 
 def test_predict_reports_throughput_and_latency(capsys):
   rows = bench_predict(tinier_config("made up"), 3, jax.devices()[:1], repeats=2, out=None)
-  assert rows == lines(capsys)
+  *printed, called, loop, beside = lines(capsys)
+  assert rows == printed
   assert [(r["what"], r["batch"]) for r in rows] == [("throughput", 8), ("latency", 1)]
+  assert called["images_in_a_batch"] == loop["images_in_a_batch"] == 7, "20 images in 3 batches of at most 8"
+  assert beside["ratio"] == pytest.approx(called["seconds_median"] / loop["seconds_median"])
   assert [r["hardware"]["devices"] for r in rows] == [1, 1]
   assert rows[0]["model_flops"] == pytest.approx(8 * rows[1]["model_flops"], rel=0.05)
   assert all(r.keys() >= KEYS and r["seconds_median"] > 0 for r in rows)

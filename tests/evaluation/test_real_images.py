@@ -63,7 +63,7 @@ def test_real_images_give_the_detections_of_the_slow_version(real_data):
   source = open_dataset(config.data.path, "val2017")
   mesh = device_mesh(4, jax.devices()[:1])
   model = make_model(config, 5)
-  state, _ = create_state(config, model, 1, mesh, pretrained=False)
+  state, _ = create_state(config, model, 1, mesh, None)
   batches = eval_batches(source, config.data, 4, (0, 1))
   batch, portrait = next(iter(batches))
   arrays = to_device(batch, mesh)

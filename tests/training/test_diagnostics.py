@@ -103,7 +103,7 @@ def test_gradient_of_a_real_batch_equals_the_derivative_written_down(shapes_fold
   batch, portrait = next(batches)
   mesh = device_mesh(8, jax.devices()[:1])
   model = make_model(config, len(source.categories))
-  state = create_state(config, model, 1, mesh, pretrained=False)[0]
+  state = create_state(config, model, 1, mesh, None)[0]
   # Away from offsets of 0, so that the IoUs fill several bins and smooth L1 is met on both sides.
   params = jax.tree.map(
     lambda x: x + 0.02 * jax.random.normal(jax.random.key(x.size), x.shape), state.params)  # fmt: skip

@@ -88,7 +88,7 @@ def three_steps(config, mesh):
   source = open_dataset(config.data.path, "train")
   plan = make_plan(source, config)
   model = make_model(config, len(source.categories))
-  state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, pretrained=True)
+  state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, source.categories)
   step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
   placed = jax.tree.map(lambda x: x.sharding, state)
   losses, states = [], [jax.device_get(state.params)]
@@ -157,7 +157,8 @@ def test_restore_on_another_number_of_devices(reference, shapes_folder, tmp_path
   workdir, _ = reference
   train(tiny_config(shapes_folder, epochs=1), tmp_path, devices=jax.devices())
   saved = load_detector(tmp_path)
-  assert saved.step == 4 and len(jax.tree.leaves(saved.variables["params"])[0].sharding.device_set) == 8
+  assert saved.trained_steps == 4
+  assert len(jax.tree.leaves(saved.params)[0].sharding.device_set) == 8
   # Its first epoch is that of the reference: with a constant learning rate nothing else depends on `epochs`.
   (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
   train(tiny_config(shapes_folder), tmp_path, devices=jax.devices()[:1])

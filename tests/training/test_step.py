@@ -70,7 +70,7 @@ def test_the_logged_gradient_norm_is_the_one_that_is_clipped():
   config.train.update(clip_norm=1e9, momentum=0.0, weight_decay=0.0, warmup_steps=0)
   mesh = device_mesh(8, jax.devices()[:1])
   model = make_model(config, num_classes=2)
-  state, optimizer = create_state(config, model, 1, mesh, pretrained=False)
+  state, optimizer = create_state(config, model, 1, mesh, None)
   before = jax.device_get(state.params)
   arrays = to_device(synthetic.batch(config, 8, 2, boxes=3), mesh)
   state, metrics = make_train_step(config, model, optimizer, 1, mesh)(state, arrays, False)
