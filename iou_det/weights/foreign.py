@@ -260,8 +260,12 @@ def make_config(form: Format, tensors: Mapping[str, np.ndarray]) -> tuple[Config
       f"its backbone has {blocks} blocks in the third stage; known are ResNets of depth {known}"
     )
   (outputs,), (offsets,) = shape("classification_head.output.bias"), shape("regression_head.output.bias")
-  if offsets != 4 * ANCHORS or outputs % ANCHORS:
+  if offsets != 4 * ANCHORS:
     raise UserError(f"it has {offsets / 4:g} anchors in a cell, not {ANCHORS} (three sizes by three ratios)")
+  if outputs % ANCHORS:
+    raise UserError(
+      f"its class output has {outputs} channels, which are no number of classes for {ANCHORS} anchors"
+    )
   channels, below_p6 = shape("fpn.p6.weight")[:2]
   if config.model.head_norm == "gn" and channels % 64:
     raise UserError(f"GroupNorm of 32 groups on {channels} channels; give a multiple of 64")

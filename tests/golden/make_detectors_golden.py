@@ -1,14 +1,16 @@
 """Writes what the RetinaNets of torchvision, mmdetection and detectron2 compute (detectors.npz).
 
-torchvision's are its own classes; the other two are stated again here from their published definitions. Weights
-are drawn from their names (seeded_tensors.py) but for the biases of the class output, which are chosen so that a
-few hundred scores pass the threshold. Stored are the names of the tensors and samples of the outputs. Every image
-is padded as iou_det pads it. Run with a Python that has torch, torchvision and OpenCV (iou_det is not needed):
+torchvision's are its own classes; the other two are stated again here from their published definitions.
+Weights are drawn from their names (seeded_tensors.py) but for the biases of the class output, which are
+chosen so that a few hundred scores pass the threshold. Stored are the names of the tensors and samples of the
+outputs. Images are padded as iou_det pads them. Run with a Python that has torch, torchvision and OpenCV
+(iou_det is not needed):
 
-    python tests/golden/make_detectors_golden.py DATA [--size 160,256] [--out FILE] [--padding]
+    python tests/golden/make_detectors_golden.py DATA [--size 160,256] [--out FILE] [--sets real] [--padding]
 
-DATA has coco_mini/ (a COCO folder); of its images only their names are stored. --padding prints instead how much
-torchvision's detections of one image depend on whether it is padded to a multiple of 32 or to our whole canvas.
+DATA has coco_mini/ (a COCO folder); of its images only the names are stored. --padding prints instead how
+much torchvision's detections in an image depend on whether it is padded to a multiple of 32, as there, or to
+the whole canvas, as here.
 """
 
 import argparse
@@ -246,7 +248,7 @@ class Detectron2(nn.Module):
 
 
 class Restated:
-  """Runs one of the two on a batch. Images are resized as floats, without the rounding of OpenCV and Pillow."""
+  """Runs one of the two on a batch. Images are resized as floats, without OpenCV's and Pillow's rounding."""
 
   def __init__(self, model, size, canvas, *, bgr, std, forced_target):
     self.model, self.size, self.canvas = model.eval(), size, canvas
@@ -271,10 +273,10 @@ class Restated:
       y, x = torch.meshgrid(torch.arange(rows) * stride, torch.arange(columns) * stride, indexing="ij")
       shifts = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
       anchors.append((shifts + self.model.cell_anchors(stride)).view(-1, 4))
-      # N, A * K, H, W -> N, H * W * A, K
-      turn = lambda t, n: t.view(len(t), 9, n, rows, columns).permute(0, 3, 4, 1, 2).reshape(len(t), -1, n)
-      logits.append(turn(c, c.shape[1] // 9))
-      deltas.append(turn(o, 4))
+      for rows_of, x in ((logits, c), (deltas, o)):  # N, A * K, H, W -> N, H * W * A, K
+        values = x.shape[1] // 9
+        x = x.view(len(x), 9, values, rows, columns).permute(0, 3, 4, 1, 2)
+        rows_of.append(x.reshape(len(x), -1, values))
     everything = {
       "logits": torch.cat(logits, 1),
       "deltas": torch.cat(deltas, 1),
@@ -307,7 +309,7 @@ class Restated:
       best, matched = iou.max(dim=0)
       positive = best >= 0.5
       for row, overlaps in enumerate(iou):  # every box takes the anchors that it overlaps most
-        forced = overlaps == overlaps.max()
+        forced = overlaps >= overlaps.max() * (1 - 1e-6)  # up to rounding, many may overlap it alike
         positive |= forced
         if self.forced_target == "box":
           matched[forced] = row
@@ -418,19 +420,28 @@ def main():
   parser = argparse.ArgumentParser()
   parser.add_argument("data")
   parser.add_argument("--size", default="160,256", type=lambda text: tuple(map(int, text.split(","))))
+  parser.add_argument("--sets", default="made,real", type=lambda text: text.split(","))
   parser.add_argument("--out", default=Path(__file__).parent / "detectors.npz", type=Path)
   parser.add_argument("--padding", action="store_true")
   arguments = parser.parse_args()
   size = arguments.size
   canvas = tuple(-(-side // 32) * 32 for side in size)
   real_names, real = real_pictures(arguments.data)
-  sets = {"made": made_pictures(), "real": real}
+  sets = {name: {"made": made_pictures(), "real": real}[name] for name in arguments.sets}
   stored = {"size": np.array(size), "real_names": np.array(real_names)}
   stored["versions"] = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
   for key in OUTPUT:
     model, run, names = make(key, size, canvas)
     classes = names[f"{OUTPUT[key]}.bias"][0] // 9
-    bias = calibrate(key, model, run, sets["made"] + sets["real"])
+    if arguments.padding and not key.startswith("torchvision"):
+      continue
+    every = [picture for pictures in sets.values() for picture in pictures]
+    bias = calibrate(key, model, run, every)
+    if arguments.padding:
+      native, same, _ = make(key, size, None)
+      native.load_state_dict(model.state_dict())
+      compare_padding(key, run, same, every)
+      continue
     stored |= {f"{key}/names": json.dumps(names), f"{key}/bias": bias}
     for which, pictures in sets.items():
       targets = seeded_targets(pictures, classes)
@@ -444,9 +455,31 @@ def main():
       print(key, which, "detections", [len(d[1]) for d in found], "passing a level", passing)
       print("  scores", [[round(float(s), 3) for s in d[1][[0, -1]]] for d in found], out["losses"].tolist())
       print("  logits", out["logits"].std().item(), "deltas", out["deltas"].abs().max().item())
-    del model, run
+  if arguments.padding:
+    return
   np.savez_compressed(arguments.out, **stored)
   print(f"{arguments.out}: {arguments.out.stat().st_size / 1024:.0f} KB")
+
+
+def compare_padding(key, run, native, pictures):
+  """How far detections of one image lie apart, padded to the canvas and to its own multiple of 32."""
+  scores = boxes = 0.0
+  alone = total = 0
+  for picture in pictures:
+    targets = seeded_targets([picture], 2)
+    canvas, own = run([picture], targets)[1][0], native([picture], targets)[1][0]
+    free = set(range(len(own[1])))
+    for box, score, label in zip(*canvas, strict=True):
+      near = [j for j in free if own[2][j] == label and box_iou(box[None], own[0][j][None]) > 0.5]
+      if near:
+        j = min(near, key=lambda j: abs(own[1][j] - score))
+        free.remove(j)
+        scores = max(scores, float(abs(own[1][j] - score)))
+        boxes = max(boxes, float((own[0][j] - box).abs().max()))
+      else:
+        alone += 1
+    alone, total = alone + len(free), total + len(own[1])
+  print(f"{key}: scores {scores:.2g}, boxes {boxes:.2g} px, {alone} of {total} detections unmatched")
 
 
 def level_sizes(canvas):

@@ -157,6 +157,8 @@ def main(file: str, data: str) -> None:
   for key in OUTPUTS:
     for which in ("made", "real"):
       path = Path(file)
+      if f"{key}/{which}/logits" not in golden(path):
+        continue
       saved = convert(TensorFile(tensors(key, path), {}), key)
       row = compare(saved, key, which, pictures(which, Path(data), path), path)
       print(f"| {key} | {which} | {' | '.join(f'{value:.2g}' for value in row)} |", flush=True)
