@@ -61,9 +61,9 @@ def read_encoded(path: Path) -> bytes:
   return data
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
   """RGB pixels of a JPEG or PNG file as stored: EXIF rotation is not applied, an alpha channel ignored."""
-  pixels = decode(read_encoded(path))
+  pixels = decode(read_encoded(Path(path)))
   if pixels is None:
     raise UserError(f"{path}: not a readable JPEG or PNG image")
   return pixels
@@ -77,7 +77,7 @@ def as_pixels(image: Image) -> UInt8[np.ndarray, "h w 3"]:
       a JPEG or PNG file.
   """
   if isinstance(image, (str, os.PathLike)):
-    return read_image(Path(image))
+    return read_image(image)
   pixels = np.asarray(image)
   if pixels.dtype != np.uint8:
     raise UserError(

@@ -1,0 +1,60 @@
+"""The README's programs that use a detector do what they say."""
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from iou_det.data import open_dataset
+from iou_det.data.pipeline import decode_image
+from iou_det.weights.load import load_detector
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture
+def here(reference, tmp_path, monkeypatch):
+  """A folder with runs/demo and four pictures, alone and as the quarters of large.jpg: detector, pictures."""
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs/demo").symlink_to(reference[0])
+  detector = load_detector(reference[0])
+  source = open_dataset(detector.config.data.path, "val")
+  pictures = [decode_image(source[i]) for i in range(4)]
+  large = np.vstack([np.hstack(pictures[:2]), np.hstack(pictures[2:])])
+  cv2.imwrite(str(tmp_path / "large.jpg"), large[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 100])
+  cv2.imwrite(str(tmp_path / "photo.jpg"), pictures[0][..., ::-1])
+  monkeypatch.chdir(tmp_path)
+  return detector, pictures
+
+
+def test_the_first_program_is_load_detector_and_prints_what_is_found(here, capsys):
+  program = PROGRAMS[0]
+  assert "load_detector" in program and README.index(program) > README.index("## Use it from Python")
+  exec(program, {})
+  printed = capsys.readouterr().out.splitlines()
+  expected = here[0]("photo.jpg")
+  assert [line.split()[0] for line in printed] == expected.names and printed
+
+
+def test_supervision_slices_a_large_image(here):
+  """Tiles without overlap are the pictures: what is found in each, moved to its place."""
+  (program,) = [p for p in PROGRAMS if "InferenceSlicer" in p]
+  program = program.replace(
+    "slice_wh=(160, 128), overlap_wh=(32, 32)", "slice_wh=(96, 64), overlap_wh=(0, 0)"
+  )
+  names: dict = {}
+  exec(program, names)
+  found, detector = names["found"], here[0]
+  quarters = cv2.imread("large.jpg")[..., ::-1]
+  expected = []
+  for y in (0, 64):
+    for x in (0, 96):
+      boxes, scores, _ = detector(np.ascontiguousarray(quarters[y : y + 64, x : x + 96])).to_arrays()
+      expected += [(s, *(b + [x, y, x, y])) for s, b in zip(scores, boxes, strict=True)]
+  ours = sorted((s, *b) for s, b in zip(found.confidence, found.xyxy, strict=True))
+  # Its own NMS drops what overlaps by more than half; ours has done so within a tile.
+  np.testing.assert_allclose(ours, sorted(expected), atol=1e-3)
+  assert len(ours) > 4
