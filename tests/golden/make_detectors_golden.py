@@ -70,7 +70,7 @@ class Torchvision:
       model.transform.batch_images = lambda images, size_divisible=32: pad(images, canvas)
     model.head.register_forward_hook(lambda module, inputs, out: self.captured.update(out))
     model.anchor_generator.register_forward_hook(
-      lambda module, inputs, out: self.captured.update(anchors=out[0])
+      lambda module, inputs, out: self.captured.update(anchors=out[0], all_anchors=out)
     )
 
   def __call__(self, pictures, targets):
@@ -78,11 +78,8 @@ class Torchvision:
     self.model.eval()
     with torch.inference_mode():
       found = self.model(images)
-      self.model.train()
-      for module in self.model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-          module.eval()
-      losses = self.model(images, targets)
+      scaled = self.model.transform(images, targets)[1]
+      losses = self.model.compute_loss(scaled, self.captured, self.captured["all_anchors"])
     out = {"logits": self.captured["cls_logits"], "deltas": self.captured["bbox_regression"]}
     out |= {"anchors": self.captured["anchors"]}
     out["losses"] = torch.stack([losses["classification"], losses["bbox_regression"]])
