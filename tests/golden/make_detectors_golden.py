@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torchvision.models.detection import RetinaNet
 from torchvision.models.detection._utils import overwrite_eps
 from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.transform import _resize_image_and_masks
 from torchvision.ops import FrozenBatchNorm2d, batched_nms, box_iou, sigmoid_focal_loss
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
@@ -425,7 +426,8 @@ def main():
   canvas = tuple(-(-side // 32) * 32 for side in size)
   real_names, real = real_pictures(arguments.data)
   sets = {name: {"made": made_pictures(), "real": real}[name] for name in arguments.sets}
-  stored = {"size": np.array(size), "real_names": np.array(real_names)}
+  stored = {"sizes": floored_sizes()} if "made" in sets else {}
+  stored |= {"size": np.array(size), "real_names": np.array(real_names)}
   stored["versions"] = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
   for key in OUTPUT:
     model, run, names = make(key, size, canvas)
@@ -477,6 +479,17 @@ def compare_padding(key, run, native, pictures):
         alone += 1
     alone, total = alone + len(free), total + len(own[1])
   print(f"{key}: scores {scores:.2g}, boxes {boxes:.2g} px, {alone} of {total} detections unmatched")
+
+
+def floored_sizes():
+  """Rows of height, width, then both after torchvision's resizing to 800, 1333, and to 160, 256."""
+  rng, rows = np.random.default_rng(2), []
+  for height, width in [*rng.integers(1, 700, (300, 2)), (387, 387), (387, 500), (640, 480), (480, 640)]:
+    row = [height, width]
+    for short, long in ((800, 1333), (160, 256)):
+      row += _resize_image_and_masks(torch.zeros(1, int(height), int(width)), short, long)[0].shape[1:]
+    rows.append(row)
+  return np.array(rows, np.int16)
 
 
 def level_sizes(canvas):
