@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from tests.oracles import iou
 
 
@@ -36,3 +38,22 @@ def soft_nms(boxes, scores, method, iou_threshold, sigma, score_threshold, max_d
         if not left[other] > score_threshold:
           del left[other]
   return sorted(kept, key=lambda k: (-k[2], k[0], k[1]))[:max_detections]
+
+
+def over_all_classes(suppress, boxes, scores):
+  """`suppress(boxes, scores)`, as above, of the best class of each box alone: [(box, class, score)]."""
+  best = []
+  for row in scores:
+    label = 0
+    for other in range(1, len(row)):
+      if row[other] > row[label] or math.isnan(row[label]):
+        label = other
+    best.append(label)
+  kept = suppress(boxes, np.array([[row[label]] for row, label in zip(scores, best, strict=True)]))
+  return [(box, best[box], score) for box, _, score in kept]
+
+
+def best_pairs(scores, score_threshold, max_detections):
+  """The best pairs, nothing suppressed: [(box, class, score)]."""
+  pairs = [(box, label, float(s)) for box, row in enumerate(scores) for label, s in enumerate(row)]
+  return sorted((p for p in pairs if p[2] > score_threshold), key=lambda p: -p[2])[:max_detections]

@@ -23,7 +23,8 @@ def shapes_config():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.name)
 def test_every_config_loads_and_is_valid(path):
-  config = runpy.run_path(str(path))["get_config"]()
+  needed = {"finetune.py": f"init={CONFIGS.parent / 'tests/golden/workdir'}"}
+  config = runpy.run_path(str(path))["get_config"](needed.get(path.name, ""))
   config.data.path = config.data.path or "some/folder"
   validate(config)
   assert set(config) == set(base_config())
@@ -78,6 +79,11 @@ def test_paper_config_refuses_other_arguments(argument):
     ("data.canvas", (640,), "two numbers"),
     ("data.short", 2000, "exceeds"),
     ("data.scale_jitter", (2.0, 1.0), "second not below"),
+    ("data.brightness", -0.1, "0 or more"),
+    ("data.hue", 0.6, "between 0 and 0.5"),
+    ("data.repeat_threshold", 1.5, "between 0 and 1"),
+    ("eval.tta_scales", (1.0, 0.0), "one or more numbers above 0"),
+    ("eval.tta_scales", (), "one or more numbers above 0"),
   ],
 )
 def test_validate_names_field_and_allowed_values(field, value, message):
@@ -142,7 +148,7 @@ def test_shipped_configs_are_found_by_name_and_files_by_path(tmp_path, monkeypat
   ]
   assert check_command_line([*more, "--config", "shapes"]) == [*more, "--config", path]
   assert check_command_line([f"--config={path}:eta=0", *more]) == [f"--config={path}:eta=0", *more]
-  with pytest.raises(UserError, match="no such file; known: bccd, deeppcb, paper, retinanet, shapes"):
+  with pytest.raises(UserError, match="no such file; known: bccd, deeppcb, finetune, paper, "):
     check_command_line(["--config=shape"])
   (tmp_path / "shapes").write_text(
     "from iou_det.config import base_config as get_config"

@@ -29,6 +29,9 @@ SAME = {
   "anchors.octaves": 3,
   "anchors.ratios": (0.5, 1.0, 2.0),
   "eval.nms": "hard",
+  "eval.class_agnostic": False,
+  "eval.tta_scales": (1.0,),
+  "eval.tta_flip": False,
 }
 
 

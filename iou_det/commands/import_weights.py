@@ -16,8 +16,7 @@ from absl import flags
 from iou_det.data import coco
 from iou_det.errors import UserError
 from iou_det.weights import saved
-from iou_det.weights.files import read_tensors
-from iou_det.weights.foreign import FORMATS, convert
+from iou_det.weights.foreign import FORMATS, read_foreign
 
 FROM = flags.DEFINE_enum("from", None, list(FORMATS), "What trained it.", required=True)
 OUT = flags.DEFINE_string("out", None, "Folder for detector.safetensors.", required=True)
@@ -43,12 +42,8 @@ def main(arguments: list[str]) -> None:
   if ANNOTATIONS.value:
     path = Path(ANNOTATIONS.value)
     annotated = coco.read_categories(path, coco.load_json(path)["categories"], ("id", "name"))
-  try:
-    file = read_tensors(source)
-    detector = convert(file, key, annotated=annotated, norm_eps=NORM_EPS.value)
-  except UserError as error:
-    raise UserError(f"{source}: {error}") from error.__cause__
+  detector = read_foreign(source, key, annotated=annotated, norm_eps=NORM_EPS.value)
   out = Path(OUT.value) / saved.FILE
   saved.write_saved(out, detector)
-  print(f"wrote {out}: {len(detector.categories)} classes, {len(file.tensors)} tensors read")
+  print(f"wrote {out}: {len(detector.categories)} classes")
   print(f"detects as {key} does; {FORMATS[key].differs}")

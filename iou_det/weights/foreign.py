@@ -12,6 +12,7 @@ describes; a file holds tensors only, so what it was trained with beyond them ca
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -28,7 +29,7 @@ from iou_det.detector import make_model
 from iou_det.errors import UserError
 from iou_det.models.resnet import BLOCKS, ResNet
 from iou_det.weights.coco_classes import COCO_80, COCO_91, NONE
-from iou_det.weights.files import TensorFile
+from iou_det.weights.files import TensorFile, read_tensors
 from iou_det.weights.pretrained import from_torch
 from iou_det.weights.saved import Saved
 
@@ -153,6 +154,24 @@ FORMATS = {
     detectron2=True,
   ),
 }
+
+
+def read_foreign(
+  source: str | Path,
+  key: str | None = None,
+  *,
+  annotated: tuple[Category, ...] = (),
+  norm_eps: float | None = None,
+) -> Saved:
+  """The detector in a foreign file, see `convert`; `key` None: of the format that it looks like."""
+  try:
+    file = read_tensors(source)
+    key = key or recognise(file.tensors)
+    if key is None:
+      raise UserError(f"by the names of its tensors it is none of {', '.join(FORMATS)}")
+    return convert(file, key, annotated=annotated, norm_eps=norm_eps)
+  except UserError as error:
+    raise UserError(f"{source}: {error}") from error.__cause__
 
 
 def recognise(names: Collection[str]) -> str | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from iou_det.ops.detection import NMS, detect, unscale_boxes
+from iou_det.ops.detection import NMS, Candidates, detect, find_candidates, suppress, unscale_boxes
 from tests import oracle_nms, oracles
 
 LEVELS = (60, 20, 6)
@@ -58,8 +58,7 @@ def oracle(logits, deltas, anchors, image_size, scale, convention, nms):
   if nms == "hard":
     kept = oracle_nms.nms(boxes, scores[chosen], SETTINGS["nms_iou"], threshold, most)
   elif nms == "none":
-    pairs = [(box, label, s) for box, row in enumerate(scores[chosen]) for label, s in enumerate(row)]
-    kept = sorted((p for p in pairs if p[2] > threshold), key=lambda p: -p[2])[:most]
+    kept = oracle_nms.best_pairs(scores[chosen], threshold, most)
   else:
     kept = oracle_nms.soft_nms(boxes, scores[chosen], nms, SETTINGS["nms_iou"], 0.5, threshold, most)
   return [(*boxes[box], score, label) for box, label, score in kept]
@@ -104,6 +103,69 @@ def test_is_the_exact_slow_version_and_compiles_once(convention, nms):
       assert len(expected) >= 10
       np.testing.assert_allclose(rows(detections, image), expected, rtol=1e-4, atol=1e-4)
   assert traces == 1
+
+
+@pytest.mark.parametrize("nms", NMS)
+def test_nms_over_all_classes_is_the_slow_version(nms):
+  """Also with many equal scores, within a box and between boxes, with a NaN and with equal boxes."""
+  slow = {
+    "hard": lambda b, s: oracle_nms.nms(b, s, 0.5, 0.3, 15),
+    "none": lambda b, s: oracle_nms.best_pairs(s, 0.3, 15),
+  }
+  slow |= {m: lambda b, s: oracle_nms.soft_nms(b, s, nms, 0.5, 0.5, 0.3, 15) for m in ("linear", "gaussian")}
+  limits = dict(score_threshold=0.3, nms_iou=0.5, max_detections=15, nms=nms)
+  run = jax.jit(lambda boxes, scores: suppress([Candidates(boxes, scores)], class_agnostic=True, **limits))
+  for seed in range(6):
+    rng = np.random.default_rng(seed)
+    corner = rng.integers(0, 24, (30, 2)).astype(np.float32)
+    boxes = np.concatenate([corner, corner + rng.integers(4, 14, (30, 2))], axis=1).astype(np.float32)
+    boxes[20:25] = boxes[:5]
+    levels = 8 if nms in ("hard", "none") else 10_000  # rounding decides between equal decayed scores
+    scores = rng.integers(0, levels, (30, 4)).astype(np.float32) / levels
+    scores[3, 0] = scores[4, 2] = np.nan
+    found = rows(run(boxes[None], scores[None]), 0)
+    expected = oracle_nms.over_all_classes(slow[nms], boxes, scores)
+    assert len(expected) > 3
+    assert found[:, 5].tolist() == [label for _, label, _ in expected]
+    np.testing.assert_array_equal(found[:, :4], [boxes[box] for box, _, _ in expected])
+    np.testing.assert_allclose(found[:, 4], [score for *_, score in expected], rtol=1e-5)
+
+
+def test_one_object_in_three_classes_is_found_once_over_all_classes():
+  """An object in a crowd: three anchors, each surest of another class; a second object lies beside it."""
+  anchors = jnp.float32([[10, 10, 50, 50], [12, 10, 52, 50], [10, 12, 50, 52], [60, 10, 100, 50]])
+  logits = jnp.float32([[[2.0, 0.5, -9.0], [-9.0, 1.5, -1.0], [0.2, -9.0, 1.0], [-9.0, 0.8, -9.0]]])
+  drawn = (logits, jnp.zeros((1, 4, 4)), anchors, jnp.array([[64, 128]]), jnp.ones((1, 2)))
+  settings = dict(level_sizes=(4,), convention="modern", score_threshold=0.4)
+  run = lambda **more: jax.jit(partial(detect, **settings, **more))(*drawn)
+  by_class, over_all = rows(run(), 0), rows(run(class_agnostic=True), 0)
+  assert [(*row[:2], row[5]) for row in by_class] == [(10, 10, 0), (12, 10, 1), (10, 12, 2), (60, 10, 1)]
+  assert [(*row[:2], row[5]) for row in over_all] == [(10, 10, 0), (60, 10, 1)]
+  np.testing.assert_allclose(over_all[:, 4], 1 / (1 + np.exp([-2.0, -0.8])), rtol=1e-6)
+
+
+@pytest.mark.parametrize("convention", ["modern", "legacy"])
+def test_a_mirrored_view_gives_back_the_boxes_of_the_plain_one(convention):
+  """The network's output for mirrored content: anchors and offsets mirrored within its width."""
+  plain = draw(3, batch=1)
+  width = int(plain["image_size"][0, 1])
+  turned = plain | {
+    "anchors": jnp.stack([width - plain["anchors"][:, 2], plain["anchors"][:, 1],
+                          width - plain["anchors"][:, 0], plain["anchors"][:, 3]], axis=1),
+    "deltas": plain["deltas"] * jnp.array([-1.0, 1.0, 1.0, 1.0]),
+  }  # fmt: skip
+  find = partial(find_candidates, level_sizes=LEVELS, convention=convention, candidates_per_level=15)
+  ours, theirs = jax.jit(partial(find, mirror=True))(**turned), jax.jit(find)(**plain)
+  np.testing.assert_array_equal(ours.scores, theirs.scores)
+  np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)
+
+
+def test_views_enter_one_nms_the_first_before_the_others():
+  same = jnp.float32([[[0, 0, 10, 10], [30, 0, 40, 10]]])
+  first = Candidates(same, jnp.float32([[[0.5, 0.0], [0.6, 0.0]]]))
+  other = Candidates(same + jnp.array([1.0, 0.0, 1.0, 0.0]), jnp.float32([[[0.5, 0.4], [0.7, 0.0]]]))
+  found = rows(jax.jit(suppress)([first, other]), 0)
+  assert [(row[0], row[5]) for row in found] == [(31, 0), (0, 0), (1, 1)]
 
 
 def test_candidates_are_limited_per_level():

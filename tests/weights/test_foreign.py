@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from iou_det.data.source import Category
 from iou_det.errors import UserError
 from iou_det.weights.files import TensorFile
-from iou_det.weights.foreign import FORMATS, categories, convert, recognise
+from iou_det.weights.foreign import FORMATS, categories, convert, read_foreign, recognise
 from iou_det.weights.saved import read_saved
 from tests.golden.seeded_tensors import detector_tensor
 from tests.weights import detectors
@@ -146,10 +146,15 @@ def test_another_format_is_named():
   assert "looks like torchvision, not torchvision_v2" in error(narrow("torchvision"), "torchvision_v2")
 
 
-def test_a_faster_rcnn_is_none():
+def test_a_faster_rcnn_is_none(tmp_path):
   names = ["backbone.body.conv1.weight", "backbone.fpn.inner_blocks.0.0.weight", "rpn.head.cls_logits.weight"]
   names += ["roi_heads.box_predictor.cls_score.weight"]
   assert recognise(names) is None
+  save_file({name: np.zeros(1) for name in names}, tmp_path / "file.safetensors")
+  with pytest.raises(
+    UserError, match=r"file.safetensors: .*none of torchvision, torchvision_v2, mmdetection"
+  ):
+    read_foreign(tmp_path / "file.safetensors")
   assert "none of torchvision, torchvision_v2, mmdetection, detectron2" in error(
     dict.fromkeys(names), "torchvision"
   )
@@ -244,8 +249,8 @@ def test_the_command(tmp_path):
   (tmp_path / "a.json").write_text(json.dumps(annotations))
   done = command("--from=mmdetection", file, f"--out={out}", f"--annotations={tmp_path / 'a.json'}")
   assert done.returncode == 0, done.stderr
-  assert f"wrote {out / 'detector.safetensors'}: 3 classes, {len(tensors)} tensors read" in done.stdout
-  assert "not needed: 53 batch counters" in done.stderr
+  assert f"wrote {out / 'detector.safetensors'}: 3 classes" in done.stdout
+  assert f"3 classes: {len(tensors)} tensors, not needed: 53 batch counters" in done.stderr
   saved, same = read_saved(out / "detector.safetensors"), converted(tensors, "mmdetection")
   assert_same(saved.variables, same.variables)
   assert saved.categories == TABLE and saved.config.to_dict() == same.config.to_dict()
