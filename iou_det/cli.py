@@ -15,6 +15,7 @@ COMMANDS = {
   "prepare": "COCO-format folder -> checked TFDS ArrayRecord dataset",
   "train": "train a config; resumes if the workdir has a checkpoint",
   "eval": "COCO metrics and detections.json of a trained workdir",
+  "import-weights": "a detector of torchvision, mmdetection or detectron2 -> a file for us",
   "reproduce": "a table or figure of the paper: its runs, then the table",
   "fit-wloc": "w_loc of Table 4: keeps the first step's loss sum, any data",
   "bench": "speed and memory: train, input, predict, eval, scaling; JSON lines",
@@ -24,7 +25,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-  rows = "\n".join(f"  {name:<10} {what}" for name, what in COMMANDS.items())
+  rows = "\n".join(f"  {name:<14} {what}" for name, what in COMMANDS.items())
   return f"usage: iou-det COMMAND [--flags]\n\n{rows}\n\n`iou-det COMMAND --help` explains each."
 
 
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     # ml_collections looks for --config.a.b in sys.argv
     sys.argv = [f"iou-det {command}", *check_command_line(argv[1:])]
     rest = flags.FLAGS(sys.argv)
-    if command in ("bench", "predict", "reproduce"):  # take arguments that are no flags
+    if command in ("bench", "import-weights", "predict", "reproduce"):  # take arguments that are no flags
       module.main(rest[1:])
     elif len(rest) > 1:
       raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")

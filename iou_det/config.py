@@ -69,10 +69,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "backbone": Setting("resnet", one_of(*BACKBONES)),
     "depth": Setting(50, one_of(*BLOCKS)),  # of the ResNet
     "width": Setting(64, ABOVE_0),  # channels of the stem; 64 is the standard network
+    "stride_in_1x1": Setting(False),  # of a bottleneck's first convolution, not its 3x3 one (MSRA, Caffe)
     "norm": Setting("frozen_bn", one_of("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch
     "frozen_stages": Setting(1, one_of(-1, 0, 1, 2, 3, 4)),  # -1: nothing, 0: stem, 1: and first stage, ...
     "init": Setting(""),  # a whole detector to start from: anything that `load_detector` takes
-    "pretrained": Setting(""),  # .safetensors or .pth in torchvision's layout, or a Hugging Face id
+    "pretrained": Setting(""),  # .safetensors, .pth or .pkl in torchvision's layout, or a Hugging Face id
     "fpn_channels": Setting(256, ABOVE_0),
     "head_convs": Setting(4, FROM_0),
     "head_norm": Setting("none", one_of("none", "gn")),
@@ -95,6 +96,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "negative_iou": Setting(0.4, ABOVE_0_TO_1),
     "force_match": Setting(True),
     "min_forced_iou": Setting(0.0, FROM_0_TO_1),
+    "forced_target": Setting(
+      "box", one_of("box", "best")
+    ),  # of an anchor that a box forces; best: torchvision
   },
   "loss": {
     "classification": Setting("focal", one_of(*CLASSIFICATION)),
@@ -109,6 +113,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "w_loc": Setting(1.0, FROM_0_OR_AUTO),
     "loc_weights": Setting("eq4", one_of("eq4", "eq5")),  # eq5: the normalised weights
     "normalizer": Setting("global", one_of("global", "level")),  # Eq. (2), (5): over the batch, or by level
+    "average": Setting(
+      "batch", one_of("batch", "image")
+    ),  # over all positives; image: first by image (torchvision)
   },
   "data": {
     "path": Setting("", runtime=True),
@@ -117,6 +124,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "val_annotations": Setting("", runtime=True),  # original annotation file to score against
     "short": Setting(800, ABOVE_0),
     "long": Setting(1333, ABOVE_0),
+    "rounding": Setting("round", one_of("round", "floor")),  # sides of a resized image; floor: torchvision
     "canvas": Setting((800, 1333), RISING_PAIR),  # sides of the uint8 canvas that images are decoded into
     "max_boxes": Setting(100, ABOVE_0),
     "mean": Setting((123.675, 116.28, 103.53), THREE),

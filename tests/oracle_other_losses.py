@@ -29,6 +29,17 @@ def bounded_iou_loss(box, target, beta):
   return np.array([2 * (c * c / (2 * beta) if c < beta else c - beta / 2) for c in costs])
 
 
+def giou_loss(box, target):
+  """1 - GIoU of two boxes x1, y1, x2, y2, by the authors' steps."""
+  (x1, y1, x2, y2), (u1, v1, u2, v2) = ([float(x) for x in b] for b in (box, target))
+  width, height = min(x2, u2) - max(x1, u1), min(y2, v2) - max(y1, v1)
+  overlap = width * height if width > 0 and height > 0 else 0.0
+  union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - overlap
+  hull = (max(x2, u2) - min(x1, u1)) * (max(y2, v2) - min(y1, v1))
+  iou = overlap / union if union > 0 else 0.0
+  return 1 - (iou - (hull - union) / hull if hull > 0 else iou)
+
+
 def gradient_harmonizing_weights(d, positive, mu, bins):
   def part(x):
     return min(int(abs(x) / math.sqrt(x * x + mu * mu) * bins), bins - 1)

@@ -75,16 +75,19 @@ def anchors(size, strides, scale, octaves, ratios, convention):
   return np.array(out)
 
 
-def match(anchors, boxes, valid, positive_iou, negative_iou, force_match, min_forced_iou):
+def match(
+  anchors, boxes, valid, positive_iou, negative_iou, force_match, min_forced_iou, forced_target="box"
+):
   """Ground truth of each anchor: its number, -1 for negative, -2 for ignored."""
   overlaps = pairwise_iou(anchors, boxes)
   real = [n for n in range(len(boxes)) if valid[n]]
-  out = []
+  out, own = [], []
   for a in range(len(anchors)):
     best, index = 0.0, -1
     for n in real:
       if overlaps[a, n] > best:
         best, index = overlaps[a, n], n
+    own.append(index)
     out.append(index if best >= positive_iou else -2 if best >= negative_iou else -1)
   if force_match:
     for n in real:
@@ -92,7 +95,7 @@ def match(anchors, boxes, valid, positive_iou, negative_iou, force_match, min_fo
       if best > 0 and best >= min_forced_iou:
         for a in range(len(anchors)):
           if overlaps[a, n] == best:
-            out[a] = n
+            out[a] = n if forced_target == "box" else own[a]
   return np.array(out, int)
 
 

@@ -41,7 +41,7 @@ def preprocess(
   """Turns a batch of canvases (see `pipeline.train_batches`) into the network's input.
 
   Images are scaled by min(short / shorter side, long / longer side), sides rounded to whole pixels as
-  mmdetection does.
+  mmdetection does, or cut to them as torchvision does (data.rounding).
 
   Args:
     data: the config's section.
@@ -60,7 +60,7 @@ def preprocess(
   def one(row):
     image, image_size, original_size = row["image"], row["image_size"], row["original_size"]
     boxes, valid = row["boxes"], row["valid"]
-    resized = _resized(image_size, data.short, data.long)
+    resized = _resized(image_size, data.short, data.long, data.rounding)
     offset = jnp.zeros(2, jnp.int32)
     if key is not None:
       own_key = jax.random.fold_in(jax.random.fold_in(key, row["epoch"]), row["index"])
@@ -137,12 +137,46 @@ def _inside(size: tuple[int, int], content: Int[Array, "2"]) -> Bool[Array, "hei
   return (jnp.arange(size[0]) < content[0])[:, None] & (jnp.arange(size[1]) < content[1])
 
 
-def _resized(image_size: Int[Array, "2"], short: int, long: int) -> Int[Array, "2"]:
-  """int(side * factor + 0.5), factor = min(short / shorter side, long / longer side), in whole numbers."""
+def _resized(image_size: Int[Array, "2"], short: int, long: int, rounding: str) -> Int[Array, "2"]:
+  """int(side * factor + 0.5), factor = min(short / shorter side, long / longer side), in whole numbers.
+
+  "floor" is int(side * factor) of torchvision, in whose doubles a product that is a whole number may come
+  out below it: its 387 pixels scaled to 800 are 799.
+  """
   smaller, larger = image_size.min(), image_size.max()
   by_long = short * larger > long * smaller
   numerator, denominator = jnp.where(by_long, long, short), jnp.where(by_long, larger, smaller)
+  if rounding == "floor":
+    whole, rest = image_size * numerator // denominator, image_size * numerator % denominator
+    below = (rest == 0) & _double_is_below(image_size, numerator, denominator, whole)
+    return jnp.maximum(whole - below, 1)
   return jnp.maximum((2 * image_size * numerator + denominator) // (2 * denominator), 1)
+
+
+def _double_is_below(
+  side: Int[Array, "2"], numerator: Int[Array, ""], denominator: Int[Array, ""], whole: Int[Array, "2"]
+) -> Bool[Array, "2"]:
+  """Whether side * (numerator / denominator) in doubles is less than the whole number that it is exactly.
+
+  Of all numbers at most 4096. With 2^s <= numerator / denominator < 2^(s + 1) the double of the quotient is
+  rounded at 2^(s - 52). It lies r / denominator such steps below it, r being numerator * 2^(52 - s) modulo
+  the denominator, in -denominator / 2 to denominator / 2; and the product is rounded up to `whole` unless
+  the error, times `side`, exceeds half of the step below `whole`.
+  """
+  # Exact: powers of two are found by comparing, all numbers stay below 2^26.
+  powers = 2 ** jnp.arange(13)
+  up = (powers * denominator <= numerator).sum() - 1  # s if s >= 0, else -1
+  down = (numerator * powers < denominator).sum()  # -s if s < 0, else 0
+  s = jnp.where(down > 0, -down, up)
+  rest, power = numerator % denominator, jnp.ones((), jnp.int32)
+  for bit in (64, 32, 16, 8, 4, 2, 1):  # 2^(52 - s) modulo the denominator, by squaring
+    power = power * power * jnp.where((52 - s) & bit, 2, 1) % denominator
+  rest = rest * power % denominator
+  rest = jnp.where(2 * rest > denominator, rest - denominator, rest)
+  # The step below a power of two is that of the numbers below it.
+  exponent = (powers < whole[:, None]).sum(axis=1) - 1
+  left, right = 2 * side * rest, denominator * 2**exponent
+  return jnp.where(s >= 0, left * 2 ** jnp.maximum(s, 0) > right, left > right * 2 ** jnp.maximum(-s, 0))
 
 
 def _sample(

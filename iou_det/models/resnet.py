@@ -1,4 +1,4 @@
-"""ResNet in torchvision's layout (stride in the 3x3 convolution), with frozen batch norm or group norm."""
+"""ResNet in torchvision's layout, with frozen batch norm or group norm."""
 
 import math
 import re
@@ -118,18 +118,24 @@ class ConvNorm:
 
 
 class Block(nn.Module):
-  """Two 3x3 convolutions (ResNet-18 and 34) or, a bottleneck, 1x1, 3x3 with the stride and 1x1."""
+  """Two 3x3 convolutions (ResNet-18 and 34) or, a bottleneck, 1x1, 3x3 and 1x1.
+
+  Attributes:
+    stride_in_1x1: whether a bottleneck's stride is in the first 1x1 (MSRA's original), not in the 3x3.
+  """
 
   features: int
   stride: int
   bottleneck: bool
+  stride_in_1x1: bool
   layer: ConvNorm
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
     wide = self.features * (4 if self.bottleneck else 1)
     if self.bottleneck:
-      convs = [(self.features, 1, 1), (self.features, 3, self.stride), (wide, 1, 1)]
+      strides = (self.stride, 1) if self.stride_in_1x1 else (1, self.stride)
+      convs = [(self.features, 1, strides[0]), (self.features, 3, strides[1]), (wide, 1, 1)]
     else:
       convs = [(wide, 3, self.stride), (wide, 3, 1)]
     y = x
@@ -170,7 +176,7 @@ class ResNet(nn.Module):
       features = s.width * 2 ** (stage - 1)
       for i in range(blocks):
         stride = 2 if stage > 1 and i == 0 else 1
-        x = block(features, stride, s.depth >= 50, layer, name=f"layer{stage}_{i}")(x)
+        x = block(features, stride, s.depth >= 50, s.stride_in_1x1, layer, name=f"layer{stage}_{i}")(x)
       x = stop_frozen(x, stage, s)
       maps.append(x)
     return maps[1:]

@@ -29,6 +29,7 @@ def match(
   negative_iou: float = 0.4,
   force_match: bool = True,
   min_forced_iou: float = 0.0,
+  forced_target: str = "box",
 ) -> Match:
   """Assigns anchors to ground truths by IoU.
 
@@ -46,6 +47,9 @@ def match(
     negative_iou: lowest IoU of an ignored anchor, <= positive_iou.
     force_match: whether ground truths take their best anchors below `positive_iou` as well.
     min_forced_iou: lowest best IoU at which a ground truth does so.
+    forced_target: "box": what an anchor taken so has to find is the ground truth that took it; "best": the
+      one with which its own IoU is highest, as in torchvision (whose ground truth that no anchor touches
+      makes every anchor positive: here it takes nothing either way).
   """
   if boxes.shape[0] == 0:  # argmax over no boxes is an error
     none = jnp.zeros(anchors.shape[0], bool)
@@ -60,7 +64,8 @@ def match(
     tied = forces[:, None] & (iou >= best_of_box[:, None] * (1 - TIE))
     number = jnp.arange(boxes.shape[0], dtype=jnp.int32)[:, None]
     last = jnp.where(tied, number, -1).max(axis=0)
-    index = jnp.where(last >= 0, last, index)
+    if forced_target == "box":
+      index = jnp.where(last >= 0, last, index)
     positive = positive | (last >= 0)
   return Match(
     index=jnp.where(positive, index, 0),

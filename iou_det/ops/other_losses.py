@@ -2,6 +2,7 @@
 
 balanced_l1                                          Libra R-CNN, arXiv:1904.02701
 bounded_iou_loss                                     Tychsen-Smith and Petersson, arXiv:1711.00164
+giou_loss                                            Rezatofighi et al., arXiv:1902.09630
 authentic_smooth_l1, gradient_harmonizing_weights    GHM-R, arXiv:1811.05181
 isr_weights                                          PISA, arXiv:1904.04821
 """
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from iou_det.ops import boxes as box_ops
 from iou_det.ops.losses import sigmoid_focal_loss, smooth_l1
 
 
@@ -66,6 +68,30 @@ def bounded_iou_loss(
   shift = jnp.minimum(2.0 * error[..., :2] * relative, 1.0)  # 2 |dx| / w_t; more is an IoU_B of 0
   cost = jnp.concatenate([2.0 * shift / (1.0 + shift), -jnp.expm1(-error[..., 2:])], axis=-1)
   return 2.0 * smooth_l1(cost, delta=beta)
+
+
+def giou_loss(
+  boxes: Float[Array, "*batch 4"], target_boxes: Float[Array, "*batch 4"]
+) -> Float[Array, "*batch"]:
+  """1 - GIoU of boxes with their targets, arXiv:1902.09630 Algorithm 2.
+
+      1 - GIoU = (1 - IoU) + (hull - union) / hull    hull: the smallest box around both
+
+  Args:
+    boxes, target_boxes: x1, y1, x2, y2 in pixels. Where the hull has no area its term is 0: the loss of two
+      points is 1, and its gradient finite.
+
+  Returns:
+    Loss in [0, 2): 0 where the boxes are the same, above 1 where they are apart.
+  """
+  iou = box_ops.iou(boxes, target_boxes)
+  union = (box_ops.area(boxes) + box_ops.area(target_boxes)) / (1.0 + iou)  # overlap + union over its IoU + 1
+  low = jnp.minimum(boxes[..., :2], target_boxes[..., :2])
+  high = jnp.maximum(boxes[..., 2:], target_boxes[..., 2:])
+  hull = box_ops.area(jnp.concatenate([low, high], axis=-1))
+  # The inner `where` keeps 0/0 out of the gradient, the outer one out of the value.
+  apart = jnp.where(hull > 0, 1.0 - union / jnp.where(hull > 0, hull, 1.0), 0.0)
+  return 1.0 - iou + apart
 
 
 def authentic_smooth_l1(d: Float[Array, "*shape"], *, mu: float = 0.02) -> Float[Array, "*shape"]:
@@ -205,6 +231,8 @@ class BoxPairs(NamedTuple):
 # numbers from there. Classification losses take logits, one-hot targets and the IoU of each decoded box.
 LOCALIZATION: dict[str, Callable[[BoxPairs, Any], Float[Array, "batch anchors"]]] = {
   "smooth_l1": lambda pairs, loss: smooth_l1(pairs.errors, delta=loss.delta).sum(axis=-1),
+  "l1": lambda pairs, loss: jnp.abs(pairs.errors).sum(axis=-1),  # torchvision's
+  "giou": lambda pairs, loss: giou_loss(pairs.boxes, pairs.target_boxes),
   "balanced_l1": lambda pairs, loss: balanced_l1(pairs.errors, beta=loss.delta).sum(axis=-1),
   "bounded_iou": lambda pairs, loss: bounded_iou_loss(pairs.deltas, pairs.target_deltas).sum(axis=-1),
   "ghm_r": lambda pairs, loss: (

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from iou_det.detector import forward, network_inputs
 from iou_det.models.retinanet import RetinaNet
 from iou_det.parallel import replicated, split_batch
-from iou_det.training.losses import Terms, loss_terms, make_targets
+from iou_det.training.losses import Terms, detection_losses, loss_terms, make_targets
 from iou_det.training.step import TrainState
 
 BINS = 10  # equal bins of the IoU of the positives' decoded boxes, 0 to 1; the last one includes 1
@@ -48,6 +48,8 @@ def make_diagnostics(
 
     def localization(deltas):
       terms = loss_terms(logits, deltas, targets, config)
+      if config.loss.average == "image":  # it has another share of every image; else the sum does
+        return detection_losses(terms, "image").localization, terms
       return terms.localization(), terms
 
     gradient, terms = jax.grad(localization, has_aux=True)(deltas)

@@ -33,7 +33,7 @@ def make_targets(
   level_sizes: tuple[int, ...],
   portrait: bool,
 ) -> Targets:
-  inside = jnp.ones((inputs.images.shape[0], anchors.shape[0]), bool)
+  inside = jnp.ones((inputs.boxes.shape[0], anchors.shape[0]), bool)
   if config.anchors.convention == "legacy":
     inside = anchor_ops.inside_padded_image(
       input_size(config, portrait),
@@ -57,11 +57,13 @@ class Terms(NamedTuple):
   box_weights: Float[Array, "batch anchors"]
   normalizer: Float[Array, " levels"]  # of Eq. (2): of each pyramid level where the config says so, or one
 
-  def classification(self) -> Float[Array, ""]:
-    return jnp.sum(self.class_weights * self.class_loss, where=self.counted[..., None])
+  def classification(self, by_image: bool = False) -> Float[Array, "..."]:
+    """The sum over the batch, or those of its images."""
+    axes = (1, 2) if by_image else None
+    return jnp.sum(self.class_weights * self.class_loss, axes, where=self.counted[..., None])
 
-  def localization(self) -> Float[Array, ""]:
-    return jnp.sum(self.box_weights * self.box_loss, where=self.positive)
+  def localization(self, by_image: bool = False) -> Float[Array, "..."]:
+    return jnp.sum(self.box_weights * self.box_loss, 1 if by_image else None, where=self.positive)
 
 
 def loss_terms(
@@ -115,18 +117,25 @@ class Losses(NamedTuple):
   loc_weight: Float[Array, ""]  # effective weight: localization loss over what it is with weights of 1
 
 
-def detection_losses(terms: Terms) -> Losses:
+def detection_losses(terms: Terms, average: str = "batch") -> Losses:
   """RetinaNet's two losses.
 
-  Both are sums over the whole batch divided by its number of positives (an image without any counts
-  as one), so they do not depend on how the batch lies on devices.
+  Args:
+    average: config.loss.average. "batch": sums over the whole batch divided by its number of positives (an
+      image without any counts as one), so they do not depend on how the batch lies on devices. "image": each
+      image's sum divided by its own number, then the mean over images, as in torchvision. The weights of
+      Eq. (1)-(5) are the same for both: the sums that Eq. (2) and (5) keep run over the batch (or its levels)
+      before anything is divided.
   """
   positives = terms.positive.sum(axis=1)
-  normalizer = jnp.maximum(positives, 1).sum().astype(jnp.float32)
-  localization = terms.localization()
-  unweighted = jnp.sum(terms.box_loss, where=terms.positive)
+  counts = jnp.maximum(positives, 1)
+  by_image = average == "image"
+  total = lambda sums: jnp.sum(sums / counts) if by_image else sums
+  normalizer = jnp.float32(len(counts)) if by_image else counts.sum().astype(jnp.float32)
+  localization = total(terms.localization(by_image))
+  unweighted = total(jnp.sum(terms.box_loss, 1 if by_image else None, where=terms.positive))
   return Losses(
-    classification=terms.classification() / normalizer,
+    classification=total(terms.classification(by_image)) / normalizer,
     localization=localization / normalizer,
     positives=positives.mean(dtype=jnp.float32),
     positive_iou=jnp.sum(terms.iou, where=terms.positive) / jnp.maximum(positives.sum(), 1),

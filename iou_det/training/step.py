@@ -135,7 +135,7 @@ def make_train_step(
 
     def loss_fn(params):
       logits, deltas = forward(model, state.variables | {"params": params}, inputs.images, mesh)
-      out = detection_losses(loss_terms(logits, deltas, targets, config))
+      out = detection_losses(loss_terms(logits, deltas, targets, config), config.loss.average)
       return out.classification + out.localization, out
 
     (total, out), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

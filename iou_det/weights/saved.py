@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.traverse_util
 import jax
+import numpy as np
 import safetensors
 import safetensors.numpy
 from jaxtyping import PyTree
@@ -41,7 +42,9 @@ def write_saved(path: Path, saved: Saved) -> None:
     "categories": json.dumps([dataclasses.asdict(c) for c in saved.categories]),
     "step": str(saved.step),
   }
-  tensors = flax.traverse_util.flatten_dict(jax.device_get(saved.variables), sep="/")
+  arrays = flax.traverse_util.flatten_dict(jax.device_get(saved.variables), sep="/")
+  # safetensors writes memory as it lies, whatever the strides of a transposed array say.
+  tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
   path.parent.mkdir(parents=True, exist_ok=True)
   write_whole(path, safetensors.numpy.save(tensors, metadata))
 

@@ -1,5 +1,7 @@
 """Resizing against OpenCV; flips, transposition and jitter move boxes with the pixels; legacy boxes."""
 
+from pathlib import Path
+
 import cv2
 import jax
 import jax.numpy as jnp
@@ -7,12 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from iou_det.data.preprocess import preprocess
+from iou_det.data.preprocess import _resized, preprocess
 from iou_det.ops.detection import unscale_boxes
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NO_CHANGE = {"flip_horizontal": 0.0, "flip_vertical": 0.0, "transpose": 0.0, "scale_jitter": (1.0, 1.0)}
-NO_CHANGE |= dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
+NO_CHANGE |= dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0) | {"rounding": "round"}
 
 
 def make_batch(images, canvas, boxes=None, epochs=None, indices=None):
@@ -200,3 +202,32 @@ def test_transposition_swaps_the_size_of_the_content():
   out = run(make_batch([image], (64, 80), [box]), (96, 96), 72, 96, dict(transpose=1.0))
   np.testing.assert_array_equal(out.image_size, [[96, 72]])
   np.testing.assert_allclose(out.boxes[0, 0], box[0][[1, 0, 3, 2]] * 1.2, rtol=1e-6)
+
+
+# --- sizes as torchvision's ---
+
+
+def resized(sizes, short, long, rounding):
+  return jax.jit(jax.vmap(lambda size: _resized(size, short, long, rounding)))(sizes.astype(np.int32))
+
+
+@pytest.mark.parametrize("short, long", [(800, 1333), (160, 256), (17, 4096)])
+def test_floored_sizes_are_those_of_doubles(short, long):
+  """int(side * min(short / shorter, long / longer)): in doubles some whole products come out below it."""
+  sizes = np.stack(np.meshgrid(np.r_[1:4096:41, 4096], np.arange(1, 4097)), axis=-1).reshape(-1, 2)
+  smaller, larger = sizes.min(axis=1), sizes.max(axis=1)
+  factor = np.minimum(short / smaller, long / larger)  # float64
+  expected = np.maximum((sizes * factor[:, None]).astype(int), 1)
+  np.testing.assert_array_equal(resized(sizes, short, long, "floor"), expected)
+  exact = np.minimum(sizes * short // smaller[:, None], sizes * long // larger[:, None])
+  assert (expected < exact).any()
+
+
+def test_floored_sizes_are_torchvisions():
+  with np.load(Path(__file__).parent.parent / "golden" / "detectors.npz") as file:
+    sizes = file["sizes"].astype(np.int32)
+  for column, target in ((2, (800, 1333)), (4, (160, 256))):
+    wanted = sizes[:, column : column + 2]
+    np.testing.assert_array_equal(resized(sizes[:, :2], *target, "floor"), wanted)
+    assert (resized(sizes[:, :2], *target, "round") != wanted).any(axis=1).mean() > 0.3
+  assert sizes[-4].tolist()[:4] == [387, 387, 799, 799]

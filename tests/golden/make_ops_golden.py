@@ -13,7 +13,7 @@ import torchvision
 from pycocotools import mask
 from torchvision.models.detection import _utils, retinanet
 from torchvision.models.detection.image_list import ImageList
-from torchvision.ops import box_iou, clip_boxes_to_image, sigmoid_focal_loss
+from torchvision.ops import box_iou, clip_boxes_to_image, generalized_box_iou_loss, sigmoid_focal_loss
 
 SIZE = (200, 333)  # not multiples of the strides: torchvision's steps are then shorter than its strides
 
@@ -33,6 +33,16 @@ def main():
   out["iou_torchvision"] = box_iou(torch.tensor(a), torch.tensor(b)).numpy()
   xywh = [np.concatenate([x[:, :2], x[:, 2:] - x[:, :2]], axis=1).astype(np.float64) for x in (a, b)]
   out["iou_pycocotools"] = mask.iou(xywh[0], xywh[1], [0] * len(b))
+
+  moved = np.random.default_rng(1).uniform(-9, 9, (30, 4)).astype(np.float32)  # half of them a little
+  x, targets = (
+    torch.tensor(a[:30], requires_grad=True),
+    np.where(np.arange(30)[:, None] % 2, b, a[:30] + moved),
+  )
+  targets[:, 2:] = np.maximum(targets[:, 2:], targets[:, :2] + 1)
+  loss = generalized_box_iou_loss(x, torch.tensor(targets))
+  loss.sum().backward()
+  out["giou_targets"], out["giou"], out["giou_gradient"] = targets, loss.detach().numpy(), x.grad.numpy()
 
   coder = _utils.BoxCoder(weights=(1.0, 1.0, 1.0, 1.0))
   anchors, boxes = draw_boxes(rng, 50, 4, 80), draw_boxes(rng, 50, 1, 80)

@@ -22,3 +22,30 @@ def seeded_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 def seeded_images(height: int, width: int) -> np.ndarray:
   """One normalised image, NHWC."""
   return np.random.default_rng(height * width).standard_normal((1, height, width, 3), np.float32)
+
+
+def seeded_picture(height: int, width: int) -> np.ndarray:
+  """A picture of rectangles on a gradient with some noise: uint8, HWC."""
+  rng = np.random.default_rng(height * 10_000 + width)
+  y, x = np.mgrid[:height, :width]
+  picture = 60.0 + 60 * (y / height)[..., None] + 60 * (x / width)[..., None] * rng.random(3)
+  for _ in range(12):
+    (y1, y2), (x1, x2) = np.sort(rng.integers(0, height, 2)), np.sort(rng.integers(0, width, 2))
+    picture[y1:y2, x1:x2] = rng.uniform(0, 255, 3)
+  return np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
+
+
+def detector_tensor(key: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+  """A tensor of a foreign detector (a key of iou_det's FORMATS): logits are spread, some variances tiny."""
+  tensor = seeded_tensor(name, shape)
+  if name.endswith(("cls_logits.weight", "retina_cls.weight", "cls_score.weight")):
+    return (8 if key == "torchvision_v2" else 2) * tensor  # behind a GroupNorm inputs are smaller
+  if name.endswith(("bbox_reg.weight", "retina_reg.weight", "bbox_pred.weight")):
+    return tensor / 4
+  if name == "backbone.bottom_up.stem.conv1.weight":  # images are not divided by their deviation
+    return tensor / 57
+  if key == "torchvision" and name.endswith("bn1.running_var"):  # so that its eps matters
+    return tensor / 1000
+  if key == "torchvision" and name.endswith("bn1.weight"):
+    return tensor / np.float32(1000**0.5)
+  return tensor

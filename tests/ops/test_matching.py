@@ -20,9 +20,16 @@ RULES = [
   {"positive_iou": 0.5, "negative_iou": 0.4, "force_match": True, "min_forced_iou": 0.0},
   {"positive_iou": 0.5, "negative_iou": 0.4, "force_match": False, "min_forced_iou": 0.0},
   {"positive_iou": 0.7, "negative_iou": 0.3, "force_match": True, "min_forced_iou": 0.25},
+  {
+    "positive_iou": 0.5,
+    "negative_iou": 0.4,
+    "force_match": True,
+    "min_forced_iou": 0.0,
+    "forced_target": "best",
+  },
 ]
 COMPILED = [jax.jit(partial(match, **rules)) for rules in RULES]
-compiled_match = jax.jit(match, static_argnames=("force_match", "min_forced_iou"))
+compiled_match = jax.jit(match, static_argnames=("force_match", "min_forced_iou", "forced_target"))
 
 
 def coded(matched):
@@ -79,6 +86,9 @@ def test_equals_torchvision():
   anchor = np.arange(len(anchors))[differs]
   assert len(anchor) <= len(boxes)
   np.testing.assert_array_equal(overlaps[got[differs], anchor], best_of_box[got[differs]])
+  best = coded(compiled_match(anchors, boxes, valid, forced_target="best"))
+  assert len(anchor) > 0
+  np.testing.assert_array_equal(best, expected)
 
 
 def run(anchors, boxes, valid=None, **rules):
@@ -117,6 +127,13 @@ def test_later_ground_truths_overwrite_earlier_and_plain_matches():
   # The second box forces its best anchor although the anchor is the first one's exact copy.
   np.testing.assert_array_equal(run(anchors, [[0, 0, 10, 10], [0, 0, 3, 3]]), [1])
   np.testing.assert_array_equal(run(anchors, [[0, 0, 3, 3], [0, 0, 10, 10]]), [1])
+
+
+def test_a_forced_anchor_may_keep_its_own_best_ground_truth():
+  """The only anchor near two boxes: the later one forces it, its IoU is higher with the first."""
+  anchors, boxes = [[0, 0, 10, 10], [30, 30, 40, 40]], [[0, 0, 6, 6], [7, 7, 10, 10]]
+  np.testing.assert_array_equal(run(anchors, boxes), [1, -1])
+  np.testing.assert_array_equal(run(anchors, boxes, forced_target="best"), [0, -1])
 
 
 def test_a_ground_truth_below_the_forced_minimum_takes_nothing():

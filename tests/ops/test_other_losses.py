@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from iou_det.ops import boxes as box_ops
 from iou_det.ops import losses, other_losses
 from tests import oracle_other_losses as oracle
 
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "ops.npz")
 EXTREMES = np.array([0.0, 1e-30, -1e-5, 1e4, -1e4, 1e30, -1e30, np.inf, -np.inf], np.float32)
 
 
@@ -109,6 +111,59 @@ def test_bounded_iou_loss_of_extremes_is_finite():
   same = jnp.array([[0.3, -0.2, 1.0, -1.0]])
   np.testing.assert_array_equal(other_losses.bounded_iou_loss(same, same), 0)
   np.testing.assert_array_equal(slope(lambda d: other_losses.bounded_iou_loss(d, same), same), 0)
+
+
+giou_and_gradient = jax.jit(jax.vmap(jax.value_and_grad(other_losses.giou_loss)))
+
+
+def test_giou_loss_and_its_gradient_equal_torchvision():
+  boxes, targets = jnp.asarray(GOLDEN["iou_a"][:30]), jnp.asarray(GOLDEN["giou_targets"])
+  loss, gradient = giou_and_gradient(boxes, targets)
+  np.testing.assert_allclose(loss, GOLDEN["giou"], rtol=1e-5)
+  np.testing.assert_allclose(gradient, GOLDEN["giou_gradient"], rtol=1e-3, atol=1e-6)
+  assert (GOLDEN["giou"] > 1).sum() > 5 and (GOLDEN["giou"] < 1).sum() > 5  # apart, and together
+
+
+# Beside the target 0, 0, 10, 20: the same, touching, far apart, inside, a line, a point, points in it and away.
+CORNERS = np.array(
+  [
+    [0, 0, 10, 20],
+    [10, 0, 15, 20],
+    [900, -70, 950, 0],
+    [2, 3, 4, 5],
+    [2, 3, 2, 9],
+    [3, 3, 3, 3],
+    [40, 9, 40, 9],
+  ],
+  np.float32,
+)
+
+
+def test_giou_loss_of_corner_cases_equals_the_oracle_with_finite_gradients():
+  for target in ([0, 0, 10, 20], [3, 3, 3, 3], [0, 3, 5, 3]):
+    targets = np.tile(np.array(target, np.float32), (len(CORNERS), 1))
+    loss, gradient = giou_and_gradient(jnp.asarray(CORNERS), jnp.asarray(targets))
+    expected = [oracle.giou_loss(*pair) for pair in zip(CORNERS, targets, strict=True)]
+    np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-7)
+    assert np.all(np.isfinite(gradient))
+  loss, gradient = giou_and_gradient(jnp.asarray(CORNERS[:3]), jnp.asarray(np.tile(CORNERS[:1], (3, 1))))
+  assert loss[0] == 0 and loss[1] == 1 and 1.9 < loss[2] < 2
+  np.testing.assert_array_equal(gradient[0], 0.0)
+  assert gradient[2][0] > 0  # apart, it still pulls the box to its target
+
+
+def test_giou_loss_of_offsets_is_that_of_the_decoded_boxes_and_l1_the_sum_of_errors():
+  rng = np.random.default_rng(0)
+  low = rng.uniform(0, 50, (2, 5, 2))
+  anchors = jnp.float32(np.concatenate([low, low + rng.uniform(10, 60, low.shape)], -1))
+  deltas, targets = jnp.float32(rng.normal(0, 0.5, (2, 2, 5, 4)))
+  boxes, target_boxes = box_ops.decode(deltas, anchors), box_ops.decode(targets, anchors)
+  pairs = other_losses.BoxPairs(deltas, targets, boxes, target_boxes, jnp.ones((2, 5), bool))
+  giou, l1 = (other_losses.LOCALIZATION[name](pairs, None) for name in ("giou", "l1"))
+  for i in np.ndindex(2, 5):
+    np.testing.assert_allclose(giou[i], oracle.giou_loss(boxes[i], target_boxes[i]), rtol=1e-4)
+    expected = sum(abs(float(d) - float(t)) for d, t in zip(deltas[i], targets[i], strict=True))
+    np.testing.assert_allclose(l1[i], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("mu", [0.02, 0.5])

@@ -56,7 +56,7 @@ def jitted(arrays, settings):
 
 
 def losses_of(arrays, settings):
-  return detection_losses(terms_of(arrays, settings))
+  return detection_losses(terms_of(arrays, settings), settings.get("average", "batch"))
 
 
 def terms_of(arrays, settings):
@@ -74,12 +74,12 @@ def run(drawn, **changes):
   return jitted(arrays, tuple((PLAIN | changes).items()))
 
 
-def oracle(drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, delta):
+def oracle(drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, delta, average="batch"):
   """Loops over images, anchors and classes."""
   images, anchors, classes = drawn["logits"].shape
   shape = (images, anchors)
   positive, own, l1, iou = np.zeros(shape, bool), np.zeros(shape), np.zeros(shape), np.zeros(shape)
-  others, positives = 0.0, 0
+  others, positives = np.zeros(images), np.zeros(images)
   for b in range(images):
     candidates = [ANCHORS[a] if drawn["inside"][b, a] else np.zeros(4) for a in range(anchors)]
     matched = oracles.match(candidates, drawn["boxes"][b], drawn["valid"][b], **MATCH)
@@ -92,21 +92,24 @@ def oracle(drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, d
         if k == label:
           own[b, a] = value
         else:
-          others += value
+          others[b] += value
       if label is not None:
         box = drawn["boxes"][b, matched[a]]
         positive[b, a] = True
         iou[b, a] = oracles.iou(oracles.decode(drawn["deltas"][b, a], ANCHORS[a]), box)
         d = drawn["deltas"][b, a] - oracles.encode(box, ANCHORS[a])
         l1[b, a] = sum(oracles.smooth_l1(x, delta) for x in d)
-    positives += max(positive[b].sum(), 1)
+    positives[b] = max(positive[b].sum(), 1)
   levels = LEVELS if normalizer == "level" else (anchors,)
-  classification = (own * oracles.balanced_weights(own, iou, positive, eta, levels)).sum() + others
+  own *= oracles.balanced_weights(own, iou, positive, eta, levels)
   if loc_weights == "eq5":
     weights = w_loc * oracles.balanced_weights(l1, iou, positive, lambd, levels)
   else:
     weights = w_loc * iou**lambd
-  return classification / positives, (l1 * weights)[positive].sum() / positives
+  sums = own.sum(axis=1) + others, np.where(positive, l1 * weights, 0).sum(axis=1)
+  if average == "image":
+    return tuple(np.mean(s / positives) for s in sums)
+  return tuple(s.sum() / positives.sum() for s in sums)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +118,9 @@ def oracle(drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, d
     {},
     {"eta": 1.5, "lambd": 1.5, "w_loc": 3.049},
     {"eta": 1.5, "lambd": 0.5, "loc_weights": "eq5", "normalizer": "level"},
+    {"eta": 1.5, "lambd": 0.5, "average": "image"},
   ],
-  ids=["baseline", "both", "eq5 per level"],
+  ids=["baseline", "both", "eq5 per level", "by image"],
 )
 def test_matches_the_float64_loop(changes):
   drawn = draw(seed=0)
@@ -132,6 +136,21 @@ def test_classification_weights_keep_the_sum_and_eq4_starts_where_it_should():
   np.testing.assert_allclose(balanced.classification, plain.classification, rtol=1e-5)
   np.testing.assert_allclose(run(drawn, w_loc=2.0).localization, 2 * plain.localization, rtol=1e-6)
   np.testing.assert_allclose(plain.loc_weight, 1.0, rtol=1e-6)
+
+
+def test_an_average_over_images_is_the_mean_of_each_images_loss():
+  """One of them without a box. The effective weight is a ratio of such averages."""
+  drawn = draw(seed=6)
+  drawn["valid"][1] = False
+  settings = {"lambd": 1.5, "w_loc": 2.0, "average": "image"}
+  both = run(drawn, **settings)
+  each = [run({k: v[i : i + 1] for k, v in drawn.items()}, **settings) for i in range(2)]
+  for name in ("classification", "localization"):
+    np.testing.assert_allclose(getattr(both, name), np.mean([getattr(x, name) for x in each]), rtol=1e-5)
+  np.testing.assert_allclose(both.loc_weight, each[0].loc_weight, rtol=1e-5)
+  assert each[1].localization == 0 and both.localization > 0
+  other = run(drawn, **settings | {"average": "batch"})
+  assert not np.allclose(both.classification, other.classification, rtol=1e-2)
 
 
 def test_boxes_get_no_gradient_from_the_classification_loss():

@@ -1,0 +1,166 @@
+"""Tensors by name from files that others made; nothing that a file may carry is executed.
+
+Read are .safetensors, PyTorch's .pth, and .pkl as in detectron2's model zoo: a pickle of plain numpy arrays.
+"""
+
+import collections
+import importlib
+import pickle
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from iou_det.errors import UserError
+
+SUFFIXES = (".safetensors", ".pth", ".pkl")
+WRAPPERS = ("model", "state_dict")  # where training checkpoints keep the tensors
+SAVE = "only tensors are loaded; save them with torch.save(model.state_dict(), path)"
+EXPECTED = (
+  f"a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or a Hugging Face id such as "
+  "'timm/resnet50.tv_in1k'"
+)
+
+
+class TensorFile(NamedTuple):
+  """What a file holds."""
+
+  tensors: dict[str, np.ndarray]
+  others: dict[str, Any]  # what a training checkpoint has beside them
+
+
+def read_tensors(source: str | Path) -> TensorFile:
+  """Reads a .safetensors, .pth or .pkl file, or a hub id's model.safetensors.
+
+  Raises:
+    UserError: it is not there, not whole, of another kind, or holds what is no plain tensor.
+  """
+  path = Path(source).expanduser()
+  if path.suffix not in SUFFIXES and not path.exists():
+    path = download(str(source))
+  if not path.is_file() or path.suffix not in SUFFIXES:
+    raise UserError(f"it is not there or of another kind; give {EXPECTED}")
+  if path.suffix == ".pth":
+    return read_pth(path)
+  if path.suffix == ".pkl":
+    return read_pkl(path)
+  load_file = library("safetensors.numpy", "-e '.[pretrained]'").load_file
+  try:
+    return TensorFile(load_file(path), {})
+  except library("safetensors", "safetensors").SafetensorError as error:
+    raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
+
+
+def library(name: str, install: str) -> Any:
+  try:
+    return importlib.import_module(name)
+  except ImportError:
+    raise UserError(f"it needs {name}: pip install {install}") from None
+
+
+def download(source: str) -> Path:
+  """Path in the hub's cache of model.safetensors, downloaded if it is not there."""
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    raise UserError(f"it is not a file and not a Hugging Face id; give {EXPECTED}")
+  hub = library("huggingface_hub", "-e '.[pretrained]'")
+  try:
+    return Path(hub.hf_hub_download(source, "model.safetensors"))
+  except (OSError, ValueError) as error:  # what the hub's errors (network, no such model) derive from
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(
+      f"the Hugging Face hub did not give it ({reason}); check the name and the network, or give a file"
+    ) from error
+
+
+def read_pth(path: Path) -> TensorFile:
+  """Reads a PyTorch state dict or training checkpoint; torch's weights-only loader runs no code."""
+  torch = library("torch", "torch, or give a .safetensors file")
+  try:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+  except Exception as error:  # the unpickler raises whatever a damaged file leads it to
+    raise UserError(f"{path} is damaged or holds objects other than tensors; {SAVE}") from error
+  state, others = unwrap(path, content, torch.Tensor)
+  return TensorFile({name: value.detach().float().numpy() for name, value in state.items()}, others)
+
+
+def read_pkl(path: Path) -> TensorFile:
+  """Reads a pickle of numpy arrays, bare or as detectron2's model zoo wraps them."""
+  try:
+    with path.open("rb") as file:
+      content = PlainUnpickler(file, encoding="latin1").load()
+  except UserError as error:
+    raise UserError(f"{path} {error}") from None
+  except Exception as error:  # the unpickler raises whatever a damaged file leads it to
+    raise UserError(f"{path} is not a whole pickle of arrays ({error}); get it again") from error
+  return TensorFile(*unwrap(path, content, np.ndarray))
+
+
+def unwrap(path: Path, content: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
+  """The tensors (of type `kind`) of a file's content, and what it holds beside them."""
+  others: dict[str, Any] = {}
+  if isinstance(content, dict):
+    key = next((key for key in WRAPPERS if isinstance(content.get(key), dict)), None)
+    if key:
+      others = {str(name): value for name, value in content.items() if name != key}
+      beside = ", ".join(sorted(others)) or "nothing"
+      logging.info("%s: the tensors are in %r; beside it, not used: %s", path, key, beside)
+      content = content[key]
+  if not isinstance(content, dict):
+    raise UserError(f"{path} holds a {type(content).__name__}, not a state dict; {SAVE}")
+  strange = [str(name) for name, value in content.items() if not isinstance(value, kind) or is_object(value)]
+  if strange:
+    raise UserError(f"{path} holds more than tensors: {listed('other', strange)}; {SAVE}")
+  return {str(name): value for name, value in content.items()}, others
+
+
+def is_object(value: Any) -> bool:
+  return isinstance(value, np.ndarray) and value.dtype.kind not in "fiub"
+
+
+def listed(what: str, names: list[str]) -> str:
+  """Count and names in one line; where they are too many for a line, the log gets them all."""
+  names = sorted(names)
+  if len(names) <= 10:
+    return f"{len(names)} {what} ({', '.join(names)})"
+  logging.error("%d %s: %s", len(names), what, ", ".join(names))
+  return f"{len(names)} {what} ({', '.join(names[:10])} and {len(names) - 10} more, all listed above)"
+
+
+def _encode(text: str, encoding: str) -> bytes:
+  """How pickles of protocol 2 write the bytes of an array; it is always latin1."""
+  return text.encode("latin1")
+
+
+KNOWN = {  # what a pickle may name: module, name -> what it gets for it
+  ("collections", "OrderedDict"): collections.OrderedDict,
+  ("_codecs", "encode"): _encode,
+  ("numpy", "ndarray"): np.ndarray,
+  ("numpy", "dtype"): np.dtype,
+  **{  # numpy 1 and 2 call the place differently; _frombuffer is protocol 5's
+    (f"numpy.{core}.{name}", made): function
+    for core in ("core", "_core")
+    for name, made, function in (
+      ("multiarray", "_reconstruct", np.zeros(1).__reduce__()[0]),
+      ("multiarray", "scalar", np.float32(0).__reduce__()[0]),
+      ("numeric", "_frombuffer", np.zeros(1).__reduce_ex__(5)[0]),
+    )
+  },
+}
+
+
+class PlainUnpickler(pickle.Unpickler):
+  """Knows what numpy arrays, dicts, lists, strings and numbers are made of; all else is a UserError.
+
+  A pickle is a program: it names functions and calls them. Here no name is imported, so what a file names
+  beyond that table is neither loaded nor called.
+  """
+
+  def find_class(self, module: str, name: str) -> Any:
+    if (module, name) in KNOWN:
+      return KNOWN[module, name]
+    raise UserError(
+      f"holds {module}.{name}, which is no plain array; nothing was executed: get a file of arrays alone, or "
+      "save the tensors as .safetensors"
+    )

@@ -1,0 +1,500 @@
+"""Writes what the RetinaNets of torchvision, mmdetection and detectron2 compute (detectors.npz).
+
+torchvision's are its own classes; the other two are stated again here from their published definitions.
+Weights are drawn from their names (seeded_tensors.py) but for the biases of the class output, which are
+chosen so that a few hundred scores pass the threshold. Stored are the names of the tensors and samples of the
+outputs. Images are padded as iou_det pads them. Run with a Python that has torch, torchvision and OpenCV
+(iou_det is not needed):
+
+    python tests/golden/make_detectors_golden.py DATA [--size 160,256] [--out FILE] [--sets real] [--padding]
+
+DATA has coco_mini/ (a COCO folder); of its images only the names are stored. --padding prints instead how
+much torchvision's detections in an image depend on whether it is padded to a multiple of 32, as there, or to
+the whole canvas, as here.
+"""
+
+import argparse
+import json
+import math
+from collections import OrderedDict
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+from seeded_tensors import detector_tensor, seeded_picture
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection._utils import overwrite_eps
+from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+from torchvision.models.detection.transform import _resize_image_and_masks
+from torchvision.ops import FrozenBatchNorm2d, batched_nms, box_iou, sigmoid_focal_loss
+from torchvision.ops.feature_pyramid_network import LastLevelP6P7
+
+MADE = [
+  (387, 500),
+  (240, 500),
+  (335, 401),
+]  # sizes of drawn pictures, landscape; some are floored a pixel lower
+REAL = 3  # landscape images of coco_mini/val2017
+SAMPLES = 400
+PASSING = 300  # scores of an image
+MEAN, STD = torch.tensor([123.675, 116.28, 103.53]), torch.tensor([58.395, 57.12, 57.375])
+STRIDES = (8, 16, 32, 64, 128)
+
+
+# --- torchvision: its own classes ---
+
+
+def torchvision_v1():
+  """retinanet_resnet50_fpn as its builder makes it around the published file."""
+  body = torchvision.models.resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+  extra = LastLevelP6P7(256, 256)
+  model = RetinaNet(_resnet_fpn_extractor(body, 3, returned_layers=[2, 3, 4], extra_blocks=extra), 91)
+  overwrite_eps(model, 0.0)
+  return model
+
+
+def torchvision_v2():
+  return torchvision.models.detection.retinanet_resnet50_fpn_v2(weights=None, weights_backbone=None)
+
+
+class Torchvision:
+  """Runs one of torchvision's on a batch; `canvas` None: padded as torchvision pads."""
+
+  def __init__(self, model, size, canvas):
+    self.model, self.captured = model, {}
+    model.transform.min_size, model.transform.max_size = (size[0],), size[1]
+    if canvas:
+      model.transform.batch_images = lambda images, size_divisible=32: pad(images, canvas)
+    model.head.register_forward_hook(lambda module, inputs, out: self.captured.update(out))
+    model.anchor_generator.register_forward_hook(
+      lambda module, inputs, out: self.captured.update(anchors=out[0], all_anchors=out)
+    )
+
+  def __call__(self, pictures, targets):
+    images = [torch.from_numpy(p).permute(2, 0, 1).float() / 255 for p in pictures]
+    self.model.eval()
+    with torch.inference_mode():
+      found = self.model(images)
+      scaled = self.model.transform(images, targets)[1]
+      losses = self.model.compute_loss(scaled, self.captured, self.captured["all_anchors"])
+    out = {"logits": self.captured["cls_logits"], "deltas": self.captured["bbox_regression"]}
+    out |= {"anchors": self.captured["anchors"]}
+    out["losses"] = torch.stack([losses["classification"], losses["bbox_regression"]])
+    return out, [(d["boxes"], d["scores"], d["labels"]) for d in found]
+
+
+# --- mmdetection and detectron2, stated again ---
+
+
+class ConvModule(nn.Module):
+  """mmcv's, without norm."""
+
+  def __init__(self, *args, **options):
+    super().__init__()
+    self.conv = nn.Conv2d(*args, **options)
+
+  def forward(self, x):
+    return self.conv(x)
+
+
+class MMDetection(nn.Module):
+  """RetinaNet of configs/_base_/models/retinanet_r50_fpn.py."""
+
+  def __init__(self, classes):
+    super().__init__()
+    self.backbone = torchvision.models.resnet50(weights=None)
+    del self.backbone.fc
+    self.neck = nn.ModuleDict({
+      "lateral_convs": nn.ModuleList(ConvModule(c, 256, 1) for c in (512, 1024, 2048)),
+      "fpn_convs": nn.ModuleList(
+        [ConvModule(256, 256, 3, padding=1) for _ in range(3)]
+        + [ConvModule(c, 256, 3, stride=2, padding=1) for c in (2048, 256)]
+      ),
+    })  # fmt: skip
+    tower = lambda: nn.ModuleList(ConvModule(256, 256, 3, padding=1) for _ in range(4))
+    self.bbox_head = nn.ModuleDict(
+      {
+        "cls_convs": tower(),
+        "reg_convs": tower(),
+        "retina_cls": nn.Conv2d(256, 9 * classes, 3, padding=1),
+        "retina_reg": nn.Conv2d(256, 36, 3, padding=1),
+      }
+    )
+
+  def forward(self, x):
+    b = self.backbone
+    x = b.maxpool(torch.relu(b.bn1(b.conv1(x))))
+    maps = []
+    for stage in (b.layer1, b.layer2, b.layer3, b.layer4):
+      x = stage(x)
+      maps.append(x)
+    laterals = [conv(m) for conv, m in zip(self.neck["lateral_convs"], maps[1:], strict=True)]
+    for i in (2, 1):
+      laterals[i - 1] += F.interpolate(laterals[i], size=laterals[i - 1].shape[2:], mode="nearest")
+    convs = self.neck["fpn_convs"]
+    pyramid = [conv(m) for conv, m in zip(convs[:3], laterals, strict=True)]
+    pyramid.append(convs[3](maps[-1]))
+    pyramid.append(convs[4](pyramid[-1]))
+    outputs = []
+    for tower, last in (("cls_convs", "retina_cls"), ("reg_convs", "retina_reg")):
+      levels = []
+      for level in pyramid:
+        for conv in self.bbox_head[tower]:
+          level = torch.relu(conv(level))
+        levels.append(self.bbox_head[last](level))
+      outputs.append(levels)
+    return outputs
+
+  def cell_anchors(self, stride):
+    """AnchorGenerator, scale_major, center_offset 0."""
+    scales = torch.tensor([4 * 2 ** (i / 3) for i in range(3)])
+    root = torch.sqrt(torch.tensor([0.5, 1.0, 2.0]))
+    w, h = ((stride * r[:, None] * scales).view(-1) for r in (1 / root, root))
+    return torch.stack([-0.5 * w, -0.5 * h, 0.5 * w, 0.5 * h], dim=-1)
+
+
+class ConvNorm(nn.Conv2d):
+  """detectron2's Conv2d with its norm inside."""
+
+  def __init__(self, *args, **options):
+    super().__init__(*args, bias=False, **options)
+    self.norm = FrozenBatchNorm2d(self.out_channels)
+
+  def forward(self, x):
+    return self.norm(super().forward(x))
+
+
+class Bottleneck(nn.Module):
+  """BottleneckBlock with STRIDE_IN_1X1."""
+
+  def __init__(self, inputs, width, outputs, stride):
+    super().__init__()
+    self.shortcut = ConvNorm(inputs, outputs, 1, stride=stride) if inputs != outputs else None
+    self.conv1 = ConvNorm(inputs, width, 1, stride=stride)
+    self.conv2 = ConvNorm(width, width, 3, padding=1)
+    self.conv3 = ConvNorm(width, outputs, 1)
+
+  def forward(self, x):
+    y = self.conv3(torch.relu(self.conv2(torch.relu(self.conv1(x)))))
+    return torch.relu(y + (self.shortcut(x) if self.shortcut else x))
+
+
+class Detectron2(nn.Module):
+  """RetinaNet of configs/COCO-Detection/retinanet_R_50_FPN_3x.yaml."""
+
+  def __init__(self, classes):
+    super().__init__()
+    bottom_up, inputs = (
+      OrderedDict(stem=nn.ModuleDict({"conv1": ConvNorm(3, 64, 7, stride=2, padding=3)})),
+      64,
+    )
+    for stage, blocks in enumerate((3, 4, 6, 3)):
+      layers = []
+      for i in range(blocks):
+        layers.append(Bottleneck(inputs, 64 << stage, 256 << stage, 2 if stage and not i else 1))
+        inputs = 256 << stage
+      bottom_up[f"res{stage + 2}"] = nn.Sequential(*layers)
+    parts = {"bottom_up": nn.ModuleDict(bottom_up)}
+    for level, channels in ((3, 512), (4, 1024), (5, 2048)):
+      parts[f"fpn_lateral{level}"] = nn.Conv2d(channels, 256, 1)
+      parts[f"fpn_output{level}"] = nn.Conv2d(256, 256, 3, padding=1)
+    extra = {f"p{n}": nn.Conv2d(c, 256, 3, stride=2, padding=1) for n, c in ((6, 2048), (7, 256))}
+    self.backbone = nn.ModuleDict(parts | {"top_block": nn.ModuleDict(extra)})
+    tower = lambda: nn.Sequential(
+      *[f() for _ in range(4) for f in (lambda: nn.Conv2d(256, 256, 3, padding=1), nn.ReLU)]
+    )
+    self.head = nn.ModuleDict(
+      {
+        "cls_subnet": tower(),
+        "bbox_subnet": tower(),
+        "cls_score": nn.Conv2d(256, 9 * classes, 3, padding=1),
+        "bbox_pred": nn.Conv2d(256, 36, 3, padding=1),
+      }
+    )
+    self.register_buffer("pixel_mean", MEAN.flip(0).view(3, 1, 1))
+    self.register_buffer("pixel_std", torch.ones(3, 1, 1))
+
+  def forward(self, x):
+    b, body = self.backbone, self.backbone["bottom_up"]
+    x = F.max_pool2d(torch.relu(body["stem"]["conv1"](x)), kernel_size=3, stride=2, padding=1)
+    maps = {}
+    for stage in (2, 3, 4, 5):
+      x = maps[stage] = body[f"res{stage}"](x)
+    merged = {5: b["fpn_lateral5"](maps[5])}
+    for level in (4, 3):
+      up = F.interpolate(merged[level + 1], scale_factor=2.0, mode="nearest")
+      merged[level] = b[f"fpn_lateral{level}"](maps[level]) + up
+    pyramid = [b[f"fpn_output{level}"](merged[level]) for level in (3, 4, 5)]
+    pyramid.append(b["top_block"]["p6"](maps[5]))
+    pyramid.append(b["top_block"]["p7"](torch.relu(pyramid[-1])))
+    heads = (("cls_subnet", "cls_score"), ("bbox_subnet", "bbox_pred"))
+    return [[self.head[last](self.head[tower](level)) for level in pyramid] for tower, last in heads]
+
+  def cell_anchors(self, stride):
+    """DefaultAnchorGenerator, offset 0: sizes outside, ratios inside."""
+    anchors = []
+    for size in (4 * stride * 2 ** (i / 3) for i in range(3)):
+      for ratio in (0.5, 1.0, 2.0):
+        w = math.sqrt(size**2 / ratio)
+        h = ratio * w
+        anchors.append([-w / 2, -h / 2, w / 2, h / 2])
+    return torch.tensor(anchors)
+
+
+class Restated:
+  """Runs one of the two on a batch. Images are resized as floats, without OpenCV's and Pillow's rounding."""
+
+  def __init__(self, model, size, canvas, *, bgr, std, forced_target):
+    self.model, self.size, self.canvas = model.eval(), size, canvas
+    self.bgr, self.std, self.forced_target = bgr, std, forced_target
+
+  @torch.inference_mode()
+  def __call__(self, pictures, targets):
+    images, scales = [], []
+    for picture in pictures:
+      h, w = picture.shape[:2]
+      factor = min(self.size[0] / min(h, w), self.size[1] / max(h, w))
+      new = int(h * factor + 0.5), int(w * factor + 0.5)
+      image = torch.from_numpy(picture).permute(2, 0, 1).float()
+      image = F.interpolate(image[None], size=new, mode="bilinear", align_corners=False)[0]
+      image = (image - MEAN[:, None, None]) / self.std[:, None, None]
+      images.append(image.flip(0) if self.bgr else image)
+      scales.append(torch.tensor([new[1] / w, new[0] / h] * 2))
+    classes, offsets = self.model(pad(images, self.canvas))
+    logits, deltas, anchors = [], [], []
+    for stride, c, o in zip(STRIDES, classes, offsets, strict=True):
+      rows, columns = c.shape[-2:]
+      y, x = torch.meshgrid(torch.arange(rows) * stride, torch.arange(columns) * stride, indexing="ij")
+      shifts = torch.stack([x, y, x, y], dim=-1).view(-1, 1, 4)
+      anchors.append((shifts + self.model.cell_anchors(stride)).view(-1, 4))
+      for rows_of, x in ((logits, c), (deltas, o)):  # N, A * K, H, W -> N, H * W * A, K
+        values = x.shape[1] // 9
+        x = x.view(len(x), 9, values, rows, columns).permute(0, 3, 4, 1, 2)
+        rows_of.append(x.reshape(len(x), -1, values))
+    everything = {
+      "logits": torch.cat(logits, 1),
+      "deltas": torch.cat(deltas, 1),
+      "anchors": torch.cat(anchors),
+    }
+    found = []
+    for i, scale in enumerate(scales):
+      candidates = []
+      for level, delta, anchor in zip(logits, deltas, anchors, strict=True):
+        scores = level[i].sigmoid().flatten()
+        passing = torch.where(scores > 0.05)[0]
+        best = scores[passing].topk(min(1000, len(passing)))[1]
+        pairs = passing[best]
+        place = pairs // level.shape[-1]
+        boxes = decode(delta[i][place], anchor[place])
+        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, images[i].shape[2])
+        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, images[i].shape[1])
+        candidates.append((boxes / scale, scores[pairs], pairs % level.shape[-1]))
+      boxes, scores, labels = (torch.cat(parts) for parts in zip(*candidates, strict=True))
+      keep = batched_nms(boxes, scores, labels, 0.5)[:100]
+      found.append((boxes[keep], scores[keep], labels[keep]))
+    scaled = [t | {"boxes": t["boxes"] * s} for t, s in zip(targets, scales, strict=True)]
+    return everything | {"losses": self.losses(everything, scaled)}, found
+
+  def losses(self, out, targets):
+    """Focal and L1 loss, over the positives of the batch."""
+    classification = localization = positives = 0.0
+    for logits, deltas, target in zip(out["logits"], out["deltas"], targets, strict=True):
+      iou = box_iou(target["boxes"], out["anchors"])
+      best, matched = iou.max(dim=0)
+      positive = best >= 0.5
+      for row, overlaps in enumerate(iou):  # every box takes the anchors that it overlaps most
+        forced = overlaps >= overlaps.max() * (1 - 1e-6)  # up to rounding, many may overlap it alike
+        positive |= forced
+        if self.forced_target == "box":
+          matched[forced] = row
+      counted = positive | (best < 0.4)
+      wanted = torch.zeros_like(logits)
+      wanted[positive, target["labels"][matched[positive]]] = 1
+      classification += sigmoid_focal_loss(logits[counted], wanted[counted], reduction="sum")
+      boxes, anchors = target["boxes"][matched[positive]], out["anchors"][positive]
+      size, anchor_size = boxes[:, 2:] - boxes[:, :2], anchors[:, 2:] - anchors[:, :2]
+      shift = (boxes[:, 2:] + boxes[:, :2] - anchors[:, 2:] - anchors[:, :2]) / 2 / anchor_size
+      offsets = torch.cat([shift, torch.log(size / anchor_size)], dim=1)
+      localization += (deltas[positive] - offsets).abs().sum()
+      positives += positive.sum()
+    return torch.stack([classification, localization]) / positives
+
+
+def decode(deltas, anchors):
+  size = anchors[:, 2:] - anchors[:, :2]
+  centre = anchors[:, :2] + 0.5 * size + deltas[:, :2] * size
+  size = size * deltas[:, 2:].clamp(max=math.log(1000 / 16)).exp()
+  return torch.cat([centre - 0.5 * size, centre + 0.5 * size], dim=1)
+
+
+def pad(images, canvas):
+  out = torch.zeros(len(images), 3, *canvas)
+  for row, image in zip(out, images, strict=True):
+    row[:, : image.shape[1], : image.shape[2]] = image
+  return out
+
+
+# --- what is run ---
+
+OUTPUT = {"torchvision": "head.classification_head.cls_logits", "mmdetection": "bbox_head.retina_cls"}
+OUTPUT |= {"torchvision_v2": OUTPUT["torchvision"], "detectron2": "head.cls_score"}
+
+
+def make(key, size, canvas):
+  """A detector with seeded weights."""
+  build = {"torchvision": torchvision_v1, "torchvision_v2": torchvision_v2}
+  build |= {"mmdetection": lambda: MMDetection(80), "detectron2": lambda: Detectron2(80)}
+  model = build[key]()
+  names = {n: list(t.shape) for n, t in model.state_dict().items()}
+  pixels = {n: t for n, t in model.state_dict().items() if n.startswith("pixel_")}
+  state = {n: torch.from_numpy(detector_tensor(key, n, tuple(s))) for n, s in names.items()}
+  model.load_state_dict(state | pixels)
+  if key.startswith("torchvision"):
+    return model, Torchvision(model, size, canvas), names
+  options = {
+    "mmdetection": dict(bgr=False, std=STD, forced_target="box"),
+    "detectron2": dict(bgr=True, std=torch.ones(3), forced_target="best"),
+  }
+  return model, Restated(model, size, canvas, **options[key]), names
+
+
+def calibrate(key, model, run, pictures):
+  """Sets class biases with which some hundred scores of an image pass the threshold, of every output alike.
+
+  iou_det takes the best 1000 anchors of a level, the others the best 1000 pairs of anchor and class: the same
+  where no more pass.
+  """
+  bias = model.state_dict()[f"{OUTPUT[key]}.bias"]
+  bias.zero_()
+  logits = run(pictures, seeded_targets(pictures, len(bias) // 9))[0]["logits"]
+  cells = logits.view(-1, len(bias))
+  passing = len(pictures) * PASSING // len(bias) + 1
+  bias.copy_(-2.95 - cells.kthvalue(len(cells) - passing, dim=0)[0])
+  return bias.numpy().copy()
+
+
+def made_pictures():
+  return [seeded_picture(*size) for size in MADE]
+
+
+def real_pictures(data):
+  names = sorted(p.name for p in (Path(data) / "coco_mini" / "val2017").glob("*.jpg"))
+  found = []
+  for name in names:
+    picture = cv2.imread(str(Path(data) / "coco_mini" / "val2017" / name))[..., ::-1].copy()
+    if picture.shape[1] > picture.shape[0] and len(found) < REAL:
+      found.append((name, picture))
+  return [n for n, _ in found], [p for _, p in found]
+
+
+def seeded_targets(pictures, classes):
+  rng = np.random.default_rng(0)
+  targets = []
+  for picture in pictures:
+    h, w = picture.shape[:2]
+    x1, y1 = rng.uniform(0, 0.5, 5) * w, rng.uniform(0, 0.5, 5) * h
+    boxes = np.stack([x1, y1, x1 + rng.uniform(0.1, 0.5, 5) * w, y1 + rng.uniform(0.1, 0.5, 5) * h], axis=1)
+    boxes[0] = [5, 5, 16, 14]  # overlaps no anchor by a half
+    labels = torch.from_numpy(rng.integers(1, classes, 5))
+    targets.append({"boxes": torch.from_numpy(boxes.astype(np.float32)), "labels": labels})
+  return targets
+
+
+def samples(out, rng):
+  """Values at random places of each output, and the places."""
+  kept = {"losses": out["losses"].numpy()}
+  for name in ("logits", "deltas", "anchors"):
+    flat = out[name].numpy().reshape(-1)
+    kept[f"{name}_at"] = rng.integers(0, flat.size, SAMPLES).astype(np.int32)
+    kept[name] = flat[kept[f"{name}_at"]]
+  return kept
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("data")
+  parser.add_argument("--size", default="160,256", type=lambda text: tuple(map(int, text.split(","))))
+  parser.add_argument("--sets", default="made,real", type=lambda text: text.split(","))
+  parser.add_argument("--out", default=Path(__file__).parent / "detectors.npz", type=Path)
+  parser.add_argument("--padding", action="store_true")
+  arguments = parser.parse_args()
+  size = arguments.size
+  canvas = tuple(-(-side // 32) * 32 for side in size)
+  real_names, real = real_pictures(arguments.data)
+  sets = {name: {"made": made_pictures(), "real": real}[name] for name in arguments.sets}
+  stored = {"sizes": floored_sizes()} if "made" in sets else {}
+  stored |= {"size": np.array(size), "real_names": np.array(real_names)}
+  stored["versions"] = f"torch {torch.__version__}, torchvision {torchvision.__version__}"
+  for key in OUTPUT:
+    model, run, names = make(key, size, canvas)
+    classes = names[f"{OUTPUT[key]}.bias"][0] // 9
+    if arguments.padding and not key.startswith("torchvision"):
+      continue
+    every = [picture for pictures in sets.values() for picture in pictures]
+    bias = calibrate(key, model, run, every)
+    if arguments.padding:
+      native, same, _ = make(key, size, None)
+      native.load_state_dict(model.state_dict())
+      compare_padding(key, run, same, every)
+      continue
+    stored |= {f"{key}/names": json.dumps(names), f"{key}/bias": bias}
+    for which, pictures in sets.items():
+      targets = seeded_targets(pictures, classes)
+      out, found = run(pictures, targets)
+      row = samples(out, np.random.default_rng(1))
+      for i, (target, detections) in enumerate(zip(targets, found, strict=True)):
+        row |= {f"target_{name}_{i}": value.numpy() for name, value in target.items()}
+        row |= {f"{n}_{i}": v.numpy() for n, v in zip(("boxes", "scores", "labels"), detections, strict=True)}
+      stored |= {f"{key}/{which}/{name}": value for name, value in row.items()}
+      passing = [int((x > -2.944).sum()) for x in out["logits"].split(level_sizes(canvas), dim=1)]
+      print(key, which, "detections", [len(d[1]) for d in found], "passing a level", passing)
+      print("  scores", [[round(float(s), 3) for s in d[1][[0, -1]]] for d in found], out["losses"].tolist())
+      print("  logits", out["logits"].std().item(), "deltas", out["deltas"].abs().max().item())
+  if arguments.padding:
+    return
+  np.savez_compressed(arguments.out, **stored)
+  print(f"{arguments.out}: {arguments.out.stat().st_size / 1024:.0f} KB")
+
+
+def compare_padding(key, run, native, pictures):
+  """How far detections of one image lie apart, padded to the canvas and to its own multiple of 32."""
+  scores = boxes = 0.0
+  alone = total = 0
+  for picture in pictures:
+    targets = seeded_targets([picture], 2)
+    canvas, own = run([picture], targets)[1][0], native([picture], targets)[1][0]
+    free = set(range(len(own[1])))
+    for box, score, label in zip(*canvas, strict=True):
+      near = [j for j in free if own[2][j] == label and box_iou(box[None], own[0][j][None]) > 0.5]
+      if near:
+        j = min(near, key=lambda j: abs(own[1][j] - score))
+        free.remove(j)
+        scores = max(scores, float(abs(own[1][j] - score)))
+        boxes = max(boxes, float((own[0][j] - box).abs().max()))
+      else:
+        alone += 1
+    alone, total = alone + len(free), total + len(own[1])
+  print(f"{key}: scores {scores:.2g}, boxes {boxes:.2g} px, {alone} of {total} detections unmatched")
+
+
+def floored_sizes():
+  """Rows of height, width, then both after torchvision's resizing to 800, 1333, and to 160, 256."""
+  rng, rows = np.random.default_rng(2), []
+  for height, width in [*rng.integers(1, 700, (300, 2)), (387, 387), (387, 500), (640, 480), (480, 640)]:
+    row = [height, width]
+    for short, long in ((800, 1333), (160, 256)):
+      row += _resize_image_and_masks(torch.zeros(1, int(height), int(width)), short, long)[0].shape[1:]
+    rows.append(row)
+  return np.array(rows, np.int16)
+
+
+def level_sizes(canvas):
+  return [math.ceil(canvas[0] / s) * math.ceil(canvas[1] / s) * 9 for s in STRIDES]
+
+
+if __name__ == "__main__":
+  main()
