@@ -201,10 +201,8 @@ def base_config() -> ConfigDict:
 
 def validate(config: ConfigDict) -> None:
   """Checks every field, then what must fit together; raises a UserError naming the field."""
-  for name, setting in FIELDS.items():
-    value = get_field(config, name)
-    if not setting.rule.holds(value):
-      raise UserError(f"config.{name}={value!r}: must be {setting.rule.allowed}")
+  for name in FIELDS:
+    check_field(name, get_field(config, name))
   match, loss, data = config.match, config.loss, config.data
   if match.negative_iou > match.positive_iou:
     raise UserError(
@@ -232,6 +230,13 @@ def validate(config: ConfigDict) -> None:
       f"config.data.transpose={data.transpose} needs a square input, got short={data.short}, "
       f"long={data.long}; make them equal or set transpose to 0"
     )
+
+
+def check_field(name: str, value: Any) -> None:
+  """Raises a UserError if a field ("eval.nms_iou") may not have this value."""
+  rule = FIELDS[name].rule
+  if not rule.holds(value):
+    raise UserError(f"config.{name}={value!r}: must be {rule.allowed}")
 
 
 def padded(side: int) -> int:
