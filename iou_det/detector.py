@@ -279,6 +279,6 @@ def load_run(workdir: str | Path, step: str = "last", batch_size: int | None = N
   )
   images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # shapes do not depend on their size
   shapes = {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
-  variables = checkpoints.restore_variables(number, abstract(mesh, shapes))
+  variables = checkpoints.restore_variables(number, abstract(mesh, shapes), averaged=config.train.ema > 0)
   checkpoints.close()
   return Run(Detector(config, model, mesh, categories), variables, number)

@@ -29,6 +29,7 @@ SAME = {
   "anchors.octaves": 3,
   "anchors.ratios": (0.5, 1.0, 2.0),
   "eval.nms": "hard",
+  "train.accumulate": 1,
 }
 
 

@@ -143,12 +143,17 @@ class Plan:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def images_per_step(train: ConfigDict) -> int:
+  """Images of a step's whole batch, by config.train."""
+  return train.batch_size * train.accumulate
+
+
 def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = None) -> Plan:
-  """The batches to train on; refuses data that do not fit the config. `batch_size` replaces the config's."""
+  """The batches to train on, each a whole step's (or of `batch_size`); refuses data that do not fit."""
   index = scan(source, TrainingFilter.of(config.data))
   check_max_boxes(index, config.data.max_boxes)
   log_shrunk(index.heights, index.widths, config.data)
-  return Plan(index, batch_size=batch_size or config.train.batch_size, seed=config.seed)
+  return Plan(index, batch_size=batch_size or images_per_step(config.train), seed=config.seed)
 
 
 def check_max_boxes(index: Index, max_boxes: int) -> None:

@@ -124,19 +124,9 @@ def test_giou_loss_and_its_gradient_equal_torchvision():
   assert (GOLDEN["giou"] > 1).sum() > 5 and (GOLDEN["giou"] < 1).sum() > 5  # apart, and together
 
 
-# Beside the target 0, 0, 10, 20: the same, touching, far apart, inside, a line, a point, points in it and away.
-CORNERS = np.array(
-  [
-    [0, 0, 10, 20],
-    [10, 0, 15, 20],
-    [900, -70, 950, 0],
-    [2, 3, 4, 5],
-    [2, 3, 2, 9],
-    [3, 3, 3, 3],
-    [40, 9, 40, 9],
-  ],
-  np.float32,
-)
+# With 0, 0, 10, 20: the same, touching, far apart, inside, a line, a point inside, one outside.
+CORNERS = [[0, 0, 10, 20], [10, 0, 15, 20], [900, -70, 950, 0], [2, 3, 4, 5], [2, 3, 2, 9], [3, 3, 3, 3]]
+CORNERS = np.array([*CORNERS, [40, 9, 40, 9]], np.float32)
 
 
 def test_giou_loss_of_corner_cases_equals_the_oracle_with_finite_gradients():
