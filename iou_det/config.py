@@ -108,9 +108,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "w_loc": Setting(1.0, FROM_0_OR_AUTO),
     "loc_weights": Setting("eq4", one_of("eq4", "eq5")),  # eq5: the normalised weights
     "normalizer": Setting("global", one_of("global", "level")),  # Eq. (2), (5): over the batch, or by level
-    "average": Setting(
-      "batch", one_of("batch", "image")
-    ),  # over all positives, or by image, then over images
+    "average": Setting("batch", one_of("batch", "image")),  # over all positives, or first by image
   },
   "data": {
     "path": Setting("", runtime=True),

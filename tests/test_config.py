@@ -78,6 +78,12 @@ def test_paper_config_refuses_other_arguments(argument):
     ("data.canvas", (640,), "two numbers"),
     ("data.short", 2000, "exceeds"),
     ("data.scale_jitter", (2.0, 1.0), "second not below"),
+    ("match.forced_target", "own", "'box', 'best'"),
+    ("loss.average", "level", "'batch', 'image'"),
+    ("train.optimizer", "adam", "'sgd', 'adamw'"),
+    ("train.beta2", 1.0, "below 1"),
+    ("train.ema", 1.0, "below 1"),
+    ("train.accumulate", 0, "above 0"),
   ],
 )
 def test_validate_names_field_and_allowed_values(field, value, message):

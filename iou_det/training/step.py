@@ -78,9 +78,9 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Clip by the global norm, then SGD with momentum or AdamW, by config.train.
 
-  SGD adds the weight decay to the gradient (as PyTorch's); AdamW (arXiv:1711.05101, epsilon 1e-8) keeps it out
-  of its moments and shrinks the parameters by rate * decay, as PyTorch's AdamW. Both decay every parameter,
-  biases and norms included. Frozen parameters (False in `trainable`) never move.
+  SGD adds the weight decay to the gradient, as PyTorch's does; AdamW (arXiv:1711.05101, epsilon 1e-8) keeps
+  it out of its moments and shrinks the parameters by rate * decay, as PyTorch's does. Both decay every
+  parameter, biases and norms included. Frozen parameters (False in `trainable`) never move.
   """
   rate = learning_rate(train, steps_per_epoch)
   if train.optimizer == "adamw":
