@@ -128,7 +128,7 @@ def test_a_w_loc_of_table_4_is_for_smooth_l1_alone(localization):
 def test_command_line_check_names_the_near_field():
   file = f"--config={CONFIGS / 'shapes.py'}"
   check_command_line([file, "--config.train.epochs=3", "--noconfig.match.force_match"])
-  with pytest.raises(UserError, match=r"'epoch'; did you mean 'epochs'.*known here: batch_size"):
+  with pytest.raises(UserError, match=r"'epoch'; did you mean 'epochs'.*known here: accumulate, batch_size"):
     check_command_line([file, "--config.train.epoch=3"])
   with pytest.raises(UserError, match=r"no such file.*shapes\.py"):
     check_command_line([f"--config={CONFIGS / 'shape.py'}"])

@@ -85,7 +85,7 @@ def test_adamw_is_its_papers_rule_and_frozen_parameters_stay():
   train = base_config().train
   train.update(optimizer="adamw", clip_norm=2.0, warmup_steps=0, weight_decay=0.1, momentum=0.8, beta2=0.95)
   seen, _ = run_optimizer(train)
-  # Oracle, float64: clip to norm 2, moments of the gradient alone, their bias corrected, decay of the weights.
+  # Oracle, float64: clip to norm 2, moments of the gradient alone, bias correction, decay of the weights.
   weights, mean, square, rate = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), 0.01
   for t, (gradient, params) in enumerate(zip(GRADIENTS, seen, strict=True), 1):
     g = np.array(gradient) * min(1.0, 2.0 / np.linalg.norm(gradient))
