@@ -165,7 +165,9 @@ class Checkpoints:
     where = ocp.checkpoint_utils.construct_restore_args(some)
     arguments = ocp.args.PyTreeRestore(some, restore_args=where, partial_restore=True)
     read = self._read(step, some, state=arguments)["state"]
-    return {**read, "params": read.pop("opt_state")[AVERAGE]["params"]} if averaged else read
+    if averaged:
+      read["params"] = read.pop("opt_state")[AVERAGE]["params"]
+    return read
 
   def run_information(self, step: int) -> dict[str, Any]:
     """The JSON saved beside the state: data position, config, category table."""
