@@ -77,7 +77,7 @@ def find_run(workdir: Path, step: str) -> Stored:
 
   def read(mesh: Mesh) -> PyTree:
     shapes = variable_shapes(config, len(categories))
-    variables = checkpoints.restore_variables(number, abstract(mesh, shapes))
+    variables = checkpoints.restore_variables(number, abstract(mesh, shapes), averaged=config.train.ema > 0)
     checkpoints.close()
     return variables
 
