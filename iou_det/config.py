@@ -37,6 +37,7 @@ ABOVE_0 = Rule("above 0", lambda v: v > 0)
 FROM_0 = Rule("0 or more", lambda v: v >= 0)
 FROM_0_TO_1 = Rule("between 0 and 1", lambda v: 0 <= v <= 1)
 ABOVE_0_TO_1 = Rule("above 0 and at most 1", lambda v: 0 < v <= 1)
+FROM_0_TO_HALF = Rule("between 0 and 0.5", lambda v: 0 <= v <= 0.5)
 FROM_0_BELOW_1 = Rule("at least 0 and below 1", lambda v: 0 <= v < 1)
 BETWEEN_0_AND_1 = Rule("between 0 and 1, exclusive", lambda v: 0 < v < 1)
 RISING_PAIR = Rule(
@@ -127,6 +128,14 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "flip_vertical": Setting(0.0, FROM_0_TO_1),
     "transpose": Setting(0.0, FROM_0_TO_1),
     "scale_jitter": Setting((1.0, 1.0), RISING_PAIR),
+    # Colours as torchvision's ColorJitter: b changes by a factor in [max(0, 1 - b), 1 + b], hue by up to so
+    # many turns of the colour circle.
+    "brightness": Setting(0.0, FROM_0),
+    "contrast": Setting(0.0, FROM_0),
+    "saturation": Setting(0.0, FROM_0),
+    "hue": Setting(0.0, FROM_0_TO_HALF),
+    # Images with a class that fewer than this share of all have come more often (LVIS's rule); 0: off.
+    "repeat_threshold": Setting(0.0, FROM_0_TO_1),
     "threads": Setting(0, FROM_0, runtime=True),  # that read and decode; 0: two more than there are cores
     "workers": Setting(0, FROM_0, runtime=True),  # processes in place of threads (they need shared memory)
   },
@@ -155,7 +164,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     # Soft-NMS: linear, gaussian; none: what would enter NMS, for analysis.
     "nms": Setting("hard", one_of(*NMS)),
     "nms_iou": Setting(0.5, FROM_0_TO_1),
+    "class_agnostic": Setting(False),  # a box counts once, by its best class; classes suppress each other
     "max_detections": Setting(100, ABOVE_0),
+    # Views of an image whose candidates enter one NMS: at these factors of short and long, and each mirrored.
+    "tta_scales": Setting((1.0,), SOME_ABOVE_0),
+    "tta_flip": Setting(False),
   },
   "mesh": {  # devices along these axes; the batch is split over all that `space` leaves
     "fsdp": Setting(1, ABOVE_0, runtime=True),  # parameters and optimizer state split over so many
@@ -222,6 +235,18 @@ def input_size(config: ConfigDict, portrait: bool) -> tuple[int, int]:
   """Height and width (pixels) of the network's input for a batch of one orientation."""
   short, long = padded(config.data.short), padded(config.data.long)
   return (long, short) if portrait else (short, long)
+
+
+def evaluation_views(config: ConfigDict) -> list[tuple[ConfigDict, bool]]:
+  """The views of an image that are detected on: a config with the view's short and long side, and whether it
+  is mirrored. One, as the config says, without test-time augmentation."""
+  views = []
+  for factor in config.eval.tta_scales:
+    scaled = ConfigDict(config.to_dict())
+    for side in ("short", "long"):
+      scaled.data[side] = max(1, round(config.data[side] * factor))
+    views += [(scaled, flip) for flip in ((False, True) if config.eval.tta_flip else (False,))]
+  return views
 
 
 def strides(config: ConfigDict) -> tuple[int, ...]:

@@ -21,17 +21,17 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int32, Int64, PyTree, UInt8
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from iou_det.config import input_size, strides
+from iou_det.config import evaluation_views, input_size, strides
 from iou_det.data.coco import to_coco
 from iou_det.data.images import Image, as_pixels
 from iou_det.data.pipeline import Stack, eval_batches, number_of_threads, picture_row
-from iou_det.data.preprocess import Inputs, preprocess
+from iou_det.data.preprocess import Inputs, mirrored, preprocess
 from iou_det.data.source import Category, Source, describe_categories
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
-from iou_det.ops.detection import Detections, detect
+from iou_det.ops.detection import Detections, find_candidates, suppress
 from iou_det.parallel import (
   BATCH,
   input_share,
@@ -272,25 +272,36 @@ class Detector:
     e = self.config.eval
 
     def step(variables: PyTree, batch: dict[str, jax.Array], portrait: bool) -> Detections:
-      inputs, anchors, level_sizes = network_inputs(self.config, batch, portrait, train=False)
-      logits, deltas = forward(self.model, variables, inputs.images, self.mesh)
-      # Per device: left to itself, XLA would gather all images for the sort inside.
-      rows = PartitionSpec(BATCH)
-      return jax.shard_map(
-        partial(
-          detect,
-          level_sizes=level_sizes,
+      find, outputs = [], []
+      for config, mirror in evaluation_views(self.config):
+        inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=False)
+        inputs = mirrored(inputs) if mirror else inputs
+        logits, deltas = forward(self.model, variables, inputs.images, self.mesh)
+        outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
+        find.append(
+          partial(
+            find_candidates,
+            level_sizes=level_sizes,
+            convention=config.anchors.convention,
+            candidates_per_level=e.candidates_per_level,
+            mirror=mirror,
+          )
+        )
+
+      def merged(outputs) -> Detections:
+        return suppress(
+          [f(*view) for f, view in zip(find, outputs, strict=True)],
           score_threshold=e.score_threshold,
-          candidates_per_level=e.candidates_per_level,
           nms_iou=e.nms_iou,
           max_detections=e.max_detections,
-          convention=self.config.anchors.convention,
           nms=e.nms,
-        ),
-        mesh=self.mesh,
-        in_specs=(rows, rows, PartitionSpec(), rows, rows),
-        out_specs=rows,
-      )(logits, deltas, anchors, inputs.image_size, inputs.scale)
+          class_agnostic=e.class_agnostic,
+        )
+
+      # Per device: left to itself, XLA would gather all images for the sort inside.
+      rows = PartitionSpec(BATCH)
+      view = (rows, rows, PartitionSpec(), rows, rows)
+      return jax.shard_map(merged, mesh=self.mesh, in_specs=([view] * len(outputs),), out_specs=rows)(outputs)
 
     batch = split_batch(self.mesh)
     return jax.jit(step, static_argnums=2, in_shardings=(None, batch), out_shardings=batch)

@@ -27,14 +27,17 @@ from jaxtyping import Bool, Float, Int, Int32, UInt8
 from ml_collections import ConfigDict
 
 from iou_det.data import images as image_files
+from iou_det.data.repeats import draw_counts, in_units, most_images, occurrences, repeat_factors
 from iou_det.data.source import Record, Source, corners
 from iou_det.errors import UserError
 
 AHEAD = 3  # batches
+EPOCHS = 1 << 20  # more than any run has
 
 # image uint8 [b, h, w, 3] RGB, top left in its canvas; image_size, original_size int32 [b, 2]: height, width
 # in the canvas and as stored; boxes float32 [b, max_boxes, 4]: x1, y1, x2, y2 in canvas pixels; labels int32
-# and valid bool [b, max_boxes]; index (of the record), epoch int32 [b]; example bool [b]: False for fillers.
+# and valid bool [b, max_boxes]; index (of the record), epoch int32 [b] (plus EPOCHS for each time that repeat
+# factors had the record before in the epoch, for other random numbers); example bool [b]: False for fillers.
 HostBatch = dict[str, np.ndarray]
 
 
@@ -98,6 +101,7 @@ class PlannedBatch(NamedTuple):
   records: Int[np.ndarray, " batch"]
   epoch: int
   portrait: bool
+  again: Int[np.ndarray, " batch"]  # how often repeat factors had the record before in its epoch
 
 
 class Plan:
@@ -106,17 +110,26 @@ class Plan:
   Every epoch has each usable image once, in batches of one orientation, shuffled. What is left of an
   orientation is filled up to a whole batch by going round again, so that epoch has some of its images twice
   (as mmdetection does), or more often if an orientation has fewer images than a batch.
+
+  Args:
+    factors: how often an epoch has each image of the index, on average, instead of once: whole numbers of
+      times that differ from epoch to epoch, in the same number of batches. 1 is exactly once.
   """
 
-  def __init__(self, index: Index, *, batch_size: int, seed: int):
+  def __init__(
+    self, index: Index, *, batch_size: int, seed: int, factors: Float[np.ndarray, " n"] | None = None
+  ):
     usable = np.flatnonzero(index.usable)
     portrait = index.heights[usable] > index.widths[usable]
     self._groups = [(p, usable[portrait == p]) for p in (False, True) if (portrait == p).any()]
     self.batch_size = batch_size
     self.seed = seed
-    self.steps_per_epoch = sum(-(-len(records) // batch_size) for _, records in self._groups)
+    self._units = None if factors is None else in_units(factors)
+    images = [len(g) if self._units is None else most_images(self._units[g]) for _, g in self._groups]
+    self._lengths = [-(-number // batch_size) for number in images]  # in batches
+    self.steps_per_epoch = sum(self._lengths)
     self._epochs: dict[int, list[PlannedBatch]] = {}
-    again = self.steps_per_epoch * batch_size - len(usable)
+    again = self.steps_per_epoch * batch_size - sum(images)
     logging.info(
       f"{(~portrait).sum()} landscape and {portrait.sum()} portrait images in {self.steps_per_epoch} batches "
       f"of {batch_size} an epoch; {again} images again to fill them"
@@ -136,19 +149,28 @@ class Plan:
   def _batches(self, epoch: int) -> list[PlannedBatch]:
     rng = np.random.default_rng([self.seed, epoch])
     batches = []
-    for portrait, records in self._groups:
-      number = -(-len(records) // self.batch_size)
-      order = np.resize(rng.permutation(records), number * self.batch_size)
-      batches += [PlannedBatch(row, epoch, portrait) for row in order.reshape(number, self.batch_size)]
+    for (portrait, records), number in zip(self._groups, self._lengths, strict=True):
+      order = rng.permutation(records)
+      if self._units is not None:  # shuffled before, so that it is chance who shares a count, and after
+        order = rng.permutation(np.repeat(order, draw_counts(self._units[order], rng)))
+      order = np.resize(order, number * self.batch_size)
+      again = np.zeros_like(order) if self._units is None else occurrences(order)
+      rows = (a.reshape(number, self.batch_size) for a in (order, again))
+      batches += [PlannedBatch(row, epoch, portrait, a) for row, a in zip(*rows, strict=True)]
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
 def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = None) -> Plan:
   """The batches to train on; refuses data that do not fit the config. `batch_size` replaces the config's."""
-  index = scan(source, TrainingFilter.of(config.data))
+  keep, a = TrainingFilter.of(config.data), source.annotations
+  index = scan(source, keep)
   check_max_boxes(index, config.data.max_boxes)
   log_shrunk(index.heights, index.widths, config.data)
-  return Plan(index, batch_size=batch_size or config.train.batch_size, seed=config.seed)
+  factors = None
+  if config.data.repeat_threshold:
+    good = keep.boxes(corners(a.bbox), a.crowd, a.area)
+    factors = repeat_factors(source, good, index.usable, config.data.repeat_threshold).of_image
+  return Plan(index, batch_size=batch_size or config.train.batch_size, seed=config.seed, factors=factors)
 
 
 def check_max_boxes(index: Index, max_boxes: int) -> None:
@@ -180,7 +202,7 @@ class Example(NamedTuple):
   """A row of a batch before it is loaded."""
 
   record: int
-  epoch: int
+  epoch: int  # as in `HostBatch`
   portrait: bool
   real: bool  # False: fills up the last batch of an evaluation
 
@@ -199,7 +221,9 @@ class TrainRows:
   def __getitem__(self, i: int) -> Example:
     step, row = divmod(i, len(self.rows))
     batch = self.plan.batch(self.steps[step])
-    return Example(int(batch.records[self.rows[row]]), batch.epoch, batch.portrait, True)
+    row = self.rows[row]
+    epoch = batch.epoch + EPOCHS * int(batch.again[row])
+    return Example(int(batch.records[row]), epoch, batch.portrait, True)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Device side of the input, inside the step's jit: resize, flip, jitter, normalise, pad.
+"""Device side of the input, inside the step's jit: resize, flip, jitter, change colours, normalise, pad.
 
 Per image this is one affine map per axis from network pixels to canvas pixels, sampled bilinearly with
 half-pixel centres and clamped edges, as OpenCV's INTER_LINEAR does it: 6e-5 of 255 levels apart at most for
@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from ml_collections import ConfigDict
+
+from iou_det.data.colour import jitter_colour, jitters_colour
+from iou_det.ops.boxes import mirrored as mirrored_boxes
 
 TOLERANCE = 1e-3  # pixels: rounding of a box that ends with its image is no crop
 
@@ -44,9 +47,10 @@ def preprocess(
     data: the config's section.
     size: height and width of the input, pixels.
     convention: "legacy" scales inclusive corners (x2 - 1), as mmdetection 0.6; the others every edge.
-    key: with one, flip, transpose (which needs a square input) and multiply the size after resizing by a
-      factor of `scale_jitter`, cropping at a random place what exceeds the input. With an image's epoch and
-      record index it gives that image's random numbers, wherever in whichever batch it is.
+    key: with one, flip, transpose (which needs a square input), multiply the size after resizing by a
+      factor of `scale_jitter`, cropping at a random place what exceeds the input, and change colours as
+      `jitter_colour`. With an image's epoch and record index it gives that image's random numbers, wherever
+      in whichever batch it is.
   """
   if key is not None and data.transpose and size[0] != size[1]:
     raise ValueError(f"transposition needs a square input, got {size[0]}x{size[1]}")
@@ -59,9 +63,8 @@ def preprocess(
     resized = _resized(image_size, data.short, data.long)
     offset = jnp.zeros(2, jnp.int32)
     if key is not None:
-      random = jax.random.uniform(
-        jax.random.fold_in(jax.random.fold_in(key, row["epoch"]), row["index"]), (6,)
-      )
+      own_key = jax.random.fold_in(jax.random.fold_in(key, row["epoch"]), row["index"])
+      random = jax.random.uniform(own_key, (6,))
       low, high = data.scale_jitter
       if (low, high) != (1.0, 1.0):
         jitter = low + (high - low) * random[3]
@@ -89,8 +92,11 @@ def preprocess(
 
     pixels = _sample(image, y + offset[0], image_size[0], resized[0])
     pixels = _sample(pixels.swapaxes(0, 1), x + offset[1], image_size[1], resized[1])
-    pixels = (pixels.swapaxes(0, 1) - mean) / std
-    inside = (jnp.arange(size[0]) < seen[0])[:, None] & (jnp.arange(size[1]) < seen[1])
+    pixels = pixels.swapaxes(0, 1)
+    if key is not None and jitters_colour(data):
+      pixels = jitter_colour(pixels, _inside(size, seen), data, jax.random.fold_in(own_key, 1))
+    pixels = (pixels - mean) / std
+    inside = _inside(size, seen)
     pixels = jnp.where(inside[..., None], pixels, 0.0)
 
     cropped = jnp.zeros((), jnp.int32)
@@ -111,6 +117,24 @@ def preprocess(
 
   images, boxes, valid, cropped, image_size, scale = jax.vmap(one)(batch)
   return Inputs(images, boxes, batch["labels"], valid, cropped, image_size, scale)
+
+
+def mirrored(inputs: Inputs) -> Inputs:
+  """The same with the content of each image, and its boxes, flipped from left to right."""
+
+  def one(image, boxes, valid, content):
+    width = content[1]
+    x = jnp.arange(image.shape[1])
+    image = jnp.where((x < width)[:, None], image[:, jnp.maximum(width - 1 - x, 0)], 0.0)
+    return image, jnp.where(valid[:, None], mirrored_boxes(boxes, width), 0.0)
+
+  images, boxes = jax.vmap(one)(inputs.images, inputs.boxes, inputs.valid, inputs.image_size)
+  return inputs._replace(images=images, boxes=boxes)
+
+
+def _inside(size: tuple[int, int], content: Int[Array, "2"]) -> Bool[Array, "height width"]:
+  """Which pixels of an input of `size` belong to the content, its height and width."""
+  return (jnp.arange(size[0]) < content[0])[:, None] & (jnp.arange(size[1]) < content[1])
 
 
 def _resized(image_size: Int[Array, "2"], short: int, long: int) -> Int[Array, "2"]:

@@ -1,4 +1,4 @@
-"""Boxes: area, IoU, offsets from anchors and clipping."""
+"""Boxes: area, IoU, offsets from anchors, clipping and mirroring."""
 
 import math
 
@@ -68,3 +68,10 @@ def clip(boxes: Float[Array, "*batch n 4"], size: Real[Array, "*batch 2"]) -> Fl
   """
   limit = jnp.concatenate([size[..., ::-1], size[..., ::-1]], axis=-1).astype(boxes.dtype)
   return jnp.clip(boxes, 0.0, limit[..., None, :])
+
+
+def mirrored(boxes: Float[Array, "*batch n 4"], width: Real[Array, "*batch"]) -> Float[Array, "*batch n 4"]:
+  """Boxes of an image of `width` pixels that is flipped from left to right."""
+  x1, y1, x2, y2 = (boxes[..., i] for i in range(4))
+  width = width[..., None]
+  return jnp.stack([width - x2, y1, width - x1, y2], axis=-1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from iou_det.ops.anchors import CONVENTIONS
-from iou_det.ops.boxes import clip, decode
+from iou_det.ops.boxes import clip, decode, mirrored
 from iou_det.ops.nms import Kept, soft_nms
 from iou_det.ops.nms import nms as hard_nms
 
@@ -24,6 +24,13 @@ class Detections(NamedTuple):
   valid: Bool[Array, "batch max"]
 
 
+class Candidates(NamedTuple):
+  """What enters NMS: boxes in pixels of the original image and the score of every class."""
+
+  boxes: Float[Array, "batch n 4"]
+  scores: Float[Array, "batch n classes"]
+
+
 def detect(
   logits: Float[Array, "batch anchors classes"],
   deltas: Float[Array, "batch anchors 4"],
@@ -33,31 +40,42 @@ def detect(
   *,
   level_sizes: Sequence[int],
   convention: str,
-  score_threshold: float = 0.05,
   candidates_per_level: int = 1000,
-  nms_iou: float = 0.5,
-  max_detections: int = 100,
-  nms: str = "hard",
+  **suppression: Any,
 ) -> Detections:
-  """Test-time protocol of the paper's codebase (mmdetection 0.6).
+  """Test-time protocol of the paper's codebase (mmdetection 0.6): `suppress` on the `find_candidates` of
+  one view of each image; the arguments are theirs."""
+  found = find_candidates(
+    logits, deltas, anchors, image_size, scale, level_sizes=level_sizes, convention=convention,
+    candidates_per_level=candidates_per_level)  # fmt: skip
+  return suppress([found], **suppression)
 
-  Of each pyramid level the `candidates_per_level` anchors with the highest best-class score are decoded,
-  clipped to the image and mapped to original pixels. Every class of those anchors with a score above
-  `score_threshold` enters NMS; the best `max_detections` over all classes remain.
+
+def find_candidates(
+  logits: Float[Array, "batch anchors classes"],
+  deltas: Float[Array, "batch anchors 4"],
+  anchors: Float[Array, "anchors 4"],
+  image_size: Int[Array, "batch 2"],
+  scale: Float[Array, "batch 2"],
+  *,
+  level_sizes: Sequence[int],
+  convention: str,
+  candidates_per_level: int = 1000,
+  mirror: bool = False,
+) -> Candidates:
+  """Of each pyramid level the `candidates_per_level` anchors with the highest best-class score, decoded,
+  clipped to the image and mapped to original pixels.
 
   Args:
     anchors: in network pixels, level by level; `level_sizes` of them in each.
     image_size: height and width of the image's content in network pixels (without padding).
     scale: network pixels per original pixel, y and x.
     convention: of the boxes, see `unscale_boxes`; "legacy" also clips as inclusive boxes were clipped.
-    nms: "hard", soft-NMS "linear" or "gaussian" (sigma 0.5), or "none": the best `max_detections` pairs of
-      box and class that would enter NMS, nothing suppressed.
+    mirror: the network saw the content flipped from left to right; the boxes are flipped back, in network
+      pixels, where the flip was made.
   """
-  if nms not in NMS:
-    raise ValueError(f"NMS {nms!r} is not known; use {', '.join(map(repr, NMS[:-1]))} or {NMS[-1]!r}")
   if sum(level_sizes) != len(anchors):
     raise ValueError(f"levels of {tuple(level_sizes)} are {sum(level_sizes)} anchors, not {len(anchors)}")
-  limits: dict[str, Any] = {"score_threshold": score_threshold, "max_detections": max_detections}
 
   def one_image(logits, deltas, image_size, scale):
     best = jnp.max(logits, axis=-1)  # of the logits: the sigmoid is monotonic and saturates
@@ -67,19 +85,54 @@ def detect(
       chosen.append(start + level)
       start += size
     candidates = jnp.concatenate(chosen)
-    boxes = decode(deltas[candidates], anchors[candidates])
-    boxes = unscale_boxes(_clip_to_image(boxes, image_size, convention), scale, convention=convention)
-    scores = jax.nn.sigmoid(logits[candidates])
+    boxes = _clip_to_image(decode(deltas[candidates], anchors[candidates]), image_size, convention)
+    if mirror:
+      boxes = mirrored(boxes, image_size[1])
+    boxes = unscale_boxes(boxes, scale, convention=convention)
+    return Candidates(boxes, jax.nn.sigmoid(logits[candidates]))
+
+  return jax.vmap(one_image)(logits, deltas, image_size, scale)
+
+
+def suppress(
+  views: Sequence[Candidates],
+  *,
+  score_threshold: float = 0.05,
+  nms_iou: float = 0.5,
+  max_detections: int = 100,
+  nms: str = "hard",
+  class_agnostic: bool = False,
+) -> Detections:
+  """Every class of every candidate of all views with a score above `score_threshold` enters one NMS; the best
+  `max_detections` over all classes remain.
+
+  Args:
+    views: of the same images. At equal scores the earlier view comes first.
+    nms: "hard", soft-NMS "linear" or "gaussian" (sigma 0.5), or "none": the best `max_detections` pairs of
+      box and class that would enter NMS, nothing suppressed.
+    class_agnostic: only the best class of each box enters (the first, if some share its score), and boxes
+      suppress each other whatever their classes.
+  """
+  if nms not in NMS:
+    raise ValueError(f"NMS {nms!r} is not known; use {', '.join(map(repr, NMS[:-1]))} or {NMS[-1]!r}")
+  limits: dict[str, Any] = {"score_threshold": score_threshold, "max_detections": max_detections}
+
+  def one_image(boxes, scores):
+    if class_agnostic:
+      scores = jnp.where(scores > score_threshold, scores, -jnp.inf)  # so a NaN hides no other class
+      best, scores = jnp.argmax(scores, axis=-1), jnp.max(scores, axis=-1, keepdims=True)
     if nms == "hard":
       kept = hard_nms(boxes, scores, iou_threshold=nms_iou, **limits)
     elif nms == "none":
       kept = _best_pairs(scores, **limits)
     else:
       kept = soft_nms(boxes, scores, method=nms, iou_threshold=nms_iou, **limits)
+    if class_agnostic:
+      kept = kept._replace(label=jnp.where(kept.valid, best[kept.box], 0))
     boxes = jnp.where(kept.valid[:, None], boxes[kept.box], 0.0)
     return Detections(boxes, kept.score, kept.label, kept.valid)
 
-  return jax.vmap(one_image)(logits, deltas, image_size, scale)
+  return jax.vmap(one_image)(*(jnp.concatenate(parts, axis=1) for parts in zip(*views, strict=True)))
 
 
 def _best_pairs(scores: Float[Array, "n classes"], score_threshold: float, max_detections: int) -> Kept:

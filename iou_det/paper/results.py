@@ -125,6 +125,7 @@ def candidates(results: Results) -> Path:
     config = detector.config
     m, e, d = config.model, config.eval, config.data
     every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(detector.categories)
+    every *= len(config_lib.evaluation_views(config))
     e.update(nms="none", max_detections=every)
     save_candidates(path, detector.detect(open_dataset(d.path, d.val_split)))
   return path

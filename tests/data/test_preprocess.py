@@ -12,6 +12,7 @@ from iou_det.ops.detection import unscale_boxes
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 NO_CHANGE = {"flip_horizontal": 0.0, "flip_vertical": 0.0, "transpose": 0.0, "scale_jitter": (1.0, 1.0)}
+NO_CHANGE |= dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
 
 
 def make_batch(images, canvas, boxes=None, epochs=None, indices=None):
