@@ -21,10 +21,8 @@ def find(
 ) -> list[Candidates]:
   """What enters NMS, for each view; number and size of the images may be unknown when this is traced.
 
-  The network computes in float32 unless the config says bfloat16: "auto" would be about this machine. Images
-  that exceed `data.canvas` are shrunk as the pipeline does.
+  Images that exceed `data.canvas` are shrunk as the pipeline does.
   """
-  model = model.clone(dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else jnp.float32)
   count, height, width, _ = images.shape
   size = jnp.stack([jnp.int32(height), jnp.int32(width)])
 
@@ -59,30 +57,29 @@ def fit(
   numerator, denominator = jnp.where(by_width, room[1], room[0]), jnp.where(by_width, size[1], size[0])
   shrunk = jnp.clip(jnp.round(size * numerator / denominator).astype(jnp.int32), 1, room)
   new = jnp.where(numerator < denominator, shrunk, size)
-  precision = jax.lax.Precision.HIGHEST
   rows = _shares(canvas[0], images.shape[1], new[0], size[0])
   columns = _shares(canvas[1], images.shape[2], new[1], size[1])
-  pixels = jnp.einsum("yh,bhwc->bywc", rows, images.astype(jnp.float32), precision=precision)
-  pixels = jnp.einsum("xw,bywc->byxc", columns, pixels, precision=precision)
+  contract = partial(jax.lax.dot_general, precision=jax.lax.Precision.HIGHEST)
+  pixels = contract(rows, images.astype(jnp.float32), (((1,), (1,)), ((), ())))  # [h2, b, w, 3]
+  pixels = contract(columns, pixels, (((1,), (2,)), ((), ()))).transpose(2, 1, 0, 3)
   return jnp.round(pixels), new
 
 
 def _shares(room: int, side: Any, new: Int[Array, ""], old: Int[Array, ""]) -> Float[Array, "room side"]:
   """Of which part of each of `side` pixels each of `room` pixels is made, if `old` are shrunk to `new`."""
-  at, source = jnp.arange(room)[:, None], jnp.arange(side)
+  at, source = (jax.lax.broadcasted_iota(jnp.float32, (room, side), axis) for axis in (0, 1))
   overlap = jnp.minimum((at + 1) * old / new, source + 1) - jnp.maximum(at * old / new, source)
   return jnp.where(at < new, jnp.maximum(overlap, 0.0) * new / old, 0.0)
 
 
-def describe(categories: Sequence[Category], **more: Any) -> dict[str, str]:
-  """What a user of a program has to know; each value a string, ONNX has no other. `categories` is JSON."""
+def describe(categories: Sequence[Category]) -> dict[str, str]:
+  """What a user of a program has to know, as strings; `categories` is JSON."""
   return {
     "format": "iou-det program 1",
     "categories": json.dumps([{"label": i, "id": c.id, "name": c.name} for i, c in enumerate(categories)]),
-    "images": "uint8 [batch, height, width, 3], RGB, 0 to 255",
-    "boxes": "float32 x1, y1, x2, y2 in pixels of the given image; x2, y2 exclusive",
-    "scores": "float32 in [0, 1], falling; 0 in rows that are not valid",
-    "labels": "int32, the categories' labels; 0 in rows that are not valid",
-    "valid": "bool, False in the rows behind the last detection",
-    **{name: str(value) for name, value in more.items()},
+    "images": "uint8 [batch, height, width, 3], RGB",
+    "boxes": "float32 [batch, max, 4], x1, y1, x2, y2 in pixels of the given image; x2, y2 exclusive",
+    "scores": "float32 [batch, max] in [0, 1], falling",
+    "labels": "int32 [batch, max], see categories",
+    "valid": "bool [batch, max], false in the rows behind the last detection, where all else is 0",
   }

@@ -25,7 +25,10 @@ def to_stablehlo(config: ConfigDict, model: RetinaNet, variables: PyTree) -> byt
   returns what `Detector.step` finds in them: boxes float32 [b, max, 4] x1, y1, x2, y2 in the images' pixels,
   scores float32, labels int32 and valid bool [b, max]. It is compiled for each shape of `images` once, for
   the CPU, CUDA or TPU that it is called on.
+
+  The network computes in float32 unless the config says bfloat16: "auto" would be about this machine.
   """
+  model = model.clone(dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else jnp.float32)
 
   def program(images):
     return tuple(suppress(find(config, model, variables, images), **suppression(config.eval)))
