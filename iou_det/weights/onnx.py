@@ -5,6 +5,7 @@ boxes, scores, labels, valid = session.run(None, {"images": images})
 about = session.get_modelmeta().custom_metadata_map  # categories, what the arrays mean
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 from unittest import mock
@@ -78,6 +79,8 @@ def to_onnx(config: ConfigDict, model: RetinaNet, variables: PyTree, categories:
     )
   install = "'iou-det[onnx]', see the README"
   onnx, jax2onnx = library("onnx", install), library("jax2onnx", install)
+  for name in ("jax2onnx", "onnx_ir"):  # hundreds of lines on libraries that it could also convert from
+    logging.getLogger(name).setLevel(logging.ERROR)
   model = model.clone(dtype=jnp.float32)
 
   def candidates(images):
