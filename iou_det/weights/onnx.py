@@ -101,7 +101,12 @@ def to_onnx(config: ConfigDict, model: RetinaNet, variables: PyTree, categories:
 
   names = ["found", "pairs", "best"][: 3 if e.class_agnostic else 2]
   images = jax.ShapeDtypeStruct((1, *jax.export.symbolic_shape("h, w"), 3), jnp.uint8)
-  first = jax2onnx.to_onnx(candidates, [images], input_names=["images"], output_names=names)
+  jax.clear_caches()  # it replaces functions of JAX while it traces: no trace outlives that, on either side
+  try:
+    first = jax2onnx.to_onnx(candidates, [images], input_names=["images"], output_names=names)
+  finally:
+    jax.clear_caches()
+  share_weights(first.graph)
   pairs: Any = next(output for output in first.graph.output if output.name == "pairs")
   _, count, classes = (dim.dim_value for dim in pairs.type.tensor_type.shape.dim)
   second = onnx.parser.parse_model(
@@ -123,3 +128,16 @@ def to_onnx(config: ConfigDict, model: RetinaNet, variables: PyTree, categories:
   onnx.helper.set_model_props(whole, describe(categories))
   onnx.checker.check_model(whole)
   return whole.SerializeToString()
+
+
+def share_weights(graph: Any) -> None:
+  """Branches read the weights of `graph` themselves, not through copies: onnxruntime loses some of these."""
+  weights = {tensor.name for tensor in graph.initializer}
+  is_copy = lambda node: node.op_type == "Identity" and node.input[0] in weights
+  for branch in (a.g for node in graph.node if node.op_type == "If" for a in node.attribute):
+    copies = {node.output[0]: node.input[0] for node in branch.node if is_copy(node)}
+    others = [node for node in branch.node if not is_copy(node)]
+    for node in others:
+      node.input[:] = [copies.get(name, name) for name in node.input]
+    del branch.node[:]
+    branch.node.extend(others)

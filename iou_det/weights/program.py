@@ -23,10 +23,9 @@ def find(
 
   Images that exceed `data.canvas` are shrunk as the pipeline does.
   """
-  count, height, width, _ = images.shape
-  size = jnp.stack([jnp.int32(height), jnp.int32(width)])
 
   def oriented(portrait, variables, images):
+    count, size = images.shape[0], height_and_width(images)
     canvas, fitted = fit(images, size, config.data.canvas[::-1] if portrait else config.data.canvas)
     batch = {
       "image": canvas,
@@ -41,7 +40,12 @@ def find(
 
   # The variables are operands, so that both branches share the file's one copy.
   branches = partial(oriented, True), partial(oriented, False)
-  return jax.lax.cond(size[0] > size[1], *branches, jax.tree.map(jnp.asarray, variables), images)
+  height, width = height_and_width(images)
+  return jax.lax.cond(height > width, *branches, jax.tree.map(jnp.asarray, variables), images)
+
+
+def height_and_width(images: UInt8[Array, "b h w 3"]) -> Int[Array, "2"]:
+  return jnp.stack([jnp.int32(images.shape[1]), jnp.int32(images.shape[2])])
 
 
 def fit(
