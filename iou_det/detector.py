@@ -31,7 +31,7 @@ from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
-from iou_det.ops.detection import Detections, find_candidates, suppress
+from iou_det.ops.detection import Candidates, Detections, find_candidates, suppress
 from iou_det.parallel import (
   BATCH,
   input_share,
@@ -54,10 +54,10 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
 
 
 def forward(
-  model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh
+  model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh | None
 ) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
   """Logits and box offsets, see `RetinaNet`; parameters are gathered, images split over `space`."""
-  if mesh.size == 1:
+  if mesh is None or mesh.size == 1:
     outputs: Any = model.apply(variables, images)
     return outputs
   constrain = jax.lax.with_sharding_constraint
@@ -101,6 +101,46 @@ def network_inputs(
   key = jax.random.key(config.seed) if train else None
   inputs = preprocess(batch, config.data, size, config.anchors.convention, key)
   return inputs, *make_anchors(config, size)
+
+
+def look(
+  config: ConfigDict,
+  model: RetinaNet,
+  mesh: Mesh | None,
+  variables: PyTree,
+  batch: dict[str, Array],
+  portrait: bool,
+) -> tuple[list[tuple[Array, ...]], Callable[[list[tuple[Array, ...]]], list[Candidates]]]:
+  """The network's outputs for every view of a batch of the pipeline, and what makes candidates of them.
+
+  In two, because the second runs for each device by itself. Inside jit; `suppress` ends it.
+
+  Args:
+    mesh: None for one device that need not be of this process: an exported program's.
+  """
+  find: list[Callable[..., Candidates]] = []
+  outputs = []
+  for view, mirror in evaluation_views(config):
+    inputs, anchors, level_sizes = network_inputs(view, batch, portrait, train=False)
+    inputs = mirrored(inputs) if mirror else inputs
+    logits, deltas = forward(model, variables, inputs.images, mesh)
+    outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
+    find.append(
+      partial(
+        find_candidates,
+        level_sizes=level_sizes,
+        convention=config.anchors.convention,
+        candidates_per_level=config.eval.candidates_per_level,
+        mirror=mirror,
+      )
+    )
+  return outputs, lambda outputs: [f(*view) for f, view in zip(find, outputs, strict=True)]
+
+
+def suppression(e: ConfigDict) -> dict[str, Any]:
+  """The arguments of `suppress` in the section `eval`."""
+  names = ("score_threshold", "nms_iou", "max_detections", "nms", "class_agnostic")
+  return {name: e[name] for name in names}
 
 
 class Evaluation(NamedTuple):
@@ -269,39 +309,14 @@ class Detector:
   @cached_property
   def step(self) -> Callable[..., Detections]:
     """The jitted `step(variables, batch, portrait) -> Detections` in original pixels."""
-    e = self.config.eval
 
     def step(variables: PyTree, batch: dict[str, jax.Array], portrait: bool) -> Detections:
-      find, outputs = [], []
-      for config, mirror in evaluation_views(self.config):
-        inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=False)
-        inputs = mirrored(inputs) if mirror else inputs
-        logits, deltas = forward(self.model, variables, inputs.images, self.mesh)
-        outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
-        find.append(
-          partial(
-            find_candidates,
-            level_sizes=level_sizes,
-            convention=config.anchors.convention,
-            candidates_per_level=e.candidates_per_level,
-            mirror=mirror,
-          )
-        )
-
-      def merged(outputs) -> Detections:
-        return suppress(
-          [f(*view) for f, view in zip(find, outputs, strict=True)],
-          score_threshold=e.score_threshold,
-          nms_iou=e.nms_iou,
-          max_detections=e.max_detections,
-          nms=e.nms,
-          class_agnostic=e.class_agnostic,
-        )
-
+      outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
       # Per device: left to itself, XLA would gather all images for the sort inside.
       rows = PartitionSpec(BATCH)
-      view = (rows, rows, PartitionSpec(), rows, rows)
-      return jax.shard_map(merged, mesh=self.mesh, in_specs=([view] * len(outputs),), out_specs=rows)(outputs)
+      views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
+      detect = lambda outputs: suppress(find(outputs), **suppression(self.config.eval))
+      return jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
 
     batch = split_batch(self.mesh)
     return jax.jit(step, static_argnums=2, in_shardings=(None, batch), out_shardings=batch)
