@@ -16,9 +16,9 @@ from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from iou_det.data.preprocess import Inputs
-from iou_det.detector import forward, network_inputs
 from iou_det.errors import UserError
 from iou_det.models.retinanet import RetinaNet
+from iou_det.network import forward, network_inputs
 from iou_det.parallel import BATCH, split_batch, split_state
 
 # Logits and offsets of a batch.

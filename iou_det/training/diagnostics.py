@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from iou_det.config import input_size
-from iou_det.detector import forward, make_anchors, network_inputs
 from iou_det.models.retinanet import RetinaNet
+from iou_det.network import forward, make_anchors, network_inputs
 from iou_det.parallel import replicated, split_batch
 from iou_det.training.accumulate import network_outputs
 from iou_det.training.losses import Terms, detection_losses, loss_terms, make_targets

@@ -18,8 +18,9 @@ from iou_det import config as config_lib
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import Plan, images_per_step, make_plan, train_batches
 from iou_det.data.source import Source
-from iou_det.detector import Detector, ground_truth, make_model
+from iou_det.detector import Detector, ground_truth
 from iou_det.errors import Preempted, UserError
+from iou_det.network import make_model
 from iou_det.parallel import Preemption, abstract, device_mesh, input_share, progress_bar, to_device
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.step import create_state, make_train_step

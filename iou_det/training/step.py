@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from iou_det.config import input_size
 from iou_det.data.pipeline import images_per_step
 from iou_det.data.source import Category
-from iou_det.detector import forward, make_anchors, network_inputs
 from iou_det.models.retinanet import RetinaNet, trainable_mask
+from iou_det.network import forward, make_anchors, network_inputs
 from iou_det.parallel import replicated, split_batch, split_state
 from iou_det.training.accumulate import Outputs, network_outputs, pull_back
 from iou_det.training.losses import Losses, Targets, detection_losses, loss_terms, make_targets

@@ -12,8 +12,9 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from iou_det.data.source import Category
-from iou_det.detector import Detector, make_model
+from iou_det.detector import Detector
 from iou_det.errors import UserError
+from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, split_state
 from iou_det.weights.foreign import read_foreign
 from iou_det.weights.saved import FILE, Saved, is_saved, read_saved

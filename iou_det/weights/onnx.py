@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from iou_det.data.source import Category
 from iou_det.errors import UserError
 from iou_det.models.retinanet import RetinaNet
-from iou_det.weights.pretrained import library
+from iou_det.weights.files import library
 from iou_det.weights.program import describe, find
 
 # From boxes of n candidates and scores of n x k pairs to detections. What NMS keeps goes back to its place in

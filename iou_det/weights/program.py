@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from iou_det.data.source import Category
-from iou_det.detector import look
 from iou_det.models.retinanet import RetinaNet
+from iou_det.network import look
 from iou_det.ops.detection import Candidates
 
 

@@ -10,8 +10,8 @@ from jax import export
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from iou_det.detector import suppression
 from iou_det.models.retinanet import RetinaNet
+from iou_det.network import suppression
 from iou_det.ops.detection import suppress
 from iou_det.weights.program import find
 

@@ -9,8 +9,8 @@ import pytest
 from iou_det.bench import synthetic
 from iou_det.config import input_size
 from iou_det.data.preprocess import Inputs
-from iou_det.detector import make_anchors, make_model
 from iou_det.errors import UserError
+from iou_det.network import make_anchors, make_model
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training import accumulate
 from iou_det.training.diagnostics import make_diagnostics

@@ -8,7 +8,7 @@ import pytest
 
 from iou_det.bench import synthetic
 from iou_det.config import base_config
-from iou_det.detector import make_model
+from iou_det.network import make_model
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.step import create_state, learning_rate, make_optimizer, make_train_step
 from iou_det.workdir import AVERAGE

@@ -12,8 +12,9 @@ import pytest
 from iou_det.data import pipeline
 from iou_det.data.pipeline import Stack, picture_row
 from iou_det.data.source import Category
-from iou_det.detector import Detector, make_model
+from iou_det.detector import Detector
 from iou_det.errors import UserError
+from iou_det.network import make_model
 from iou_det.parallel import device_mesh
 from iou_det.weights import program
 from iou_det.weights.onnx import to_onnx
