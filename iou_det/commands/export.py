@@ -3,9 +3,9 @@
   iou-det export --workdir=runs/demo --step=best --format=safetensors --out=shapes.safetensors
 
 safetensors: weights, config and category table; `load_detector`, eval, predict and model.init take it.
-stablehlo:   the whole detector for CPU, CUDA and TPU, any number and size of images; needs jax and flatbuffers
-             to run. What its arrays mean, and the classes, stand beside it in OUT.json.
-onnx:        the whole detector for one image of any size; needs onnxruntime to run. The same in its metadata.
+stablehlo:   the whole detector for CPU, CUDA and TPU, any number and size of images; jax and flatbuffers run
+             it. What its arrays mean, and the classes, stand beside it in OUT.json.
+onnx:        the whole detector for one image of any size; onnxruntime runs it. The same in its metadata.
 
 Both programs take uint8 RGB images [batch, height, width, 3] and return boxes, scores, labels and valid.
 """
