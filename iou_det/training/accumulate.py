@@ -4,7 +4,8 @@ Our losses are no sums over images: their normalisers, the sums of Eq. (2) and (
 the compared losses run over the batch. (optax.MultiSteps averages the gradients of parts whose normalisers
 are their own: that is another loss.) So the network is run on all parts first, the loss is taken of all their
 outputs at once, and its gradient with respect to these is pulled back through each part. That costs one
-more forward; what is held at once is one part's images and activations, and the outputs of the whole.
+more forward, a third more FLOPs; held at once are one part's images and activations, and the outputs of
+the whole.
 """
 
 from typing import Any
