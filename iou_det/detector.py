@@ -119,7 +119,7 @@ def look(
     mesh: None for one device that need not be of this process: an exported program's.
   """
   find: list[Callable[..., Candidates]] = []
-  outputs = []
+  outputs: list[tuple[Array, ...]] = []
   for view, mirror in evaluation_views(config):
     inputs, anchors, level_sizes = network_inputs(view, batch, portrait, train=False)
     inputs = mirrored(inputs) if mirror else inputs
