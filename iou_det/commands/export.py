@@ -10,7 +10,9 @@ onnx:        the whole detector for one image of any size; onnxruntime runs it. 
 Both programs take uint8 RGB images [batch, height, width, 3] and return boxes, scores, labels and valid.
 """
 
+import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -43,5 +45,7 @@ def main() -> None:
       write_whole(out, to_onnx(saved.config, model, saved.variables, saved.categories))
     else:
       write_whole(out, to_stablehlo(saved.config, model, saved.variables))
-      write_json(out.with_suffix(f"{out.suffix}.json"), describe(saved.categories))
+      about: dict[str, Any] = describe(saved.categories)
+      about["categories"] = json.loads(about["categories"])
+      write_json(out.with_suffix(f"{out.suffix}.json"), about)
   print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(saved.categories)} classes, step {saved.step}")

@@ -125,7 +125,7 @@ def mirrored(inputs: Inputs) -> Inputs:
   def one(image, boxes, valid, content):
     width = content[1]
     x = jnp.arange(image.shape[1])
-    image = jnp.where((x < width)[:, None], image[:, jnp.maximum(width - 1 - x, 0)], 0.0)
+    image = jnp.where((x < width)[None, :, None], image[:, jnp.maximum(width - 1 - x, 0)], 0.0)
     return image, jnp.where(valid[:, None], mirrored_boxes(boxes, width), 0.0)
 
   images, boxes = jax.vmap(one)(inputs.images, inputs.boxes, inputs.valid, inputs.image_size)

@@ -152,9 +152,7 @@ def test_onnx_refuses_soft_nms():
     to_onnx(ours.config, ours.model, ours.variables, CATEGORIES)
 
 
-@pytest.mark.parametrize(
-  "size", [(64, 96), (20, 31), (65, 97), (130, 195), (1000, 40), (40, 1000), (301, 200)]
-)
+@pytest.mark.parametrize("size", [(20, 31), (65, 97), (1000, 40), (301, 200)])
 def test_images_beyond_the_canvas_are_shrunk_as_the_pipeline_does(size):
   image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
   canvas = (96, 64) if size[0] > size[1] else (64, 96)
