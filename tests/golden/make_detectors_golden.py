@@ -9,8 +9,8 @@ outputs. Images are padded as iou_det pads them. Run with a Python that has torc
     python tests/golden/make_detectors_golden.py DATA [--size 160,256] [--out FILE] [--sets real] [--padding]
 
 DATA has coco_mini/ (a COCO folder); of its images only the names are stored. --padding prints instead how
-much torchvision's detections in an image depend on whether it is padded to a multiple of 32, as there, or to
-the whole canvas, as here.
+much torchvision's logits depend on whether an image is padded to a multiple of 32, as there, or to the whole
+canvas, as here.
 """
 
 import argparse
@@ -69,6 +69,7 @@ class Torchvision:
     model.transform.min_size, model.transform.max_size = (size[0],), size[1]
     if canvas:
       model.transform.batch_images = lambda images, size_divisible=32: pad(images, canvas)
+    model.head.register_forward_pre_hook(lambda module, inputs: setattr(self, "sizes", sizes_of(inputs[0])))
     model.head.register_forward_hook(lambda module, inputs, out: self.captured.update(out))
     model.anchor_generator.register_forward_hook(
       lambda module, inputs, out: self.captured.update(anchors=out[0], all_anchors=out)
@@ -324,6 +325,10 @@ class Restated:
     return torch.stack([classification, localization]) / positives
 
 
+def sizes_of(pyramid):
+  return [tuple(x.shape[-2:]) for x in pyramid]
+
+
 def decode(deltas, anchors):
   size = anchors[:, 2:] - anchors[:, :2]
   centre = anchors[:, :2] + 0.5 * size + deltas[:, :2] * size
@@ -435,12 +440,10 @@ def main():
     if arguments.padding and not key.startswith("torchvision"):
       continue
     every = [picture for pictures in sets.values() for picture in pictures]
-    bias = calibrate(key, model, run, every)
     if arguments.padding:
-      native, same, _ = make(key, size, None)
-      native.load_state_dict(model.state_dict())
-      compare_padding(key, run, same, every)
+      compare_padding(key, run, make(key, size, None)[1], every)
       continue
+    bias = calibrate(key, model, run, every)
     stored |= {f"{key}/names": json.dumps(names), f"{key}/bias": bias}
     for which, pictures in sets.items():
       targets = seeded_targets(pictures, classes)
@@ -461,24 +464,23 @@ def main():
 
 
 def compare_padding(key, run, native, pictures):
-  """How far detections of one image lie apart, padded to the canvas and to its own multiple of 32."""
-  scores = boxes = 0.0
-  alone = total = 0
+  """How far the logits of P3 lie apart, padded to the canvas and to the image's own multiple of 32."""
   for picture in pictures:
-    targets = seeded_targets([picture], 2)
-    canvas, own = run([picture], targets)[1][0], native([picture], targets)[1][0]
-    free = set(range(len(own[1])))
-    for box, score, label in zip(*canvas, strict=True):
-      near = [j for j in free if own[2][j] == label and box_iou(box[None], own[0][j][None]) > 0.5]
-      if near:
-        j = min(near, key=lambda j: abs(own[1][j] - score))
-        free.remove(j)
-        scores = max(scores, float(abs(own[1][j] - score)))
-        boxes = max(boxes, float((own[0][j] - box).abs().max()))
-      else:
-        alone += 1
-    alone, total = alone + len(free), total + len(own[1])
-  print(f"{key}: scores {scores:.2g}, boxes {boxes:.2g} px, {alone} of {total} detections unmatched")
+    targets, maps = seeded_targets([picture], 2), []
+    for call in (run, native):
+      call([picture], targets)
+      rows, columns = call.sizes[0]
+      maps.append(call.captured["cls_logits"][0, : rows * columns * 9].view(rows, columns, -1).clone())
+    (rows, columns), common = maps[1].shape[:2], min(m.shape[1] for m in maps)
+    a, b = maps[0][:rows, :common], maps[1][:rows, :common]
+    apart, half = (a - b).abs(), common // 2
+    spread = b.flatten(0, 1).std(0).mean()
+    print(
+      f"{key}: {columns} of {maps[0].shape[1]} columns; spread of a logit {spread:.2g}; mean difference in "
+      f"the left half {apart[:, :half].mean():.2g} (largest {apart[:, :half].max():.2g}), in the right half "
+      f"{apart[:, half:].mean():.2g}",
+      flush=True,
+    )
 
 
 def floored_sizes():
