@@ -20,7 +20,7 @@ COMMANDS = {
   "fit-wloc": "w_loc of Table 4: keeps the first step's loss sum, any data",
   "bench": "speed and memory: train, input, predict, eval, scaling; JSON lines",
   "predict": "draw boxes on your own images with a trained workdir",
-  "export": "a trained detector as one file: safetensors",
+  "export": "a trained detector as one file: safetensors, StableHLO, ONNX",
 }
 
 

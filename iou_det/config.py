@@ -96,9 +96,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "negative_iou": Setting(0.4, ABOVE_0_TO_1),
     "force_match": Setting(True),
     "min_forced_iou": Setting(0.0, FROM_0_TO_1),
-    "forced_target": Setting(
-      "box", one_of("box", "best")
-    ),  # of an anchor that a box forces; best: torchvision
+    "forced_target": Setting("box", one_of("box", "best")),  # of a forced anchor: who forces it, or its best
   },
   "loss": {
     "classification": Setting("focal", one_of(*CLASSIFICATION)),
@@ -113,9 +111,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "w_loc": Setting(1.0, FROM_0_OR_AUTO),
     "loc_weights": Setting("eq4", one_of("eq4", "eq5")),  # eq5: the normalised weights
     "normalizer": Setting("global", one_of("global", "level")),  # Eq. (2), (5): over the batch, or by level
-    "average": Setting(
-      "batch", one_of("batch", "image")
-    ),  # over all positives; image: first by image (torchvision)
+    "average": Setting("batch", one_of("batch", "image")),  # over all positives, or first by image
   },
   "data": {
     "path": Setting("", runtime=True),
@@ -148,10 +144,13 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "workers": Setting(0, FROM_0, runtime=True),  # processes in place of threads (they need shared memory)
   },
   "train": {
-    "batch_size": Setting(16, ABOVE_0),
+    "batch_size": Setting(16, ABOVE_0),  # images that the devices work on at once
+    "accumulate": Setting(1, ABOVE_0),  # so many times as many are a step's whole batch
     "epochs": Setting(12, ABOVE_0),
-    "learning_rate": Setting(0.01, ABOVE_0),  # for 16 images; scaled by batch_size / 16
-    "momentum": Setting(0.9, FROM_0_BELOW_1),
+    "learning_rate": Setting(0.01, ABOVE_0),  # for 16 images; scaled by images of a step / 16
+    "optimizer": Setting("sgd", one_of("sgd", "adamw")),
+    "momentum": Setting(0.9, FROM_0_BELOW_1),  # of SGD; AdamW's beta 1
+    "beta2": Setting(0.999, FROM_0_BELOW_1),  # AdamW's
     "weight_decay": Setting(1e-4, FROM_0),
     "warmup_steps": Setting(500, FROM_0),
     "warmup_factor": Setting(1 / 3, ABOVE_0_TO_1),
@@ -159,6 +158,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "decay_epochs": Setting((8, 11)),
     "decay_factor": Setting(0.1, ABOVE_0_TO_1),
     "clip_norm": Setting(35.0, ABOVE_0),
+    "ema": Setting(0.0, FROM_0_BELOW_1),  # decay of the parameters' average, which is then scored; 0: none
     "log_every": Setting(50, ABOVE_0, runtime=True),
     "diagnostics_every": Setting(0, FROM_0, runtime=True),  # steps between them; 0: never
     "eval_epochs": Setting(1, ABOVE_0, runtime=True),  # evaluate every so many epochs, and at the end
@@ -201,10 +201,8 @@ def base_config() -> ConfigDict:
 
 def validate(config: ConfigDict) -> None:
   """Checks every field, then what must fit together; raises a UserError naming the field."""
-  for name, setting in FIELDS.items():
-    value = get_field(config, name)
-    if not setting.rule.holds(value):
-      raise UserError(f"config.{name}={value!r}: must be {setting.rule.allowed}")
+  for name in FIELDS:
+    check_field(name, get_field(config, name))
   match, loss, data = config.match, config.loss, config.data
   if match.negative_iou > match.positive_iou:
     raise UserError(
@@ -232,6 +230,13 @@ def validate(config: ConfigDict) -> None:
       f"config.data.transpose={data.transpose} needs a square input, got short={data.short}, "
       f"long={data.long}; make them equal or set transpose to 0"
     )
+
+
+def check_field(name: str, value: Any) -> None:
+  """Raises a UserError if a field ("eval.nms_iou") may not have this value."""
+  rule = FIELDS[name].rule
+  if not rule.holds(value):
+    raise UserError(f"config.{name}={value!r}: must be {rule.allowed}")
 
 
 def padded(side: int) -> int:

@@ -1,106 +1,41 @@
-"""What a config stands for: its network, its inputs and anchors, and the `Detector`.
-
-Training, evaluation, prediction and export share what is here.
-"""
+"""A network with its weights: called on images, evaluated on data sets."""
 
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int32, Int64, PyTree, UInt8
-from ml_collections import ConfigDict, FrozenConfigDict
+from jaxtyping import Float32, Int32, Int64, PyTree, UInt8
+from ml_collections import ConfigDict
 
-from iou_det.config import evaluation_views, input_size, strides
 from iou_det.data.coco import to_coco
 from iou_det.data.images import Image, as_pixels
 from iou_det.data.pipeline import Stack, eval_batches, number_of_threads, picture_row
-from iou_det.data.preprocess import Inputs, mirrored, preprocess
 from iou_det.data.source import Category, Source, describe_categories
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
 from iou_det.models.retinanet import RetinaNet
-from iou_det.ops import anchors as anchor_ops
-from iou_det.ops.detection import Detections, find_candidates, suppress
+from iou_det.network import look, suppression
+from iou_det.ops.detection import Detections, suppress
 from iou_det.parallel import (
   BATCH,
   input_share,
   progress_bar,
-  replicated,
   split_batch,
   to_device,
 )
 from iou_det.workdir import write_json
 
 NEVER: Callable[[], bool] = lambda: False
-
-
-def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
-  """The network that a config describes; bfloat16 compute on accelerators if dtype is "auto"."""
-  auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-  dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(config.model.dtype, auto)
-  anchors_per_cell = config.anchors.octaves * len(config.anchors.ratios)
-  return RetinaNet(FrozenConfigDict(config.model), num_classes, anchors_per_cell, dtype)
-
-
-def forward(
-  model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh
-) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
-  """Logits and box offsets, see `RetinaNet`; parameters are gathered, images split over `space`."""
-  if mesh.size == 1:
-    outputs: Any = model.apply(variables, images)
-    return outputs
-  constrain = jax.lax.with_sharding_constraint
-  variables = constrain(variables, replicated(mesh))
-
-  def on_device(variables, images):
-    # Made different on each device once, for all uses: so gradients are summed over the levels that share the
-    # heads before they are exchanged.
-    variables = jax.lax.pcast(variables, BATCH, to="varying")
-    if mesh.shape["space"] > 1:
-      images = constrain(images, PartitionSpec(None, "space"))
-    return model.apply(variables, images)
-
-  # The batch is split by hand: where XLA splits both batch and rows, its gradients of kernels are wrong.
-  batch = PartitionSpec(BATCH)
-  split = jax.shard_map(
-    on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, axis_names=set(BATCH)
-  )
-  return constrain(split(variables, images), split_batch(mesh))
-
-
-def make_anchors(
-  config: ConfigDict, size: tuple[int, int]
-) -> tuple[Float[Array, "anchors 4"], tuple[int, ...]]:
-  """Anchors (x1, y1, x2, y2 pixels) of an input of `size` (height, width) and their number per level."""
-  anchors = anchor_ops.anchors(size, strides=strides(config), **config.anchors)
-  per_cell = config.anchors.octaves * len(config.anchors.ratios)
-  shapes = anchor_ops.level_shapes(size, strides(config))
-  return jnp.asarray(anchors), tuple(h * w * per_cell for h, w in shapes)
-
-
-def network_inputs(
-  config: ConfigDict, batch: dict[str, Array], portrait: bool, *, train: bool
-) -> tuple[Inputs, Float[Array, "anchors 4"], tuple[int, ...]]:
-  """What the network sees of a batch of the pipeline, its anchors and their number per level.
-
-  Args:
-    train: with the config's augmentation.
-  """
-  size = input_size(config, portrait)
-  key = jax.random.key(config.seed) if train else None
-  inputs = preprocess(batch, config.data, size, config.anchors.convention, key)
-  return inputs, *make_anchors(config, size)
 
 
 class Evaluation(NamedTuple):
@@ -269,39 +204,14 @@ class Detector:
   @cached_property
   def step(self) -> Callable[..., Detections]:
     """The jitted `step(variables, batch, portrait) -> Detections` in original pixels."""
-    e = self.config.eval
 
     def step(variables: PyTree, batch: dict[str, jax.Array], portrait: bool) -> Detections:
-      find, outputs = [], []
-      for config, mirror in evaluation_views(self.config):
-        inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=False)
-        inputs = mirrored(inputs) if mirror else inputs
-        logits, deltas = forward(self.model, variables, inputs.images, self.mesh)
-        outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
-        find.append(
-          partial(
-            find_candidates,
-            level_sizes=level_sizes,
-            convention=config.anchors.convention,
-            candidates_per_level=e.candidates_per_level,
-            mirror=mirror,
-          )
-        )
-
-      def merged(outputs) -> Detections:
-        return suppress(
-          [f(*view) for f, view in zip(find, outputs, strict=True)],
-          score_threshold=e.score_threshold,
-          nms_iou=e.nms_iou,
-          max_detections=e.max_detections,
-          nms=e.nms,
-          class_agnostic=e.class_agnostic,
-        )
-
+      outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
       # Per device: left to itself, XLA would gather all images for the sort inside.
       rows = PartitionSpec(BATCH)
-      view = (rows, rows, PartitionSpec(), rows, rows)
-      return jax.shard_map(merged, mesh=self.mesh, in_specs=([view] * len(outputs),), out_specs=rows)(outputs)
+      views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
+      detect = lambda outputs: suppress(find(outputs), **suppression(self.config.eval))
+      return jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
 
     batch = split_batch(self.mesh)
     return jax.jit(step, static_argnums=2, in_shardings=(None, batch), out_shardings=batch)

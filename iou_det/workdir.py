@@ -20,6 +20,8 @@ from tensorboardX import SummaryWriter
 from iou_det import config as config_lib
 from iou_det.errors import UserError, read_json
 
+AVERAGE = "average"  # the key of the parameters' average in the optimizer's state
+
 
 def write_whole(path: Path, content: str | bytes) -> None:
   """Writes beside and renames, so that a file that is there is whole."""
@@ -82,6 +84,15 @@ def has_checkpoint(workdir: str | Path) -> bool:
   return any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
 
 
+def part_of(stored: PyTree, some: PyTree) -> PyTree:
+  """What a checkpoint holds of the parts that are read of it: of the optimizer's state the average alone."""
+  part = {name: stored.get(name) or {} for name in some}
+  if "opt_state" in some:
+    average = part["opt_state"].get(AVERAGE, {}) if isinstance(part["opt_state"], dict) else {}
+    part["opt_state"] = {AVERAGE: {"params": average.get("params", {})}}
+  return part
+
+
 class Manager(ocp.CheckpointManager):
   """Orbax's manager, but it leaves JAX's preemption service to `iou_det.parallel.Preemption`: it stops at one
   exact value of one counter, and Orbax would count otherwise."""
@@ -142,11 +153,21 @@ class Checkpoints:
     """The state of a step; `abstract_state` gives shapes, types and where it should lie."""
     return self._read(step, state=ocp.args.StandardRestore(abstract_state))["state"]
 
-  def restore_variables(self, step: int, abstract_variables: PyTree) -> PyTree:
-    """Parameters and norm statistics of a step; the optimizer's state is not read."""
-    where = ocp.checkpoint_utils.construct_restore_args(abstract_variables)
-    some = ocp.args.PyTreeRestore(abstract_variables, restore_args=where, partial_restore=True)
-    return self._read(step, abstract_variables, state=some)["state"]
+  def restore_variables(self, step: int, abstract_variables: PyTree, *, averaged: bool = False) -> PyTree:
+    """Parameters and norm statistics of a step; the optimizer's state is not read.
+
+    Args:
+      averaged: the parameters' average (see config.train.ema), which is in that state, in their place.
+    """
+    some = dict(abstract_variables)
+    if averaged:
+      some["opt_state"] = {AVERAGE: {"params": some.pop("params")}}
+    where = ocp.checkpoint_utils.construct_restore_args(some)
+    arguments = ocp.args.PyTreeRestore(some, restore_args=where, partial_restore=True)
+    read = self._read(step, some, state=arguments)["state"]
+    if averaged:
+      read["params"] = read.pop("opt_state")[AVERAGE]["params"]
+    return read
 
   def run_information(self, step: int) -> dict[str, Any]:
     """The JSON saved beside the state: data position, config, category table."""
@@ -157,7 +178,7 @@ class Checkpoints:
       if some:  # a partial restore tells neither what is missing nor what is left over
         stored = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
         names = lambda tree: {jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(tree)}
-        if different := names({k: stored.get(k) or {} for k in some}) ^ names(some):
+        if different := names(part_of(stored, some)) ^ names(some):
           raise ValueError(
             f"of another network than config.json's, in {', '.join(sorted(different)[:3])}, ..."
           )

@@ -84,6 +84,12 @@ def test_paper_config_refuses_other_arguments(argument):
     ("data.repeat_threshold", 1.5, "between 0 and 1"),
     ("eval.tta_scales", (1.0, 0.0), "one or more numbers above 0"),
     ("eval.tta_scales", (), "one or more numbers above 0"),
+    ("match.forced_target", "own", "'box', 'best'"),
+    ("loss.average", "level", "'batch', 'image'"),
+    ("train.optimizer", "adam", "'sgd', 'adamw'"),
+    ("train.beta2", 1.0, "below 1"),
+    ("train.ema", 1.0, "below 1"),
+    ("train.accumulate", 0, "above 0"),
   ],
 )
 def test_validate_names_field_and_allowed_values(field, value, message):
@@ -128,7 +134,7 @@ def test_a_w_loc_of_table_4_is_for_smooth_l1_alone(localization):
 def test_command_line_check_names_the_near_field():
   file = f"--config={CONFIGS / 'shapes.py'}"
   check_command_line([file, "--config.train.epochs=3", "--noconfig.match.force_match"])
-  with pytest.raises(UserError, match=r"'epoch'; did you mean 'epochs'.*known here: batch_size"):
+  with pytest.raises(UserError, match=r"'epoch'; did you mean 'epochs'.*known here: accumulate, batch_size"):
     check_command_line([file, "--config.train.epoch=3"])
   with pytest.raises(UserError, match=r"no such file.*shapes\.py"):
     check_command_line([f"--config={CONFIGS / 'shape.py'}"])

@@ -6,7 +6,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from iou_det.config import evaluation_views, input_size
-from iou_det.detector import Detector, make_model
+from iou_det.detector import Detector
+from iou_det.network import make_model
 from iou_det.parallel import device_mesh
 from tests import oracle_nms
 from tests.tiny import tinier_config

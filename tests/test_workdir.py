@@ -23,6 +23,7 @@ from iou_det.training.loop import train
 from iou_det.weights.load import load_detector
 from iou_det.workdir import Checkpoints, read_config
 from tests.same import assert_same_detections
+from tests.tiny import tiny_config
 
 GOLDEN = Path(__file__).parent / "golden" / "workdir"
 
@@ -83,10 +84,26 @@ def test_an_older_run_is_resumed(older_run):
   )
 
 
-def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp_path):
+def averaging_config(shapes_folder):
+  """With all that a run may carry along: AdamW's moments, an average; and steps of two parts."""
+  config = tiny_config(shapes_folder)
+  config.train.update(ema=0.9, optimizer="adamw", learning_rate=0.004, batch_size=4, accumulate=2)
+  return config
+
+
+@pytest.fixture(scope="module")
+def averaging_run(tmp_path_factory, shapes_folder):
+  workdir = tmp_path_factory.mktemp("averaging")
+  train(averaging_config(shapes_folder), workdir, devices=jax.devices()[:1])
+  return workdir
+
+
+@pytest.mark.parametrize("averaged", [False, True], ids=["parameters", "averages"])
+def test_evaluation_and_prediction_use_the_parameters_of_the_step(request, averaged, tmp_path):
   """The oracle reads the checkpoints by Orbax alone and detects with what lies there."""
   workdir = tmp_path / "run"
-  shutil.copytree(reference[0], workdir)
+  made = request.getfixturevalue("averaging_run") if averaged else request.getfixturevalue("reference")[0]
+  shutil.copytree(made, workdir)
   detector = load_detector(workdir)
   source = open_dataset(detector.config.data.path, "val")
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -95,7 +112,8 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp
   with ocp.PyTreeCheckpointer() as reader:
     for step in (4, 8):
       stored = jax.device_get(reader.restore(workdir / "checkpoints" / str(step) / "state"))
-      variables = {"params": stored["params"], "batch_stats": stored.get("batch_stats") or {}}
+      params = stored["opt_state"]["average"]["params"] if averaged else stored["params"]
+      variables = {"params": params, "batch_stats": stored.get("batch_stats") or {}}
       jax.tree.map(
         np.testing.assert_array_equal, jax.device_get(load_detector(workdir, str(step)).variables), variables
       )
@@ -117,6 +135,30 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(reference, tmp
   names = dict(zip(source.annotations.file_name, source.annotations.image_id.tolist(), strict=True))
   found = [{"image_id": names[row["file"]], **row} for row in read(out / "detections.json")]
   assert_same_detections(found, expected[4])
+
+
+def test_a_run_with_an_average_is_resumed_to_the_bit(averaging_run, shapes_folder, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(averaging_run, workdir)
+  shutil.rmtree(workdir / "checkpoints" / "8")
+  train(averaging_config(shapes_folder), workdir, devices=jax.devices()[:1])
+  with ocp.PyTreeCheckpointer() as reader:
+    states = [
+      jax.device_get(reader.restore(w / "checkpoints" / "8" / "state")) for w in (averaging_run, workdir)
+    ]
+  jax.tree.map(np.testing.assert_array_equal, *states)
+  params, average = states[0]["params"], states[0]["opt_state"]["average"]["params"]
+  assert not any(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (params, average)), strict=True))
+
+
+def test_an_average_that_is_not_there_is_one_clear_error(reference, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(reference[0], workdir)
+  config = read(workdir / "config.json")
+  config["train"]["ema"] = 0.9
+  (workdir / "config.json").write_text(json.dumps(config))
+  with pytest.raises(UserError, match=r"cannot be read .*average"):
+    load_detector(workdir)
 
 
 @pytest.mark.parametrize("head_convs", [0, 2])

@@ -32,6 +32,7 @@ SAME = {
   "eval.class_agnostic": False,
   "eval.tta_scales": (1.0,),
   "eval.tta_flip": False,
+  "train.accumulate": 1,
 }
 
 

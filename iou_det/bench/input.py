@@ -35,7 +35,7 @@ BARE, OURS, USUAL = "decode alone", "ready batches", "decode + resize + float no
 
 def bench_input(config: ConfigDict, images: int, *, repeats: int, out: Path | None) -> dict[str, Line]:
   """Reports each pipeline, in samples of `images` at least, and each ratio of interest; lines by name."""
-  d, batch_size = config.data, config.train.batch_size
+  d, batch_size = config.data, pipeline.images_per_step(config.train)
   timed = max(1, -(-images // batch_size))
   reading = Reading(config, EDGE + timed + EDGE)
   workers = d.workers or len(os.sched_getaffinity(0))

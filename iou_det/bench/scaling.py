@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from iou_det.bench.measure import Line, fresh_cache, print_line
 from iou_det.bench.synthetic import Case, changed
+from iou_det.data.pipeline import images_per_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Bytes a second that a chip can send while it receives as many, from the makers' pages.
@@ -32,7 +33,7 @@ def bench_scaling(
   On one device: batch, image size, boxes, classes. On several: number of devices and mesh axes, with what
   the compiled step exchanges, and from it an estimate for more chips. Draws `out` with the ending .png.
   """
-  count, batch_size, d = jax.device_count(), config.train.batch_size, config.data
+  count, batch_size, d = jax.device_count(), images_per_step(config.train), config.data
   config = changed(config, {"data.max_boxes": boxes})
 
   def step(what, fields=None, *, batch=batch_size, classes=num_classes, boxes=boxes, devices=1):

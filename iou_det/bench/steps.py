@@ -14,9 +14,10 @@ from iou_det.bench.measure import Line, Timing, compile_program, fresh_cache, ti
 from iou_det.bench.synthetic import Case, changed, scored_dataset
 from iou_det.data.pipeline import Stack, picture_row
 from iou_det.data.source import Category
-from iou_det.detector import Detector, forward, make_model, network_inputs
+from iou_det.detector import Detector
 from iou_det.evaluation import coco
 from iou_det.models import backbone_class
+from iou_det.network import forward, make_model, network_inputs
 from iou_det.ops import matching
 from iou_det.parallel import to_device
 from iou_det.training.losses import detection_losses, loss_terms, make_targets

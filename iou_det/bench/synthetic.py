@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from iou_det import config as config_lib
 from iou_det.bench.measure import Compilation, Measurement, Timing, compile_program, time_calls
 from iou_det.data.pipeline import HostBatch
-from iou_det.detector import make_model
+from iou_det.network import make_model
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.step import create_state, make_train_step
 

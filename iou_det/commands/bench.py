@@ -51,10 +51,15 @@ def main(arguments: list[str]) -> None:
   if AGAINST.value and kind not in ("train", "predict"):
     raise UserError(f"--against={AGAINST.value} belongs to train and predict, not to {kind}")
   config = None if kind == "eval" else bench_config(kind)
+  if PIECES.value and config and config.train.accumulate > 1:
+    raise UserError(
+      f"--pieces: config.train.accumulate={config.train.accumulate}; set it to 1, or leave it out"
+    )
   # Imported when what is asked for is known to be good; nothing in it takes a device's memory yet.
   import jax
 
   from iou_det.bench import against, input, scaling, steps, synthetic
+  from iou_det.data.pipeline import images_per_step
 
   classes, boxes, out = CLASSES.value, BOXES.value, Path(OUT.value) if OUT.value else None
   same: dict[str, Any] = {"repeats": REPEATS.value, "out": out}
@@ -69,7 +74,7 @@ def main(arguments: list[str]) -> None:
     theirs = against.run_torchvision(kind, config, classes, boxes, REPEATS.value) if AGAINST.value else []
     devices = jax.devices()[:1] if AGAINST.value else jax.devices()  # torchvision's model uses one
     if kind == "train":
-      case = synthetic.Case(config, classes, boxes, config.train.batch_size, devices)
+      case = synthetic.Case(config, classes, boxes, images_per_step(config.train), devices)
       rows = [steps.bench_train(case, pieces=PIECES.value, orientations=ORIENTATIONS.value, **same)]
     else:
       rows = steps.bench_predict(config, classes, devices, **same)

@@ -17,6 +17,7 @@ from iou_det.weights.load import load_detector
 
 WORKDIR = common.trained_workdir()
 BATCH_SIZE = common.batch_size()
+TEST_TIME = common.test_time()
 STEP = common.step()
 SPLIT = flags.DEFINE_string("split", None, "Split to evaluate; default: the config's data.val_split.")
 DATA = flags.DEFINE_string("data", None, "Dataset to evaluate on; default: the config's data.path.")
@@ -35,6 +36,7 @@ def main() -> None:
   if DISTRIBUTED.value:
     start_distributed()
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
+  variant = TEST_TIME(detector.config)
   data = detector.config.data
   split = SPLIT.value or data.val_split
   own = split == data.val_split and not DATA.value
@@ -45,10 +47,11 @@ def main() -> None:
       backend=BACKEND.value,
       interrupted=preemption.requested,
     )
-    # Other data do not overwrite the figures of the run's own split.
+    # Other data, or another way to detect, do not overwrite the figures of the run's own split.
     where = Path(WORKDIR.value)
     folder = where if where.is_dir() else where.with_suffix("")
-    folder = folder / "eval" / (f"{Path(DATA.value).name}_{split}" if DATA.value else split)
+    parts = [Path(DATA.value).name if DATA.value else "", split, variant]
+    folder = folder / "eval" / "_".join(filter(None, parts))
     metrics = scored.write(folder, step=detector.trained_steps, split=split)
   if jax.process_index() == 0:
     print(coco.table(metrics))

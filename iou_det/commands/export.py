@@ -1,8 +1,13 @@
-"""Writes a trained detector as one file to share or to run elsewhere.
+"""Writes a trained detector as one file to share, or to run where this package is not.
 
   iou-det export --workdir=runs/demo --step=best --format=safetensors --out=shapes.safetensors
 
 safetensors: weights, config and category table; `load_detector`, eval, predict and model.init take it.
+stablehlo:   the whole detector for CPU, CUDA and TPU, any number and size of images; jax and flatbuffers run
+             it. What its arrays mean, and the classes, stand beside it in OUT.json.
+onnx:        the whole detector for one image of any size; onnxruntime runs it. The same in its metadata.
+
+Both programs take uint8 RGB images [batch, height, width, 3] and return boxes, scores, labels and valid.
 """
 
 from pathlib import Path
@@ -10,17 +15,33 @@ from pathlib import Path
 from absl import flags
 
 from iou_det.commands import flags as common
+from iou_det.network import make_model
 from iou_det.weights.load import read_detector
+from iou_det.weights.onnx import to_onnx
+from iou_det.weights.program import describe
 from iou_det.weights.saved import write_saved
+from iou_det.weights.stablehlo import to_stablehlo
+from iou_det.workdir import write_json, write_whole
 
 WORKDIR = common.trained_workdir()
 STEP = common.step()
-FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors"], "See above.")
+FORMAT = flags.DEFINE_enum("format", "safetensors", ["safetensors", "stablehlo", "onnx"], "See above.")
 OUT = flags.DEFINE_string("out", None, "File to write.", required=True)
+TEST_TIME = common.test_time()
 
 
 def main() -> None:
   saved = read_detector(WORKDIR.value, STEP.value)
+  TEST_TIME(saved.config)
   out = Path(OUT.value)
-  write_saved(out, saved)
+  out.parent.mkdir(parents=True, exist_ok=True)
+  if FORMAT.value == "safetensors":
+    write_saved(out, saved)
+  else:
+    model = make_model(saved.config, len(saved.categories))
+    if FORMAT.value == "onnx":
+      write_whole(out, to_onnx(saved.config, model, saved.variables, saved.categories))
+    else:
+      write_whole(out, to_stablehlo(saved.config, model, saved.variables))
+      write_json(out.with_suffix(f"{out.suffix}.json"), describe(saved.categories))
   print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(saved.categories)} classes, step {saved.step}")

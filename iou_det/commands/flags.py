@@ -1,7 +1,13 @@
 """Flags that several commands have."""
 
+from collections.abc import Callable
+from typing import Any
+
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from iou_det.config import check_field
+from iou_det.errors import UserError
 
 flags.disclaim_key_flags()  # each command's --help lists them as its own
 
@@ -25,6 +31,29 @@ def step() -> flags.FlagHolder:
 def batch_size() -> flags.FlagHolder:
   text = "Images per step over all devices; default: the config's."
   return flags.DEFINE_integer("batch_size", None, text, lower_bound=1)
+
+
+def test_time() -> Callable[[ConfigDict], str]:
+  """Flags that replace settings of the section `eval`: a function that does so and says what it set."""
+  agnostic = flags.DEFINE_bool("class_agnostic", None, "NMS over all classes at once; default: the config's.")
+  flip = flags.DEFINE_bool("tta_flip", None, "Detect on the mirrored image too; default: the config's.")
+  text = "Detect at these factors of the image size, as 0.8,1,1.25; default: the config's."
+  scales = flags.DEFINE_list("tta_scales", None, text)
+
+  def replace(config: ConfigDict) -> str:
+    changes: dict[str, Any] = {flag.name: flag.value for flag in (agnostic, flip) if flag.value is not None}
+    if scales.value is not None:
+      try:
+        changes["tta_scales"] = tuple(map(float, scales.value))
+      except ValueError:
+        raise UserError(f"--tta_scales={','.join(scales.value)}: must be numbers, as 0.8,1,1.25") from None
+      check_field("eval.tta_scales", changes["tta_scales"])
+    config.eval.update(changes)
+    words = {True: "", False: "_off"}
+    shown = lambda value: words[value] if isinstance(value, bool) else "_" + "x".join(f"{v:g}" for v in value)
+    return "_".join(name + shown(value) for name, value in changes.items())
+
+  return replace
 
 
 def distributed() -> flags.FlagHolder:

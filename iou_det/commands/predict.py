@@ -27,6 +27,7 @@ from iou_det.workdir import write_json
 
 WORKDIR = common.trained_workdir()
 BATCH_SIZE = common.batch_size()
+TEST_TIME = common.test_time()
 STEP = common.step()
 IMAGES = flags.DEFINE_multi_string("images", [], "JPEG or PNG file, or folder; more may follow as arguments.")
 SPLIT = flags.DEFINE_string("split", None, "Instead of files: a split of the config's data.")
@@ -43,6 +44,7 @@ def write_image(path: Path, picture: np.ndarray) -> None:
 
 def main(arguments: list[str]) -> None:
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
+  TEST_TIME(detector.config)
   given = [*IMAGES.value, *arguments]
   if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")

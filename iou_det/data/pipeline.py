@@ -159,15 +159,21 @@ class Plan:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def images_per_step(train: ConfigDict) -> int:
+  """Images of a step's whole batch, by config.train."""
+  return train.batch_size * train.accumulate
+
+
 def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = None) -> Plan:
-  """The batches to train on; refuses data that do not fit the config. `batch_size` replaces the config's."""
+  """The batches to train on, each a whole step's (or of `batch_size`); refuses data that do not fit."""
   keep, a = TrainingFilter.of(config.data), source.annotations
   index = scan(source, keep)
   check_max_boxes(index, config.data.max_boxes)
   log_shrunk(index.heights, index.widths, config.data)
   good, threshold = keep.boxes(corners(a.bbox), a.crowd, a.area), config.data.repeat_threshold
   factors = repeat_factors(source, good, index.usable, threshold).of_image if threshold else None
-  return Plan(index, batch_size=batch_size or config.train.batch_size, seed=config.seed, factors=factors)
+  batch_size = batch_size or images_per_step(config.train)
+  return Plan(index, batch_size=batch_size, seed=config.seed, factors=factors)
 
 
 def check_max_boxes(index: Index, max_boxes: int) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import make_plan
+from iou_det.data.pipeline import images_per_step, make_plan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
 from iou_det.paper.experiments import CONTROLS, EXPERIMENTS
@@ -62,12 +62,12 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
   for run in runs:
     waits = run.needs is not None and not done(run.needs, reproduction)
     config = reproduction.config(Run("baseline", run.seed, run.large, run.full_size) if waits else run)
-    key = (config.data.path, config.train.batch_size)
+    key = (config.data.path, images_per_step(config.train))
     if key not in steps_per_epoch:
       source = open_dataset(config.data.path, config.data.train_split)
       steps_per_epoch[key] = make_plan(source, config).steps_per_epoch
     steps = round(config.train.epochs * steps_per_epoch[key])
-    size, images = (run.large, run.full_size), steps * config.train.batch_size
+    size, images = (run.large, run.full_size), steps * images_per_step(config.train)
     log = [row for row in read_metrics(reproduction.folder(run) / "metrics.jsonl") if "loss" in row]
     if len(log) > 1:  # the first step compiles
       rates.setdefault(size, []).append(np.median([row["images_per_second"] for row in log[1:]]))

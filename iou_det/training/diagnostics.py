@@ -13,9 +13,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from iou_det.detector import forward, network_inputs
+from iou_det.config import input_size
 from iou_det.models.retinanet import RetinaNet
+from iou_det.network import forward, make_anchors, network_inputs
 from iou_det.parallel import replicated, split_batch
+from iou_det.training.accumulate import network_outputs
 from iou_det.training.losses import Terms, detection_losses, loss_terms, make_targets
 from iou_det.training.step import TrainState
 
@@ -42,9 +44,12 @@ def make_diagnostics(
   """The jitted `diagnose(state, batch, portrait)`; it sees the batch as the training step does."""
 
   def diagnose(state: TrainState, batch: dict[str, Array], portrait: bool) -> dict[str, Array]:
-    inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
-    targets = make_targets(config, inputs, anchors, level_sizes, portrait)
-    logits, deltas = forward(model, state.variables, inputs.images, mesh)
+    if config.train.accumulate == 1:
+      inputs = network_inputs(config, batch, portrait, train=True)[0]
+      logits, deltas = forward(model, state.variables, inputs.images, mesh)
+    else:
+      inputs, (logits, deltas) = network_outputs(config, model, state.variables, batch, portrait, mesh)
+    targets = make_targets(config, inputs, *make_anchors(config, input_size(config, portrait)), portrait)
 
     def localization(deltas):
       terms = loss_terms(logits, deltas, targets, config)

@@ -16,10 +16,11 @@ from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import Plan, make_plan, train_batches
+from iou_det.data.pipeline import Plan, images_per_step, make_plan, train_batches
 from iou_det.data.source import Source
-from iou_det.detector import Detector, ground_truth, make_model
+from iou_det.detector import Detector, ground_truth
 from iou_det.errors import Preempted, UserError
+from iou_det.network import make_model
 from iou_det.parallel import Preemption, abstract, device_mesh, input_share, progress_bar, to_device
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.step import create_state, make_train_step
@@ -100,7 +101,7 @@ def train_unless(
 
   def evaluate(step: int) -> dict[str, Any]:
     asked = preemption.requested
-    detector.variables = state.variables
+    detector.variables = state.averaged if t.ema else state.variables
     scored = detector.evaluate(val_source, d.val_annotations, interrupted=asked)
     return scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
 
@@ -156,7 +157,7 @@ def train_unless(
         row |= {
           "learning_rate": float(rows[-1]["learning_rate"]),
           "epoch": step / plan.steps_per_epoch,
-          "images_per_second": len(rows) * t.batch_size / seconds,
+          "images_per_second": len(rows) * images_per_step(t) / seconds,
           "input_wait_share": waited / seconds,
         }
         if log:

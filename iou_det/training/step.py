@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -12,13 +13,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
+from iou_det.config import input_size
+from iou_det.data.pipeline import images_per_step
 from iou_det.data.source import Category
-from iou_det.detector import forward, network_inputs
 from iou_det.models.retinanet import RetinaNet, trainable_mask
+from iou_det.network import forward, make_anchors, network_inputs
 from iou_det.parallel import replicated, split_batch, split_state
-from iou_det.training.losses import detection_losses, loss_terms, make_targets
+from iou_det.training.accumulate import Outputs, network_outputs, pull_back
+from iou_det.training.losses import Losses, Targets, detection_losses, loss_terms, make_targets
 from iou_det.weights.pretrained import load_pretrained
 from iou_det.weights.start import start_from_detector
+from iou_det.workdir import AVERAGE
 
 
 @flax.struct.dataclass
@@ -35,19 +40,24 @@ class TrainState:
 
   @property
   def variables(self) -> PyTree:
-    """What the network is applied with."""
+    """What the network is trained with."""
     return {"params": self.params, "batch_stats": self.batch_stats}
+
+  @property
+  def averaged(self) -> PyTree:
+    """What it is scored with if config.train.ema says so."""
+    return {"params": self.opt_state[AVERAGE].params, "batch_stats": self.batch_stats}
 
 
 def learning_rate(
   train: ConfigDict, steps_per_epoch: int
 ) -> Callable[[Int[Array, ""] | int], Float[Array, ""]]:
-  """Learning rate at a step: of a peak of `learning_rate * batch_size / 16`.
+  """Learning rate at a step: of a peak of `learning_rate * images of a step / 16`.
 
   During the first `warmup_steps` it is multiplied by a line from `warmup_factor` to 1; it drops by
   `decay_factor` after each of `decay_epochs`, or follows half a cosine down to 0.
   """
-  peak = train.learning_rate * train.batch_size / 16
+  peak = train.learning_rate * images_per_step(train) / 16
   total = round(train.epochs * steps_per_epoch)
   if train.schedule == "cosine":
     after_warmup = optax.cosine_decay_schedule(peak, total)
@@ -68,14 +78,57 @@ def learning_rate(
 def make_optimizer(
   train: ConfigDict, steps_per_epoch: int, trainable: PyTree[bool]
 ) -> optax.GradientTransformation:
-  """Clip by the global norm, decay, momentum; frozen parameters (False in `trainable`) never move."""
-  sgd = optax.chain(
-    optax.clip_by_global_norm(train.clip_norm),
-    optax.add_decayed_weights(train.weight_decay),
-    optax.sgd(learning_rate(train, steps_per_epoch), momentum=train.momentum),
-  )
+  """Clip by the global norm, then SGD with momentum or AdamW, by config.train.
+
+  SGD adds the weight decay to the gradient, as PyTorch's does; AdamW (arXiv:1711.05101, epsilon 1e-8) keeps
+  it out of its moments and shrinks the parameters by rate * decay, as PyTorch's does. Both decay every
+  parameter, biases and norms included. Frozen parameters (False in `trainable`) never move.
+  """
+  rate = learning_rate(train, steps_per_epoch)
+  if train.optimizer == "adamw":
+    rule = optax.adamw(rate, b1=train.momentum, b2=train.beta2, weight_decay=train.weight_decay)
+    clipped = optax.chain(optax.clip_by_global_norm(train.clip_norm), rule)
+  else:
+    clipped = optax.chain(
+      optax.clip_by_global_norm(train.clip_norm),
+      optax.add_decayed_weights(train.weight_decay),
+      optax.sgd(rate, momentum=train.momentum),
+    )
   labels = jax.tree.map(lambda t: "train" if t else "frozen", trainable)
-  return optax.multi_transform({"train": sgd, "frozen": optax.set_to_zero()}, labels)
+  optimizer = optax.multi_transform({"train": clipped, "frozen": optax.set_to_zero()}, labels)
+  if train.ema:
+    optimizer = optax.named_chain(("steps", optimizer), (AVERAGE, average_parameters(train.ema)))
+  return optimizer
+
+
+class Average(NamedTuple):
+  """State of `average_parameters`; leaves as in `TrainState`."""
+
+  count: PyTree  # int32 scalar: steps so far
+  params: PyTree
+
+
+def average_parameters(decay: float) -> optax.GradientTransformation:
+  """Keeps an exponential moving average of the parameters; changes no update, and must come last.
+
+      average += (1 - d) (parameters - average)    d = min(decay, (1 + t) / (10 + t)) after t steps
+
+  Both are TensorFlow's (tf.train.ExponentialMovingAverage with `num_updates`): d grows with the number of
+  steps, so that the random start does not outweigh a short run. In this form a parameter that never moves is
+  its own average, to the bit; optax.incremental_update's would round it.
+  """
+
+  def init(params: PyTree) -> Average:
+    # Copies: the state is donated, and no buffer may be given away twice.
+    return Average(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+
+  def update(updates: PyTree, state: Average, params: PyTree | None = None) -> tuple[PyTree, Average]:
+    rate = 1.0 - jnp.minimum(decay, (1.0 + state.count) / (10.0 + state.count))
+    moved = optax.apply_updates(params, updates)
+    average = jax.tree.map(lambda old, new: old + rate * (new - old), state.params, moved)
+    return updates, Average(state.count + 1, average)
+
+  return optax.GradientTransformation(init, update)
 
 
 def create_state(
@@ -125,20 +178,29 @@ def make_train_step(
   """The jitted step: `step(state, batch, portrait) -> state, metrics`; the old state is donated.
 
   `batch` is what `iou_det.data.pipeline` yields, split over the mesh; it is compiled once for
-  landscape and once for portrait batches.
+  landscape and once for portrait batches. It has images_per_step(config.train) images; where these are more
+  than one part (config.train.accumulate), see `iou_det.training.accumulate`.
   """
   schedule = learning_rate(config.train, steps_per_epoch)
 
+  def loss_of(outputs: Outputs, targets: Targets) -> tuple[Array, Losses]:
+    out = detection_losses(loss_terms(*outputs, targets, config), config.loss.average)
+    return out.classification + out.localization, out
+
   def step(state: TrainState, batch: dict[str, Array], portrait: bool) -> tuple[TrainState, dict[str, Array]]:
-    inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
-    targets = make_targets(config, inputs, anchors, level_sizes, portrait)
+    if config.train.accumulate == 1:
+      inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
+      targets = make_targets(config, inputs, anchors, level_sizes, portrait)
 
-    def loss_fn(params):
-      logits, deltas = forward(model, state.variables | {"params": params}, inputs.images, mesh)
-      out = detection_losses(loss_terms(logits, deltas, targets, config), config.loss.average)
-      return out.classification + out.localization, out
+      def loss_fn(params):
+        return loss_of(forward(model, state.variables | {"params": params}, inputs.images, mesh), targets)
 
-    (total, out), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+      (total, out), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    else:
+      inputs, outputs = network_outputs(config, model, state.variables, batch, portrait, mesh)
+      targets = make_targets(config, inputs, *make_anchors(config, input_size(config, portrait)), portrait)
+      (total, out), cotangents = jax.value_and_grad(loss_of, has_aux=True)(outputs, targets)
+      gradients = pull_back(config, model, state.variables, batch, cotangents, portrait, mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     metrics = {
       "loss": total,

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from iou_det.config import with_loss
 from iou_det.data.pipeline import make_plan, train_batches
 from iou_det.data.source import Source
-from iou_det.detector import forward, make_model, network_inputs
 from iou_det.errors import UserError, read_json
+from iou_det.network import forward, make_model, network_inputs
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.losses import loss_terms, make_targets
 from iou_det.training.step import create_state

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
 
 from iou_det.errors import UserError
 
@@ -46,10 +48,9 @@ def read_tensors(source: str | Path) -> TensorFile:
     return read_pth(path)
   if path.suffix == ".pkl":
     return read_pkl(path)
-  load_file = library("safetensors.numpy", "-e '.[pretrained]'").load_file
   try:
     return TensorFile(load_file(path), {})
-  except library("safetensors", "safetensors").SafetensorError as error:
+  except SafetensorError as error:
     raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
 
 

@@ -25,9 +25,9 @@ from ml_collections import ConfigDict
 
 from iou_det.config import base_config
 from iou_det.data.source import Category
-from iou_det.detector import make_model
 from iou_det.errors import UserError
 from iou_det.models.resnet import BLOCKS, ResNet
+from iou_det.network import make_model
 from iou_det.weights.coco_classes import COCO_80, COCO_91, NONE
 from iou_det.weights.files import TensorFile, read_tensors
 from iou_det.weights.pretrained import from_torch

@@ -12,13 +12,15 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from iou_det.data.source import Category
-from iou_det.detector import Detector, make_model
+from iou_det.detector import Detector
 from iou_det.errors import UserError
+from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, split_state
-from iou_det.weights.saved import FILE, Saved, read_saved
+from iou_det.weights.foreign import read_foreign
+from iou_det.weights.saved import FILE, Saved, is_saved, read_saved
 from iou_det.workdir import Checkpoints, read_config
 
-WHAT = "a training run's folder, a file of `iou-det export` or a folder of `iou-det import-weights`"
+WHAT = "a training run's folder, a file of `iou-det export` or what `iou-det import-weights` takes or wrote"
 
 
 class Stored(NamedTuple):
@@ -33,7 +35,9 @@ class Stored(NamedTuple):
 def detector_config(source: str | Path) -> ConfigDict:
   """The config of a detector, without a look at its weights or at the devices."""
   path = one_file(source)
-  return read_saved(path).config if path.is_file() else read_config(path)
+  if path.is_dir():
+    return read_config(path)
+  return (read_saved(path) if is_saved(path) else read_foreign(path)).config
 
 
 def one_file(source: str | Path) -> Path:
@@ -52,7 +56,7 @@ def find_detector(source: str | Path, step: str = "last") -> Stored:
     return find_run(path, step)
   if step != "last":
     raise UserError(f"--step={step}: {source} holds one detector, not the checkpoints of a run; leave it out")
-  saved = read_saved(path)
+  saved = read_saved(path) if is_saved(path) else read_foreign(path)
 
   def read(mesh: Mesh) -> PyTree:
     shapes = variable_shapes(saved.config, len(saved.categories))
@@ -74,7 +78,7 @@ def find_run(workdir: Path, step: str) -> Stored:
 
   def read(mesh: Mesh) -> PyTree:
     shapes = variable_shapes(config, len(categories))
-    variables = checkpoints.restore_variables(number, abstract(mesh, shapes))
+    variables = checkpoints.restore_variables(number, abstract(mesh, shapes), averaged=config.train.ema > 0)
     checkpoints.close()
     return variables
 

@@ -49,6 +49,11 @@ def write_saved(path: Path, saved: Saved) -> None:
   write_whole(path, safetensors.numpy.save(tensors, metadata))
 
 
+def is_saved(path: Path) -> bool:
+  """Whether a file is one of `write_saved`, as far as it can be read."""
+  return path.suffix == ".safetensors" and read_metadata(path).get("format") == VERSION
+
+
 def read_metadata(path: Path) -> dict[str, str]:
   """The metadata of a safetensors file, which has to be whole."""
   try:
@@ -59,11 +64,8 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def read_saved(path: Path) -> Saved:
-  """Reads what `write_saved` wrote."""
+  """Reads what `write_saved` wrote, see `is_saved`."""
   metadata = read_metadata(path)
-  if metadata.get("format") != VERSION:
-    made = metadata.get("format", "another program")
-    raise UserError(f"{path} is of {made}, not {VERSION}; import foreign weights by `iou-det import-weights`")
   tensors = safetensors.numpy.load_file(path)
   variables: dict[str, Any] = flax.traverse_util.unflatten_dict(tensors, sep="/")
   categories = tuple(Category(**c) for c in json.loads(metadata["categories"]))

@@ -61,7 +61,7 @@ def compare_networks(config: ConfigDict, theirs: ConfigDict, source: str) -> Non
       f"config.model.init={source} is of another network or other anchors; add {' '.join(flags)}, "
       f"or start from its config: --config=finetune:init={source}"
     )
-  seen = lambda c: ConfigDict({k: c.data[k] for k in ("mean", "std", "short", "long")})
+  seen = lambda c: ConfigDict({k: c.data[k] for k in ("mean", "std", "rounding", "short", "long")})
   if different := differences(seen(theirs), seen(config)):
     logging.warning(f"model.init={source} saw its images otherwise (there != here): {'; '.join(different)}")
 

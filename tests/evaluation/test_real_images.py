@@ -9,7 +9,8 @@ import pytest
 
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import eval_batches
-from iou_det.detector import Detector, forward, make_model, network_inputs
+from iou_det.detector import Detector
+from iou_det.network import forward, make_model, network_inputs
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.step import create_state
 from tests.oracles import decode

@@ -35,10 +35,8 @@ def main():
   out["iou_pycocotools"] = mask.iou(xywh[0], xywh[1], [0] * len(b))
 
   moved = np.random.default_rng(1).uniform(-9, 9, (30, 4)).astype(np.float32)  # half of them a little
-  x, targets = (
-    torch.tensor(a[:30], requires_grad=True),
-    np.where(np.arange(30)[:, None] % 2, b, a[:30] + moved),
-  )
+  x = torch.tensor(a[:30], requires_grad=True)
+  targets = np.where(np.arange(30)[:, None] % 2, b, a[:30] + moved)
   targets[:, 2:] = np.maximum(targets[:, 2:], targets[:, :2] + 1)
   loss = generalized_box_iou_loss(x, torch.tensor(targets))
   loss.sum().backward()

@@ -124,7 +124,7 @@ def test_giou_loss_and_its_gradient_equal_torchvision():
   assert (GOLDEN["giou"] > 1).sum() > 5 and (GOLDEN["giou"] < 1).sum() > 5  # apart, and together
 
 
-# Beside the target 0, 0, 10, 20: the same, touching, far apart, inside, a line, a point, points in it and away.
+# Beside the target 0, 0, 10, 20: the same, touching, apart, inside, a line, a point, points in it and away.
 CORNERS = np.array(
   [
     [0, 0, 10, 20],

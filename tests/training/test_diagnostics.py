@@ -9,7 +9,7 @@ import pytest
 
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import make_plan, train_batches
-from iou_det.detector import make_model, network_inputs
+from iou_det.network import make_model, network_inputs
 from iou_det.ops import losses
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.diagnostics import BINS, as_row, by_iou, make_diagnostics

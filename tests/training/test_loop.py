@@ -18,8 +18,8 @@ from iou_det.config_args import read_config_file
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import make_plan, train_batches
 from iou_det.data.shapes import Shapes, export_coco
-from iou_det.detector import make_model
 from iou_det.errors import UserError
+from iou_det.network import make_model
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.loop import train
 from iou_det.training.step import create_state, make_train_step

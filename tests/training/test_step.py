@@ -8,9 +8,10 @@ import pytest
 
 from iou_det.bench import synthetic
 from iou_det.config import base_config
-from iou_det.detector import make_model
+from iou_det.network import make_model
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.step import create_state, learning_rate, make_optimizer, make_train_step
+from iou_det.workdir import AVERAGE
 from tests.tiny import tinier_config
 
 
@@ -35,6 +36,8 @@ def test_learning_rate_scales_with_the_batch():
   train = base_config().train
   train.batch_size = 4
   np.testing.assert_allclose(learning_rate(train, 1000)(600), 0.0025, rtol=1e-6)
+  train.accumulate = 3
+  np.testing.assert_allclose(learning_rate(train, 1000)(600), 0.0075, rtol=1e-6)
 
 
 def test_cosine_schedule_ends_at_zero_and_is_half_in_the_middle():
@@ -61,6 +64,62 @@ def test_sgd_is_pytorchs_rule_and_frozen_parameters_stay():
   np.testing.assert_allclose(params["a"], weights, rtol=1e-5)
   np.testing.assert_array_equal(params["frozen"], [5.0])
   assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+GRADIENTS = ([3.0, 4.0], [0.5, -0.5], [-1.0, 0.2], [0.1, 0.0], [2.0, -0.3])
+
+
+def run_optimizer(train):
+  """Parameters after each of GRADIENTS, and the optimizer's last state."""
+  optimizer = make_optimizer(train, 1000, {"a": True, "frozen": False})
+  params = {"a": jnp.array([1.0, -2.0]), "frozen": jnp.array([5.1])}
+  state, seen = optimizer.init(params), []
+  for gradient in GRADIENTS:
+    updates, state = optimizer.update({"a": jnp.array(gradient), "frozen": jnp.ones(1)}, state, params)
+    params = optax.apply_updates(params, updates)
+    seen.append(params)
+  return seen, state
+
+
+def test_adamw_is_its_papers_rule_and_frozen_parameters_stay():
+  train = base_config().train
+  train.update(optimizer="adamw", clip_norm=2.0, warmup_steps=0, weight_decay=0.1, momentum=0.8, beta2=0.95)
+  seen, _ = run_optimizer(train)
+  # Oracle, float64: clip to norm 2, moments of the gradient alone, bias correction, decay of the weights.
+  weights, mean, square, rate = np.array([1.0, -2.0]), np.zeros(2), np.zeros(2), 0.01
+  for t, (gradient, params) in enumerate(zip(GRADIENTS, seen, strict=True), 1):
+    g = np.array(gradient) * min(1.0, 2.0 / np.linalg.norm(gradient))
+    mean, square = 0.8 * mean + 0.2 * g, 0.95 * square + 0.05 * g * g
+    step = mean / (1 - 0.8**t) / (np.sqrt(square / (1 - 0.95**t)) + 1e-8)
+    weights = weights - rate * step - rate * 0.1 * weights
+    np.testing.assert_allclose(params["a"], weights, rtol=1e-5)
+    np.testing.assert_array_equal(params["frozen"], np.float32([5.1]))
+  # optax's own, and its decay is not SGD's.
+  optimizer = optax.chain(optax.clip_by_global_norm(2.0), optax.adamw(0.01, 0.8, 0.95, weight_decay=0.1))
+  params = {"a": jnp.array([1.0, -2.0])}
+  state = optimizer.init(params)
+  for gradient in GRADIENTS:
+    updates, state = optimizer.update({"a": jnp.array(gradient)}, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(seen[-1]["a"], params["a"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_average_follows_tensorflows_rule_and_changes_no_step(optimizer):
+  train = base_config().train
+  train.update(optimizer=optimizer, warmup_steps=0, learning_rate=0.3, ema=0.35)
+  seen, state = run_optimizer(train)
+  average = np.array([1.0, -2.0])
+  for t, params in enumerate(seen):
+    decay = min(0.35, (1 + t) / (10 + t))  # 0.1, 2/11, 0.25, 4/13, 0.35
+    average = decay * average + (1 - decay) * np.asarray(params["a"], np.float64)
+  np.testing.assert_allclose(state[AVERAGE].params["a"], average, rtol=1e-6)
+  assert abs(average - np.asarray(seen[-1]["a"])).max() > 1e-3, "or the average shows nothing"
+  np.testing.assert_array_equal(state[AVERAGE].params["frozen"], np.float32([5.1]))
+  train.ema = 0.0
+  plain, state = run_optimizer(train)
+  np.testing.assert_array_equal(plain[-1]["a"], seen[-1]["a"])
+  assert not isinstance(state, dict)  # what checkpoints had before
 
 
 def test_the_logged_gradient_norm_is_the_one_that_is_clipped():

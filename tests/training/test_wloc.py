@@ -11,8 +11,8 @@ import pytest
 
 from iou_det.config import with_loss
 from iou_det.data import open_dataset
-from iou_det.detector import make_anchors
 from iou_det.errors import UserError
+from iou_det.network import make_anchors
 from iou_det.training.loop import train
 from iou_det.training.wloc import fit_w_loc
 from tests import oracles

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from iou_det.data.pipeline import Stack, picture_row
-from iou_det.detector import make_model, network_inputs
+from iou_det.network import make_model, network_inputs
 from iou_det.ops.detection import detect
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
 from iou_det.weights.files import TensorFile

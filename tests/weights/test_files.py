@@ -89,12 +89,9 @@ def test_a_failing_download_is_a_user_error(monkeypatch):
   assert "(Cannot find the file.)" in error("timm/resnet18.tv_in1k")
 
 
-@pytest.mark.parametrize(
-  "module, suffix", [("safetensors", ".safetensors"), ("huggingface_hub", ""), ("torch", ".pth")]
-)
+@pytest.mark.parametrize("module, suffix", [("huggingface_hub", ""), ("torch", ".pth")])
 def test_what_to_install_is_said(module, suffix, tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, module, None)
-  monkeypatch.setitem(sys.modules, f"{module}.numpy", None)
   path = tmp_path / f"file{suffix}"
   path.touch()
   source = str(path) if suffix else "timm/resnet18.tv_in1k"

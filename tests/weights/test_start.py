@@ -10,8 +10,8 @@ import pytest
 
 from iou_det.config_args import find_config, read_config_file
 from iou_det.data.source import Category
-from iou_det.detector import make_model
 from iou_det.errors import UserError
+from iou_det.network import make_model
 from iou_det.parallel import device_mesh
 from iou_det.training.loop import train
 from iou_det.training.step import create_state

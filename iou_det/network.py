@@ -1,0 +1,119 @@
+"""What a config stands for: its network, what that sees of a batch, and the candidates that it finds there.
+
+Training, evaluation, prediction and export share what is here.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from iou_det.config import evaluation_views, input_size, strides
+from iou_det.data.preprocess import Inputs, mirrored, preprocess
+from iou_det.models.retinanet import RetinaNet
+from iou_det.ops import anchors as anchor_ops
+from iou_det.ops.detection import Candidates, find_candidates
+from iou_det.parallel import BATCH, replicated, split_batch
+
+
+def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
+  """The network that a config describes; bfloat16 compute on accelerators if dtype is "auto"."""
+  auto = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}.get(config.model.dtype, auto)
+  anchors_per_cell = config.anchors.octaves * len(config.anchors.ratios)
+  return RetinaNet(FrozenConfigDict(config.model), num_classes, anchors_per_cell, dtype)
+
+
+def forward(
+  model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh | None
+) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
+  """Logits and box offsets, see `RetinaNet`; parameters are gathered, images split over `space`."""
+  if mesh is None or mesh.size == 1:
+    outputs: Any = model.apply(variables, images)
+    return outputs
+  constrain = jax.lax.with_sharding_constraint
+  variables = constrain(variables, replicated(mesh))
+
+  def on_device(variables, images):
+    # Made different on each device once, for all uses: so gradients are summed over the levels that share the
+    # heads before they are exchanged.
+    variables = jax.lax.pcast(variables, BATCH, to="varying")
+    if mesh.shape["space"] > 1:
+      images = constrain(images, PartitionSpec(None, "space"))
+    return model.apply(variables, images)
+
+  # The batch is split by hand: where XLA splits both batch and rows, its gradients of kernels are wrong.
+  batch = PartitionSpec(BATCH)
+  split = jax.shard_map(
+    on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, axis_names=set(BATCH)
+  )
+  return constrain(split(variables, images), split_batch(mesh))
+
+
+def make_anchors(
+  config: ConfigDict, size: tuple[int, int]
+) -> tuple[Float[Array, "anchors 4"], tuple[int, ...]]:
+  """Anchors (x1, y1, x2, y2 pixels) of an input of `size` (height, width) and their number per level."""
+  anchors = anchor_ops.anchors(size, strides=strides(config), **config.anchors)
+  per_cell = config.anchors.octaves * len(config.anchors.ratios)
+  shapes = anchor_ops.level_shapes(size, strides(config))
+  return jnp.asarray(anchors), tuple(h * w * per_cell for h, w in shapes)
+
+
+def network_inputs(
+  config: ConfigDict, batch: dict[str, Array], portrait: bool, *, train: bool
+) -> tuple[Inputs, Float[Array, "anchors 4"], tuple[int, ...]]:
+  """What the network sees of a batch of the pipeline, its anchors and their number per level.
+
+  Args:
+    train: with the config's augmentation.
+  """
+  size = input_size(config, portrait)
+  key = jax.random.key(config.seed) if train else None
+  inputs = preprocess(batch, config.data, size, config.anchors.convention, key)
+  return inputs, *make_anchors(config, size)
+
+
+def look(
+  config: ConfigDict,
+  model: RetinaNet,
+  mesh: Mesh | None,
+  variables: PyTree,
+  batch: dict[str, Array],
+  portrait: bool,
+) -> tuple[list[tuple[Array, ...]], Callable[[list[tuple[Array, ...]]], list[Candidates]]]:
+  """The network's outputs for every view of a batch of the pipeline, and what makes candidates of them.
+
+  In two, because the second runs for each device by itself. Inside jit; `suppress` ends it.
+
+  Args:
+    mesh: None for one device that need not be of this process: an exported program's.
+  """
+  find: list[Callable[..., Candidates]] = []
+  outputs: list[tuple[Array, ...]] = []
+  for view, mirror in evaluation_views(config):
+    inputs, anchors, level_sizes = network_inputs(view, batch, portrait, train=False)
+    inputs = mirrored(inputs) if mirror else inputs
+    logits, deltas = forward(model, variables, inputs.images, mesh)
+    outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
+    find.append(
+      partial(
+        find_candidates,
+        level_sizes=level_sizes,
+        convention=config.anchors.convention,
+        candidates_per_level=config.eval.candidates_per_level,
+        mirror=mirror,
+      )
+    )
+  return outputs, lambda outputs: [f(*view) for f, view in zip(find, outputs, strict=True)]
+
+
+def suppression(e: ConfigDict) -> dict[str, Any]:
+  """The arguments of `suppress` in the section `eval`."""
+  names = ("score_threshold", "nms_iou", "max_detections", "nms", "class_agnostic")
+  return {name: e[name] for name in names}
