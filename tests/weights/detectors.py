@@ -161,7 +161,7 @@ def main(file: str, data: str) -> None:
         continue
       saved = convert(TensorFile(tensors(key, path), {}), key)
       row = compare(saved, key, which, pictures(which, Path(data), path), path)
-      print(f"| {key} | {which} | {' | '.join(f'{value:.2g}' for value in row)} |", flush=True)
+      print(f"| {key} | {which} | {' | '.join(f'{x:.2g}' if x < 100 else str(x) for x in row)} |", flush=True)
 
 
 if __name__ == "__main__":
