@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 
 from iou_det.paper.experiments import EXPERIMENTS
+from tests.conftest import COMPILE_QUICKLY
 
 STAMP = "smoke, not a result"
 
 
 def reproduce(*arguments, **environment):
-  flags = "--xla_backend_optimization_level=0"  # as conftest.py; on one device
   return subprocess.run(
     [sys.executable, "-c", "from iou_det.cli import main; main()", "reproduce", *arguments],
     capture_output=True,
     text=True,
-    env=os.environ | {"XLA_FLAGS": flags} | environment,
+    env=os.environ | {"XLA_FLAGS": COMPILE_QUICKLY} | environment,
   )
 
 
