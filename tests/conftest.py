@@ -4,12 +4,8 @@ import atexit
 import os
 import tempfile
 
-# Programs that run for milliseconds are compiled without optimisation, by the emitters and in the one piece
-# that LLVM is quickest with: a third of the time. (XLA ends a process at a flag that it no longer knows.)
-COMPILE_QUICKLY = (
-  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-  "--xla_cpu_parallel_codegen_split_count=1"
-)
+from tests.command import COMPILE_QUICKLY
+
 os.environ["XLA_FLAGS"] = " ".join(
   [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", COMPILE_QUICKLY]
 )

@@ -16,7 +16,7 @@ from nbclient.exceptions import CellExecutionError
 from safetensors.numpy import save_file
 
 from iou_det.data.shapes import Shapes, export_coco
-from tests.conftest import COMPILE_QUICKLY
+from tests.command import COMPILE_QUICKLY
 from tests.golden.seeded_tensors import seeded_tensor
 from tests.models import golden
 

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 from iou_det.detector import load_run
-from tests.conftest import COMPILE_QUICKLY
+from tests.command import COMPILE_QUICKLY
 from tests.same import assert_same_detections
 from tests.tiny import tinier_config
 
