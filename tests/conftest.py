@@ -4,11 +4,11 @@ import atexit
 import os
 import tempfile
 
-# Programs that run for milliseconds are compiled without optimisation.
-os.environ["XLA_FLAGS"] = " ".join([
-  os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8",
-  "--xla_backend_optimization_level=0",
-])  # fmt: skip
+from tests.command import COMPILE_QUICKLY
+
+os.environ["XLA_FLAGS"] = " ".join(
+  [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", COMPILE_QUICKLY]
+)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # The same small programs are compiled by many tests and by processes that tests start: once is enough.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

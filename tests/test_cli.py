@@ -1,11 +1,9 @@
 """The command line as a user meets it: help, and bad input in one line with exit code 2."""
 
-import subprocess
-import sys
-
 import pytest
 
 from iou_det import cli
+from tests.command import iou_det
 
 
 def run(capsys, *argv):
@@ -50,13 +48,7 @@ def test_no_and_unknown_command_exit_2(capsys):
   ],
 )
 def test_bad_input_is_one_line_and_exit_2(tmp_path, argv, message):
-  # A process each: absl's flags are global.
-  done = subprocess.run(
-    [sys.executable, "-c", "from iou_det.cli import main; main()", *argv],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = iou_det(*argv)  # a process each: absl's flags are global
   assert done.returncode == 2, done.stderr
   assert message in done.stderr
   assert "Traceback" not in done.stderr

@@ -16,6 +16,7 @@ from nbclient.exceptions import CellExecutionError
 from safetensors.numpy import save_file
 
 from iou_det.data.shapes import Shapes, export_coco
+from tests.command import COMPILE_QUICKLY
 from tests.golden.seeded_tensors import seeded_tensor
 from tests.models import golden
 
@@ -45,8 +46,7 @@ def run(folder: Path, *, cells: int | None = None, **settings) -> nbformat.Noteb
     "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",  # iou-det of this environment
     "PYTHONPATH": str(ROOT),  # runs the code beside this test
     "IPYTHONDIR": str(folder / "ipython"),
-    # One device, as on Colab. Compiling is most of the time here, and slow programs will do.
-    "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    "XLA_FLAGS": COMPILE_QUICKLY,  # on one device, as on Colab
     "IOU_DET_COLAB": json.dumps(TOY | settings),
   }
   client = NotebookClient(

@@ -15,6 +15,7 @@ import optax
 import pytest
 
 from iou_det.weights.load import load_detector
+from tests.command import COMPILE_QUICKLY
 from tests.same import assert_same_detections
 from tests.tiny import tinier_config
 
@@ -45,8 +46,7 @@ def start(config_file, workdir, processes, evaluate=False):
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
-  # Programs that run for milliseconds are compiled without optimisation.
-  flags = f"--xla_force_host_platform_device_count={8 // processes} --xla_backend_optimization_level=0"
+  flags = f"--xla_force_host_platform_device_count={8 // processes} {COMPILE_QUICKLY}"
   distributed = ["--distributed"] if processes > 1 else []
   started = []
   for i in range(processes):
@@ -147,14 +147,14 @@ def test_sigterm_saves_and_the_rerun_is_bit_identical(config_file, uninterrupted
 
 
 def test_one_of_two_processes_is_told_and_both_stop(config_file, uninterrupted, tmp_path):
-  """Told just after a checkpoint: Orbax must not have touched the counter by which the processes agree.
-
-  JAX looks for the signal once a second, well within the compilation of the evaluation that follows.
-  """
+  """Told just after a checkpoint: Orbax must not have touched the counter by which the processes agree."""
   workdir = tmp_path / "run"
   started = start(config_file, workdir, 2)
   wait_for_step(started, workdir, 4)
+  started[0].send_signal(signal.SIGSTOP)  # so that they are still there when the signal has been seen:
   started[1].send_signal(signal.SIGTERM)
+  time.sleep(1.5)  # JAX looks for it once a second
+  started[0].send_signal(signal.SIGCONT)
   codes, log = finish(started, workdir)
   assert codes == [75, 75], log
   assert last_checkpoint(workdir) == 4

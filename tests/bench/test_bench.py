@@ -18,6 +18,7 @@ from iou_det.data import open_dataset
 from iou_det.data.pipeline import Example
 from iou_det.errors import UserError
 from iou_det.training.step import make_train_step
+from tests.command import iou_det
 from tests.tiny import tinier_config, tiny_config
 
 KEYS = {
@@ -196,8 +197,7 @@ def test_table_of_given_lines(tmp_path):
   ],
 )
 def test_bad_input_is_one_line_and_exit_2(argv, message):
-  command = [sys.executable, "-c", "from iou_det.cli import main; main()", "bench", *argv]
-  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  done = iou_det("bench", *argv)
   assert done.returncode == 2 and message in done.stderr
   assert len(done.stderr.strip().splitlines()) == 1
 

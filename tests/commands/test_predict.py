@@ -1,21 +1,12 @@
 """`iou-det predict` and `iou-det eval` on a trained workdir, as a user runs them."""
 
 import json
-import subprocess
-import sys
 
 import cv2
 import numpy as np
 import pytest
 
-
-def command(*argv):
-  return subprocess.run(
-    [sys.executable, "-c", "from iou_det.cli import main; main()", *map(str, argv)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+from tests.command import iou_det
 
 
 def test_predict_draws_files_of_any_size(reference, tmp_path):
@@ -25,7 +16,7 @@ def test_predict_draws_files_of_any_size(reference, tmp_path):
   rng = np.random.default_rng(0)
   cv2.imwrite(str(images / "wide.jpg"), rng.integers(0, 255, (50, 90, 3), np.uint8))
   cv2.imwrite(str(images / "tall.PNG"), rng.integers(0, 255, (300, 120, 3), np.uint8))
-  done = command("predict", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--score=0", images)
+  done = iou_det("predict", f"--workdir={workdir}", f"--out={tmp_path / 'out'}", "--score=0", images)
   assert done.returncode == 0, done.stderr
   assert sorted(p.name for p in (tmp_path / "out").glob("0*.png")) == ["00001_tall.png", "00002_wide.png"]
   assert cv2.imread(str(tmp_path / "out/contact_sheet.png")) is not None
@@ -40,10 +31,10 @@ def test_predict_draws_files_of_any_size(reference, tmp_path):
 
 def test_predict_on_a_split_and_eval_of_a_step(reference, tmp_path):
   workdir, metrics = reference
-  done = command("predict", f"--workdir={workdir}", f"--out={tmp_path}", "--split=val", "--limit=3")
+  done = iou_det("predict", f"--workdir={workdir}", f"--out={tmp_path}", "--split=val", "--limit=3")
   assert done.returncode == 0, done.stderr
   assert len(list(tmp_path.glob("0*.png"))) == 3
-  done = command("eval", f"--workdir={workdir}", "--step=8")
+  done = iou_det("eval", f"--workdir={workdir}", "--step=8")
   assert done.returncode == 0, done.stderr
   assert "Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ]" in done.stdout
   again = json.loads((workdir / "eval/val/metrics.json").read_text())
@@ -69,7 +60,7 @@ def test_bad_input_is_one_line(reference, tmp_path, argv, message):
   broken.write_bytes(good[: len(good) // 2])
   empty.mkdir()
   argv = [a.format(text=text, broken=broken, empty=empty) for a in argv]
-  done = command("predict", f"--workdir={reference[0]}", f"--out={tmp_path / 'out'}", *argv)
+  done = iou_det("predict", f"--workdir={reference[0]}", f"--out={tmp_path / 'out'}", *argv)
   assert done.returncode == 2, done.stderr
   assert message in done.stderr.strip().splitlines()[-1]
   assert "Traceback" not in done.stderr

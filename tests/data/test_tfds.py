@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -83,6 +84,12 @@ class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
           "objects": objects,
         },
       )
+
+
+@pytest.fixture(autouse=True)
+def temporary_folders(tmp_path_factory, monkeypatch):
+  """TFDS makes one for each builder and leaves it behind."""
+  monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tfds")))
 
 
 def tfds_coco(root, data_dir, names=None, file_format="array_record"):

@@ -2,28 +2,20 @@
 
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
 from iou_det.paper.experiments import EXPERIMENTS
+from tests.command import COMPILE_QUICKLY, iou_det
 
 STAMP = "smoke, not a result"
 
 
-def reproduce(*arguments, **environment):
-  flags = "--xla_backend_optimization_level=0"  # as conftest.py; on one device
-  return subprocess.run(
-    [sys.executable, "-c", "from iou_det.cli import main; main()", "reproduce", *arguments],
-    capture_output=True,
-    text=True,
-    env=os.environ | {"XLA_FLAGS": flags} | environment,
-  )
+def reproduce(*arguments):
+  return iou_det("reproduce", *arguments, XLA_FLAGS=COMPILE_QUICKLY)  # on one device
 
 
 @pytest.fixture(scope="module")
