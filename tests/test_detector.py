@@ -74,3 +74,22 @@ def test_other_category_table_is_refused(reference):
   with pytest.raises(UserError, match=r"the detector knows the categories \(1: cat; 1 in all\)"):
     dataclasses.replace(detector, categories=(Category(1, "cat"),)).evaluate(source)
   assert dataclasses.asdict(source.categories[0])["id"] == 1
+
+
+def test_data_with_fewer_categories_are_scored_by_these(reference, caplog):
+  detector = load_detector(reference[0])
+  source = open_dataset(detector.config.data.path, "val")
+  a, three = source.annotations, source.categories[:3]
+  keep = a.label < 3
+  first = np.cumsum([0, *(keep[a.rows(i)].sum() for i in range(len(a)))])
+  columns = {k: getattr(a, k)[keep] for k in ("bbox", "label", "crowd", "area", "annotation_id")}
+  fewer = dataclasses.replace(
+    source, categories=three, annotations=dataclasses.replace(a, first=first, **columns)
+  )
+  with caplog.at_level("INFO"):
+    metrics, results = detector.evaluate(fewer)
+  every = detector.detect(source)
+  assert_same_detections(results, [r for r in every if r["category_id"] in {c.id for c in three}])
+  assert len(results) < len(every)
+  assert f"{len(every) - len(results)} of {len(every)} detections are of 1 classes that" in caplog.text
+  assert list(metrics["AP_per_class"]) == [c.name for c in three]

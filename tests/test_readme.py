@@ -1,6 +1,7 @@
 """The README's programs that use a detector do what they say."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import pytest
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import decode_image
 from iou_det.weights.load import load_detector
+from tests.command import iou_det
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -58,3 +60,21 @@ def test_supervision_slices_a_large_image(here):
   # Its own NMS drops what overlaps by more than half; ours has done so within a tile.
   np.testing.assert_allclose(ours, sorted(expected), atol=1e-3)
   assert len(ours) > 4
+
+
+needs_onnx = pytest.mark.skipif(not find_spec("jax2onnx"), reason="needs the extra onnx")
+
+
+@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=needs_onnx)])
+def test_exported_programs_run_as_it_says(here, kind):
+  """What the command writes, run by the README's lines, finds what the detector finds."""
+  detector, pictures = here
+  done = iou_det("export", "--workdir=runs/demo", f"--format={kind}", f"--out=shapes.{kind}")
+  assert done.returncode == 0 and "4 classes, step 8" in done.stdout, done.stderr
+  (program,) = [p for p in PROGRAMS if f"shapes.{kind}" in p]
+  found: dict = {"images": pictures[0][None]}
+  exec(program, found)
+  expected = detector(pictures[0])
+  number = int(np.asarray(found["valid"]).sum())
+  assert [found["names"][k] for k in np.asarray(found["labels"])[0, :number]] == expected.names
+  np.testing.assert_allclose(np.asarray(found["boxes"])[0, :number], expected.boxes, atol=0.05)

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -12,9 +10,12 @@ from safetensors.numpy import save_file
 
 from iou_det.data.source import Category
 from iou_det.errors import UserError
+from iou_det.parallel import device_mesh
 from iou_det.weights.files import TensorFile
 from iou_det.weights.foreign import FORMATS, categories, convert, read_foreign, recognise
+from iou_det.weights.load import find_detector
 from iou_det.weights.saved import read_saved
+from tests.command import iou_det
 from tests.golden.seeded_tensors import detector_tensor
 from tests.weights import detectors
 
@@ -46,13 +47,13 @@ def test_a_foreign_detector_computes_what_it_did_on_real_images(key, real_data):
 # --- narrow detectors of the same names ---
 
 
-def narrow(key):
-  """A detector of a quarter of the channels and CLASSES classes."""
+def narrow(key, classes=CLASSES):
+  """A detector of a quarter of the channels."""
   names = json.loads(str(detectors.golden()[f"{key}/names"]))
   state = {}
   for name, shape in names.items():
     if name.startswith(detectors.OUTPUTS[key]):
-      shape = [9 * CLASSES, *shape[1:]]
+      shape = [9 * classes, *shape[1:]]
     shape = [size // 4 if size % 64 == 0 else size for size in shape]
     state[name] = detector_tensor(key, name, tuple(shape))
   if key == "detectron2":
@@ -231,14 +232,7 @@ def test_the_table_of_coco(key):
 
 
 def command(*arguments):
-  call = [
-    sys.executable,
-    "-c",
-    "from iou_det.cli import main; main()",
-    "import-weights",
-    *map(str, arguments),
-  ]
-  return subprocess.run(call, capture_output=True, text=True, check=False)
+  return iou_det("import-weights", *arguments)
 
 
 def test_the_command(tmp_path):
@@ -254,3 +248,17 @@ def test_the_command(tmp_path):
   saved, same = read_saved(out / "detector.safetensors"), converted(tensors, "mmdetection")
   assert_same(saved.variables, same.variables)
   assert saved.categories == TABLE and saved.config.to_dict() == same.config.to_dict()
+  stored = find_detector(out)
+  assert (stored.categories, stored.step) == (TABLE, 0)
+
+
+def test_a_foreign_file_is_a_source_of_load_detector(tmp_path):
+  tensors = narrow("mmdetection", classes=80)
+  save_file(tensors, tmp_path / "file.safetensors")
+  stored = find_detector(tmp_path / "file.safetensors")
+  assert stored.categories[16] == Category(18, "dog")
+  variables = jax.device_get(stored.read(device_mesh(1, jax.devices()[:1])))
+  assert_same(variables, converted(tensors, "mmdetection", annotated=()).variables)
+  (tmp_path / "text.safetensors").write_text("text")
+  with pytest.raises(UserError, match="not a whole safetensors file"):
+    find_detector(tmp_path / "text.safetensors")

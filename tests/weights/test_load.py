@@ -17,6 +17,7 @@ from iou_det.data.pipeline import decode_image
 from iou_det.errors import UserError
 from iou_det.weights.load import load_detector, read_detector
 from iou_det.weights.saved import write_saved
+from tests.command import iou_det as iou_det_command
 from tests.same import assert_same_detections
 
 
@@ -161,10 +162,7 @@ def test_a_file_says_what_it_is_to_a_program_that_knows_only_safetensors(exporte
 
 def test_eval_predict_and_export_take_a_file(exported, reference, shapes_folder, tmp_path):
   def run(*argv):
-    done = subprocess.run(
-      [sys.executable, "-c", "from iou_det.cli import main; main()", *map(str, argv)],
-      capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = iou_det_command(*argv)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
