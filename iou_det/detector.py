@@ -135,10 +135,12 @@ class Detector:
         stored (EXIF rotation is not applied). Or a list of such.
 
     Raises:
-      UserError: an image is none of these.
+      UserError: naming an image that is none of these.
     """
     single = isinstance(images, (str, os.PathLike)) or hasattr(images, "ndim")
     several: Any = [images] if single else images
+    if not len(several):
+      return []
     found = [detections for _, detections in self.stream(several, len(several))]
     return found[0] if single else found
 
@@ -311,7 +313,6 @@ def ground_truth(source: Source, annotations: str) -> dict[str, Any]:
 def even_batch(number: int, most: int, devices: int) -> int:
   """Images in each of the fewest batches of at most `most` that hold `number`, the same in all; a multiple of
   `devices`."""
-  number = max(number, 1)
   size = -(-number // -(-number // most))
   return -(-size // devices) * devices
 
@@ -320,8 +321,8 @@ def read_ahead(images: Iterable[Image], threads: int, most: int) -> Iterator[UIn
   """Pixels of images, in order; threads make at most so many ready before they are asked for."""
   waiting: deque[Future] = deque()
   with ThreadPoolExecutor(threads) as pool:
-    for image in images:
-      waiting.append(pool.submit(as_pixels, image))
+    for i, image in enumerate(images):
+      waiting.append(pool.submit(as_pixels, image, f"image {i}"))
       if len(waiting) > most:
         yield waiting.popleft().result()
     while waiting:

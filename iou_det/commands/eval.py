@@ -10,7 +10,8 @@ import jax
 from absl import flags
 
 from iou_det.commands import flags as common
-from iou_det.data import open_dataset
+from iou_det.data import WHAT_A_PATH_MAY_BE, open_dataset
+from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.parallel import Preemption, start_distributed
 from iou_det.weights.load import load_detector
@@ -40,6 +41,8 @@ def main() -> None:
   data = detector.config.data
   split = SPLIT.value or data.val_split
   own = split == data.val_split and not DATA.value
+  if not (DATA.value or data.path):
+    raise UserError(f"{WORKDIR.value} names no data of its own; give --data={WHAT_A_PATH_MAY_BE}")
   with Preemption() as preemption:
     scored = detector.evaluate(
       open_dataset(DATA.value or data.path, split),

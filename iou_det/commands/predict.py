@@ -56,6 +56,8 @@ def main(arguments: list[str]) -> None:
     images = image_files(given)
     names, truth = [str(path) for path in images], [None] * len(images)
   else:
+    if not detector.config.data.path:
+      raise UserError(f"{WORKDIR.value} names no data, so no --split; give image files or folders")
     source = open_dataset(detector.config.data.path, SPLIT.value)
     source = source.first(LIMIT.value or len(source))
     images = (decode_image(source[i]) for i in range(len(source)))

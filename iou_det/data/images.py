@@ -69,26 +69,27 @@ def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
   return pixels
 
 
-def as_pixels(image: Image) -> UInt8[np.ndarray, "h w 3"]:
+def as_pixels(image: Image, name: str = "the image") -> UInt8[np.ndarray, "h w 3"]:
   """RGB pixels of an array or file: grey becomes three equal channels, an alpha channel is left out.
 
   Args:
     image: uint8 [height, width, 3], [height, width], [height, width, 1] or [height, width, 4]; or the path of
       a JPEG or PNG file.
+    name: of the image in messages.
   """
   if isinstance(image, (str, os.PathLike)):
     return read_image(image)
   pixels = np.asarray(image)
   if pixels.dtype != np.uint8:
     raise UserError(
-      f"an image has {pixels.dtype} values; give RGB as uint8 from 0 to 255: floats up to 1 times 255, 16 "
+      f"{name} has {pixels.dtype} values; give RGB as uint8 from 0 to 255: floats up to 1 times 255, 16 "
       "bits // 257"
     )
   if pixels.ndim == 2:
     pixels = pixels[..., None]
   if pixels.ndim != 3 or pixels.shape[-1] not in (1, 3, 4) or not pixels.size:
     raise UserError(
-      f"an image has the shape {np.shape(image)}; give [height, width, 3] (RGB), [height, width] (grey) or "
+      f"{name} has the shape {np.shape(image)}; give [height, width, 3] (RGB), [height, width] (grey) or "
       "[height, width, 4] (alpha is left out), 1x1 or larger; several images as a list"
     )
   return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 import iou_det
+from iou_det.data import images as image_files
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import decode_image
 from iou_det.errors import UserError
@@ -88,14 +89,17 @@ def test_order_and_company_do_not_matter(detector, pictures, found):
   assert detector([]) == []
 
 
-def test_files_are_read_as_arrays_are(detector, pictures, found, tmp_path):
+def test_files_are_read_as_arrays_are_and_decoded_once(detector, pictures, found, tmp_path, monkeypatch):
   paths = []
   for i in (0, 2):
     paths.append(tmp_path / f"{i}.png")
     cv2.imwrite(str(paths[-1]), pictures[i][..., ::-1])
   for d, i in zip(detector([str(paths[0]), paths[1]]), (0, 2), strict=True):
     same(d, found[i])
+  decoded, decode = [], image_files.decode
+  monkeypatch.setattr(image_files, "decode", lambda data: decoded.append(data) or decode(data))
   same(detector(paths[0]), found[0])
+  assert len(decoded) == 1
 
 
 def test_grey_becomes_three_channels_and_alpha_is_left_out(detector, pictures):
@@ -114,6 +118,7 @@ def test_grey_becomes_three_channels_and_alpha_is_left_out(detector, pictures):
     (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
     (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\)"),
     (np.zeros((2, 4, 4, 3), np.uint8), "several images as a list"),
+    ([np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4, 3), np.float32)], "image 1 has float32 values"),
     (np.array(3, np.uint8), r"shape \(\)"),
     ("nothing.jpg", "nothing.jpg: there is no such file"),
   ],
@@ -169,6 +174,8 @@ def test_eval_predict_and_export_take_a_file(exported, reference, shapes_folder,
   copy = tmp_path / "copy.safetensors"
   assert "4 classes, step 8" in run("export", f"--workdir={exported}", f"--out={copy}")
   jax.tree.map(np.testing.assert_array_equal, *(read_detector(f).variables for f in (copy, exported)))
+  refused = iou_det_command("eval", f"--workdir={copy}")
+  assert refused.returncode == 2 and "names no data of its own; give --data=" in refused.stderr
   run("eval", f"--workdir={copy}", f"--data={shapes_folder}", "--split=val")
   ours = json.loads((reference[0] / "eval/val/detections.json").read_text())
   written = tmp_path / "copy" / "eval" / f"{shapes_folder.name}_val" / "detections.json"
