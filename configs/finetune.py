@@ -19,7 +19,7 @@ def get_config(arg: str = "") -> ConfigDict:
   args = parse_arg(arg, init="", epochs=12, lr=0.0025)
   if not args["init"]:
     raise UserError(f"--config=finetune:init=DETECTOR: init is missing; give {WHAT}")
-  config, theirs = base_config(), detector_config(args["init"])
+  config, theirs = base_config(), detector_config(args["init"]).to_dict()
   own = {name: config.data[name] for name in ("path", "val_annotations", "train_split", "val_split")}
   with config.ignore_type():  # loss.w_loc is a number or "auto"
     for section in ("model", "anchors", "match", "loss", "data", "eval"):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from iou_det.config_args import find_config, read_config_file
 from iou_det.data.source import Category
@@ -17,6 +18,7 @@ from iou_det.training.loop import train
 from iou_det.training.step import create_state
 from iou_det.weights.load import load_detector, read_detector
 from tests.tiny import tiny_config
+from tests.weights.test_foreign import narrow
 
 NAMES = ("triangle", "rectangle", "star", "ellipse")
 
@@ -93,3 +95,16 @@ def test_fine_tuning_by_the_shipped_config_and_resuming_without_the_source(
   assert train(config, tmp_path / "tuned", devices=devices)["step"] == metrics["step"] == 4
   with pytest.raises(UserError, match="init is missing; give a training run's folder"):
     read_config_file(find_config("finetune"))
+
+
+def test_a_foreign_group_norm_detector_is_a_start(tmp_path):
+  """torchvision's V2, as its file is: 91 outputs, of which the data's two classes are taken."""
+  tensors = narrow("torchvision_v2", classes=91)
+  save_file(tensors, tmp_path / "v2.safetensors")
+  config = read_config_file(find_config("finetune"), f"init={tmp_path / 'v2.safetensors'}")
+  assert config.loss.localization == "giou" and config.model.head_norm == "gn"
+  ours = variables(config, ("dog", "person"))["params"]["classification_head"]
+  theirs = lambda name: tensors[f"head.classification_head.{name}"]
+  np.testing.assert_array_equal(ours["norm_3"]["scale"], theirs("conv.3.1.weight"))
+  by_anchor = theirs("cls_logits.bias").reshape(9, 91)
+  np.testing.assert_array_equal(ours["output"]["bias"].reshape(9, 2), by_anchor[:, [18, 1]])
