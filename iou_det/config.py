@@ -7,6 +7,7 @@ A field that is added later gets the default that does what the code did before:
 """
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ RISING_PAIR = Rule(
 )
 THREE = Rule("three numbers", lambda v: len(v) == 3)
 THREE_ABOVE_0 = Rule("three numbers above 0", lambda v: len(v) == 3 and min(v) > 0)
-SOME_ABOVE_0 = Rule("one or more numbers above 0", lambda v: len(v) > 0 and min(v) > 0)
+SOME_ABOVE_0 = Rule("one or more numbers above 0", lambda v: len(v) > 0 and all(0 < x < math.inf for x in v))
 FROM_0_OR_AUTO = Rule(
   '0 or more, or "auto"', lambda v: v == "auto" or (isinstance(v, (int, float)) and v >= 0)
 )

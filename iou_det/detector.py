@@ -1,6 +1,5 @@
 """A network with its weights: called on images, evaluated on data sets."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -93,6 +92,7 @@ class Detector:
   """A network with its weights on a mesh of devices: call it on images, evaluate it on a data set.
 
   Attributes:
+    config: what is changed in it after the first call or evaluation has no effect.
     categories: of its classes, in the order of the labels.
     variables: {"params": ..., "batch_stats": ...}; may be replaced by others of the same shapes.
     trained_steps: that the weights have seen.
@@ -137,7 +137,7 @@ class Detector:
     Raises:
       UserError: naming an image that is none of these.
     """
-    single = isinstance(images, (str, os.PathLike)) or hasattr(images, "ndim")
+    single = isinstance(images, (str, bytes)) or not isinstance(images, Sequence)
     several: Any = [images] if single else images
     if not len(several):
       return []

@@ -29,6 +29,13 @@ def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
   return RetinaNet(FrozenConfigDict(config.model), num_classes, anchors_per_cell, dtype)
 
 
+def variable_shapes(config: ConfigDict, num_classes: int) -> PyTree:
+  """Shapes and types of a network's variables, {"params": ..., "batch_stats": ...}."""
+  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # they do not depend on its size
+  model = make_model(config, num_classes)
+  return {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
+
+
 def forward(
   model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh | None
 ) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:

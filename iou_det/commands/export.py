@@ -17,6 +17,7 @@ from typing import Any
 from absl import flags
 
 from iou_det.commands import flags as common
+from iou_det.errors import UserError
 from iou_det.network import make_model
 from iou_det.weights.load import read_detector
 from iou_det.weights.onnx import to_onnx
@@ -38,6 +39,8 @@ def main() -> None:
   out = Path(OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   if FORMAT.value == "safetensors":
+    if out.suffix != ".safetensors":
+      raise UserError(f"--out={out}: what is to be read again must end in .safetensors")
     write_saved(out, saved)
   else:
     model = make_model(saved.config, len(saved.categories))

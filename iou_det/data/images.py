@@ -46,7 +46,7 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
 
 
 def read_encoded(path: Path) -> bytes:
-  """A JPEG or PNG file, by its first and last bytes a whole one."""
+  """A JPEG or PNG file; a JPEG has to have its end."""
   if not path.is_file():
     raise UserError(f"{path}: there is no such file or folder")
   if path.suffix.lower() not in SUFFIXES:

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+EPS = 1e-5  # of the norms, as in torchvision
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -35,7 +36,7 @@ def convolution(
 class FrozenBatchNorm(nn.Module):
   """Batch norm with constant statistics (collection "batch_stats"); scale and bias are parameters.
 
-  Eps 1e-5, as in torchvision. Returns the factor and the shift of each channel, for `FoldedConv`.
+  Returns the factor and the shift of each channel, for `FoldedConv`.
   """
 
   @nn.compact
@@ -44,7 +45,7 @@ class FrozenBatchNorm(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (channels,))
     mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,)).value
     var = self.variable("batch_stats", "var", jnp.ones, (channels,)).value
-    factor = scale * jax.lax.rsqrt(var + 1e-5)
+    factor = scale * jax.lax.rsqrt(var + EPS)
     return factor, bias - mean * factor
 
 
@@ -97,7 +98,7 @@ def stem_convolution(
 def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
   """GroupNorm with 32 groups, fewer if that left less than 2 channels a group or does not divide."""
   groups = math.gcd(32, channels, max(channels // 2, 1))
-  return nn.GroupNorm(num_groups=groups, epsilon=1e-5, dtype=dtype, name=name)
+  return nn.GroupNorm(num_groups=groups, epsilon=EPS, dtype=dtype, name=name)
 
 
 @dataclass(frozen=True)

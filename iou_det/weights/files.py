@@ -3,7 +3,6 @@
 Read are .safetensors, PyTorch's .pth, and .pkl as in detectron2's model zoo: a pickle of plain numpy arrays.
 """
 
-import collections
 import importlib
 import pickle
 import re
@@ -95,7 +94,8 @@ def read_pkl(path: Path) -> TensorFile:
     raise UserError(f"{path} {error}") from None
   except Exception as error:  # the unpickler raises whatever a damaged file leads it to
     raise UserError(f"{path} is not a whole pickle of arrays ({error}); get it again") from error
-  return TensorFile(*unwrap(path, content, np.ndarray))
+  state, others = unwrap(path, content, PlainArray)
+  return TensorFile({name: value.array for name, value in state.items()}, others)
 
 
 def unwrap(path: Path, content: Any, kind: type) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -110,14 +110,10 @@ def unwrap(path: Path, content: Any, kind: type) -> tuple[dict[str, Any], dict[s
       content = content[key]
   if not isinstance(content, dict):
     raise UserError(f"{path} holds a {type(content).__name__}, not a state dict; {SAVE}")
-  strange = [str(name) for name, value in content.items() if not isinstance(value, kind) or is_object(value)]
+  strange = [str(name) for name, value in content.items() if not isinstance(value, kind)]
   if strange:
     raise UserError(f"{path} holds more than tensors: {listed('other', strange)}; {SAVE}")
   return {str(name): value for name, value in content.items()}, others
-
-
-def is_object(value: Any) -> bool:
-  return isinstance(value, np.ndarray) and value.dtype.kind not in "fiub"
 
 
 def listed(what: str, names: list[str]) -> str:
@@ -129,23 +125,106 @@ def listed(what: str, names: list[str]) -> str:
   return f"{len(names)} {what} ({', '.join(names[:10])} and {len(names) - 10} more, all listed above)"
 
 
-def _encode(text: str, encoding: str) -> bytes:
-  """How pickles of protocol 2 write the bytes of an array; it is always latin1."""
-  return text.encode("latin1")
+class PlainArray:
+  """An array as a pickle describes it: numpy is given shape, type and bytes alone."""
+
+  array = np.zeros(0, np.float32)  # until its state comes
+
+  def __setstate__(self, state: tuple) -> None:
+    _, shape, dtype, fortran, content = state
+    content = content.encode("latin1") if isinstance(content, str) else content  # Python 2 wrote text
+    order: Any = "F" if fortran else "C"
+    self.array = np.frombuffer(content, dtype.numpy()).reshape(shape, order=order).copy()
 
 
-KNOWN = {  # what a pickle may name: module, name -> what it gets for it
-  ("collections", "OrderedDict"): collections.OrderedDict,
-  ("_codecs", "encode"): _encode,
-  ("numpy", "ndarray"): np.ndarray,
-  ("numpy", "dtype"): np.dtype,
-  **{  # numpy 1 and 2 call the place differently; _frombuffer is protocol 5's
-    (f"numpy.{core}.{name}", made): function
+class PlainType:
+  """The type of an array: floats, integers or truth values of a fixed size."""
+
+  def __init__(self, spec: str):
+    if not re.fullmatch(r"[fiub][1248]", spec):
+      raise UserError(f"holds an array of type {spec!r}, not of plain numbers; nothing was executed")
+    self.spec, self.byte_order = spec, "="
+
+  def __setstate__(self, state: tuple) -> None:
+    self.byte_order = state[1] if state[1] in ("<", ">") else "="
+
+  def numpy(self) -> np.dtype:
+    return np.dtype(self.byte_order + self.spec)
+
+
+class _Maker:
+  """What a pickle gets for a function; no class of them has a __dict__, so that it cannot be changed."""
+
+  __slots__ = ()
+
+
+class _Name(_Maker):
+  """For a class that is only handed on."""
+
+  __slots__ = ()
+
+
+class _Dict(_Maker):
+  __slots__ = ()
+
+  def __call__(self) -> dict:
+    return {}
+
+
+class _Encoded(_Maker):
+  """How pickles of protocol 2 write the bytes of an array; the encoding is always latin1."""
+
+  __slots__ = ()
+
+  def __call__(self, text: str, encoding: str) -> bytes:
+    return text.encode("latin1")
+
+
+class _Type(_Maker):
+  __slots__ = ()
+
+  def __call__(self, spec: str, align: Any = False, copy: Any = False) -> PlainType:
+    return PlainType(spec)
+
+
+class _Array(_Maker):
+  __slots__ = ()
+
+  def __call__(self, kind: Any, shape: Any, type_code: Any) -> PlainArray:
+    return PlainArray()  # its state follows
+
+
+class _ArrayOfBytes(_Maker):
+  """Of protocol 5."""
+
+  __slots__ = ()
+
+  def __call__(self, content: Any, dtype: PlainType, shape: tuple, order: str) -> PlainArray:
+    array = PlainArray()
+    array.__setstate__((1, shape, dtype, order == "F", content))
+    return array
+
+
+class _Scalar(_Maker):
+  __slots__ = ()
+
+  def __call__(self, dtype: PlainType, content: Any) -> float:
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return np.frombuffer(content, dtype.numpy())[0].item()
+
+
+KNOWN: dict[tuple[str, str], _Maker] = {  # what a pickle may name: module, name -> what it gets for it
+  ("collections", "OrderedDict"): _Dict(),
+  ("_codecs", "encode"): _Encoded(),
+  ("numpy", "ndarray"): _Name(),
+  ("numpy", "dtype"): _Type(),
+  **{  # numpy 1 and 2 call the place differently
+    (f"numpy.{core}.{name}", made): maker
     for core in ("core", "_core")
-    for name, made, function in (
-      ("multiarray", "_reconstruct", np.zeros(1).__reduce__()[0]),
-      ("multiarray", "scalar", np.float32(0).__reduce__()[0]),
-      ("numeric", "_frombuffer", np.zeros(1).__reduce_ex__(5)[0]),
+    for name, made, maker in (
+      ("multiarray", "_reconstruct", _Array()),
+      ("multiarray", "scalar", _Scalar()),
+      ("numeric", "_frombuffer", _ArrayOfBytes()),
     )
   },
 }
@@ -154,8 +233,8 @@ KNOWN = {  # what a pickle may name: module, name -> what it gets for it
 class PlainUnpickler(pickle.Unpickler):
   """Knows what numpy arrays, dicts, lists, strings and numbers are made of; all else is a UserError.
 
-  A pickle is a program: it names functions and calls them. Here no name is imported, so what a file names
-  beyond that table is neither loaded nor called.
+  A pickle is a program: it names functions and calls them. Here no name is imported: what it gets for the
+  names of that table only notes what an array is said to be, and everything else is refused.
   """
 
   def find_class(self, module: str, name: str) -> Any:

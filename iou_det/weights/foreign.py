@@ -15,25 +15,23 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax import traverse_util
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from iou_det.config import base_config
+from iou_det.config import base_config, strides
 from iou_det.data.source import Category
 from iou_det.errors import UserError
-from iou_det.models.resnet import BLOCKS, ResNet
-from iou_det.network import make_model
+from iou_det.models.resnet import BLOCKS, EPS, ResNet
+from iou_det.network import variable_shapes
+from iou_det.ops.anchors import anchors
 from iou_det.weights.coco_classes import COCO_80, COCO_91, NONE
 from iou_det.weights.files import TensorFile, read_tensors
 from iou_det.weights.pretrained import from_torch
 from iou_det.weights.saved import Saved
 
-EPS = 1e-5  # of our frozen batch norm
 # What a detector does not need: counters of training, a classifier, and constants that the config holds.
 UNNEEDED = {
   "batch counters": r".*\.num_batches_tracked",
@@ -213,24 +211,22 @@ def convert(
     looks = f"looks like {seen}" if seen else f"is none of {', '.join(FORMATS)}"
     raise UserError(f"by the names of its tensors it {looks}, not {key}")
   meta = file.others.get("meta")
-  if isinstance(meta, dict) and "caffe" in f"{meta.get('config')} {meta.get('cfg')}":
+  texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, dict) else []
+  if any("caffe" in text for text in texts if isinstance(text, str)):
     raise UserError("its config says that it is Caffe-style (BGR images), which cannot be imported")
   tensors, dropped = split(file.tensors)
   tensors = {renamed(name, form.older): tensor for name, tensor in tensors.items()}
   config, classes = make_config(form, tensors)
   if form.detectron2:
-    check_pixels(file.tensors, config.data)
+    check_constants(file.tensors, config)
   if config.model.head_norm == "gn":  # convolutions without bias there
-    bias = {
-      name: np.zeros(len(t)) for name, t in tensors.items() if re.search(r"_head\.conv\.\d\.0\.weight", name)
-    }
-    tensors |= {name.replace("weight", "bias"): zeros for name, zeros in bias.items()}
+    kernels = (name for name in tensors if re.search(r"_head\.conv\.\d\.0\.weight", name))
+    zeros = {name.replace("weight", "bias"): np.zeros(tensors[name].shape[:1]) for name in kernels}
+    tensors = zeros | tensors
   if norm_eps is None:
     norm_eps = 0.0 if key == "torchvision" and not dropped["batch counters"] else EPS
 
-  model = make_model(config, classes)
-  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+  shapes = variable_shapes(config, classes)
   name = lambda path: renamed(ResNet.torch_name(path), form.names)
   variables = from_torch(tensors, shapes, name, f"this is not the RetinaNet of {key}")
   if form.detectron2:
@@ -254,10 +250,12 @@ def split(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dic
 def make_config(form: Format, tensors: Mapping[str, np.ndarray]) -> tuple[ConfigDict, int]:
   """The config of a detector (its format's settings, its tensors' depth and widths) and its classes."""
 
-  def shape(ours: str) -> tuple[int, ...]:
+  def shape(ours: str, axes: int) -> tuple[int, ...]:
     name = renamed(ours, form.names)
     if name not in tensors:
       raise UserError(f"it has no tensor {name}; give the whole detector")
+    if tensors[name].ndim != axes:
+      raise UserError(f"its {name} has the shape {tensors[name].shape}, not {axes} axes; get the file again")
     return tensors[name].shape
 
   def count(ours: str, first: int) -> int:
@@ -278,19 +276,19 @@ def make_config(form: Format, tensors: Mapping[str, np.ndarray]) -> tuple[Config
     raise UserError(
       f"its backbone has {blocks} blocks in the third stage; known are ResNets of depth {known}"
     )
-  (outputs,), (offsets,) = shape("classification_head.output.bias"), shape("regression_head.output.bias")
+  (outputs,), (offsets,) = (shape(f"{head}_head.output.bias", 1) for head in ("classification", "regression"))
   if offsets != 4 * ANCHORS:
     raise UserError(f"it has {offsets / 4:g} anchors in a cell, not {ANCHORS} (three sizes by three ratios)")
   if outputs % ANCHORS:
     raise UserError(
       f"its class output has {outputs} channels, which are no number of classes for {ANCHORS} anchors"
     )
-  channels, below_p6 = shape("fpn.p6.weight")[:2]
+  channels, below_p6 = shape("fpn.p6.weight", 4)[:2]
   if config.model.head_norm == "gn" and channels % 64:
     raise UserError(f"GroupNorm of 32 groups on {channels} channels; give a multiple of 64")
   config.model.update(
     depth=depths[0],
-    width=shape("backbone.conv1.weight")[0],
+    width=shape("backbone.conv1.weight", 4)[0],
     fpn_channels=channels,
     head_convs=count("classification_head.conv.%d.weight", 0),
   )
@@ -299,16 +297,26 @@ def make_config(form: Format, tensors: Mapping[str, np.ndarray]) -> tuple[Config
   return config, outputs // ANCHORS
 
 
-def check_pixels(tensors: Mapping[str, np.ndarray], data: ConfigDict) -> None:
-  """A detectron2 file may say how images were normalised: it has to be what we assume."""
+def check_constants(tensors: Mapping[str, np.ndarray], config: ConfigDict) -> None:
+  """A detectron2 file may say how images were normalised, and its anchors: they have to be what we assume."""
+  data = config.data
   for name, expected in (("pixel_mean", tuple(data.mean)[::-1]), ("pixel_std", tuple(data.std))):
     if name not in tensors:
       logging.info("the file has no %s; taken to be %s (BGR)", name, expected)
-    elif not np.allclose(tensors[name].reshape(-1), expected, rtol=0, atol=1e-3):
+    elif not is_close(tensors[name].reshape(-1), np.array(expected)):
       raise UserError(
         f"its {name} is {tensors[name].reshape(-1).tolist()}, not {list(expected)}: it sees other images "
         "than the model zoo's RetinaNets (BGR, not scaled), which cannot be imported"
       )
+  for level, stride in enumerate(strides(config)):
+    name = f"anchor_generator.cell_anchors.{level}"
+    ours = anchors((stride, stride), strides=(stride,), **config.anchors).reshape(3, 3, 4).swapaxes(0, 1)
+    if name in tensors and not is_close(tensors[name], ours.reshape(ANCHORS, 4)):
+      raise UserError(f"its {name} are not the anchors of the model zoo's RetinaNets, the only ones imported")
+
+
+def is_close(a: np.ndarray, b: np.ndarray) -> bool:
+  return a.shape == b.shape and np.allclose(a, b, rtol=0, atol=1e-3)
 
 
 def reorder(params: PyTree) -> None:

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from iou_det.data.source import Category
 from iou_det.detector import Detector
 from iou_det.errors import UserError
-from iou_det.network import make_model
+from iou_det.network import make_model, variable_shapes
 from iou_det.parallel import abstract, device_mesh, split_state
 from iou_det.weights.foreign import read_foreign
 from iou_det.weights.saved import FILE, Saved, is_saved, read_saved
@@ -35,14 +35,16 @@ class Stored(NamedTuple):
 def detector_config(source: str | Path) -> ConfigDict:
   """The config of a detector, without a look at its weights or at the devices."""
   path = one_file(source)
-  if path.is_dir():
-    return read_config(path)
-  return (read_saved(path) if is_saved(path) else read_foreign(path)).config
+  return read_config(path) if path.is_dir() else read_file(path).config
+
+
+def read_file(path: Path) -> Saved:
+  return read_saved(path) if is_saved(path) else read_foreign(path)
 
 
 def one_file(source: str | Path) -> Path:
   """The path of a source, of its one file if it is a folder with one."""
-  path = Path(source).expanduser()
+  path = Path(source)
   path = path / FILE if (path / FILE).is_file() else path
   if not path.exists():
     raise UserError(f"{source}: there is no such file or folder; give {WHAT}")
@@ -56,7 +58,7 @@ def find_detector(source: str | Path, step: str = "last") -> Stored:
     return find_run(path, step)
   if step != "last":
     raise UserError(f"--step={step}: {source} holds one detector, not the checkpoints of a run; leave it out")
-  saved = read_saved(path) if is_saved(path) else read_foreign(path)
+  saved = read_file(path)
 
   def read(mesh: Mesh) -> PyTree:
     shapes = variable_shapes(saved.config, len(saved.categories))
@@ -85,32 +87,28 @@ def find_run(workdir: Path, step: str) -> Stored:
   return Stored(config, categories, number, read)
 
 
-def variable_shapes(config: ConfigDict, num_classes: int) -> PyTree:
-  """Shapes and types of a detector's variables."""
-  images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)  # they do not depend on its size
-  model = make_model(config, num_classes)
-  return {"batch_stats": {}, **jax.eval_shape(model.init, jax.random.key(0), images)}
-
-
 def load_detector(source: str | Path, step: str = "last", *, batch_size: int | None = None) -> Detector:
   """A detector to call on images, on all devices.
 
   Args:
     source: the folder of a training run, a file of `iou-det export`, a folder of `iou-det import-weights`,
-      or a checkpoint that import-weights takes.
+      or a file that import-weights takes.
     step: of a run: "last", "best" (the highest AP) or a number.
     batch_size: images in a batch, a multiple of the number of devices; default: the config's
-      `eval.batch_size`, or fewer if the first call has fewer.
+      `eval.batch_size`, rounded up to one, or fewer if the first call has fewer.
 
   Raises:
     UserError: there is no such detector, or it is damaged.
   """
+  if batch_size is not None and batch_size < 1:
+    raise UserError(f"batch_size={batch_size}: must be 1 or more")
   stored = find_detector(source, step)
   config = stored.config
-  config.eval.batch_size = batch_size or config.eval.batch_size
   if jax.device_count() % (config.mesh.fsdp * config.mesh.space):
     logging.info("the run's mesh does not divide the %d devices here: data only", jax.device_count())
     config.mesh.update(fsdp=1, space=1)
+  shares = jax.device_count() // config.mesh.space
+  config.eval.batch_size = batch_size or -(-config.eval.batch_size // shares) * shares
   mesh = device_mesh(
     config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
   )

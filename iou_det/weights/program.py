@@ -59,7 +59,9 @@ def fit(
   room = jnp.array(canvas)
   by_width = room[0] * size[1] > room[1] * size[0]
   numerator, denominator = jnp.where(by_width, room[1], room[0]), jnp.where(by_width, size[1], size[0])
-  shrunk = jnp.clip(jnp.round(size * numerator / denominator).astype(jnp.int32), 1, room)
+  whole, rest = size * numerator // denominator, size * numerator % denominator
+  up = (2 * rest > denominator) | ((2 * rest == denominator) & (whole % 2 == 1))  # as Python's round
+  shrunk = jnp.clip(whole + up, 1, room)
   new = jnp.where(numerator < denominator, shrunk, size)
   rows = _shares(canvas[0], images.shape[1], new[0], size[0])
   columns = _shares(canvas[1], images.shape[2], new[1], size[1])

@@ -24,7 +24,7 @@ def to_stablehlo(config: ConfigDict, model: RetinaNet, variables: PyTree) -> byt
   The program takes `images`, uint8 [b, h, w, 3], RGB, of any number and any size (one size in a call), and
   returns what `Detector.step` finds in them: boxes float32 [b, max, 4] x1, y1, x2, y2 in the images' pixels,
   scores float32, labels int32 and valid bool [b, max]. It is compiled for each shape of `images` once, for
-  the CPU, CUDA or TPU that it is called on.
+  the CPU, CUDA or TPU that it is called on, with the precision that convolutions have there by default.
 
   The network computes in float32 unless the config says bfloat16: "auto" would be about this machine.
   """

@@ -53,9 +53,12 @@ def start_from_detector(
 
 def compare_networks(config: ConfigDict, theirs: ConfigDict, source: str) -> None:
   """Refuses settings that make another network; logs those that show it other boxes or pixels."""
-  kept = lambda c: ConfigDict({k: v for k, v in c.model.items() if k not in TRAINING_ONLY})
-  flags = [_as_flag("model", line) for line in differences(kept(theirs), kept(config))]
-  flags += [_as_flag("anchors", line) for line in differences(theirs.anchors, config.anchors)]
+  flags = []
+  for section in ("model", "anchors"):
+    for field, value in theirs[section].items():
+      if field not in TRAINING_ONLY and value != config[section][field]:
+        shown = f"'{value}'".replace(" ", "") if isinstance(value, tuple) else value
+        flags.append(f"--config.{section}.{field}={shown}")
   if flags:
     raise UserError(
       f"config.model.init={source} is of another network or other anchors; add {' '.join(flags)}, "
@@ -64,9 +67,3 @@ def compare_networks(config: ConfigDict, theirs: ConfigDict, source: str) -> Non
   seen = lambda c: ConfigDict({k: c.data[k] for k in ("mean", "std", "rounding", "short", "long")})
   if different := differences(seen(theirs), seen(config)):
     logging.warning(f"model.init={source} saw its images otherwise (there != here): {'; '.join(different)}")
-
-
-def _as_flag(section: str, line: str) -> str:
-  """`field: value there != value here` as the flag that sets what is there."""
-  field, values = line.split(": ", 1)
-  return f"--config.{section}.{field}={values.split(' != ')[0]}"

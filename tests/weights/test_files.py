@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from iou_det.errors import UserError
-from iou_det.weights.files import read_tensors
+from iou_det.weights.files import KNOWN, read_tensors
 
 ARRAYS = {
   "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
@@ -257,9 +257,27 @@ def test_a_module_that_a_pickle_names_is_not_imported(tmp_path, monkeypatch):
   assert not (tmp_path / "victim").exists() and "evil_module" not in sys.modules
 
 
+def test_numpy_itself_is_out_of_reach(tmp_path):
+  """numpy.ndarray of objects over a buffer would take the buffer's bytes for addresses."""
+  path = tmp_path / "file.pkl"
+  assert "not a whole pickle" in error(write_pickle(path, {"a": Payload(np.ndarray, (1,), "O", b"A" * 8)}, 2))
+  assert "not a whole pickle" in error(
+    write_pickle(path, {"meta": Payload(np.ndarray, (1,)), "model": ARRAYS})
+  )
+
+
+@pytest.mark.parametrize("module, name", KNOWN)
+def test_what_a_pickle_is_given_cannot_be_changed_by_it(module, name, tmp_path):
+  path = tmp_path / "file.pkl"
+  for state in (b"}U\x08__call__K\x01s", b"(N}U\x08__call__K\x01st", b"(N}U\x0c__defaults__K\x01st"):
+    path.write_bytes(f"\x80\x02c{module}\n{name}\n".encode("latin1") + state + b"b.")
+    assert "not a whole pickle" in error(path)
+  assert set(read_tensors(write_pickle(path, {"model": ARRAYS}, 2)).tensors) == set(ARRAYS)
+
+
 def test_objects_in_an_array_and_other_contents(tmp_path):
   path = tmp_path / "file.pkl"
-  assert "1 other (a)" in error(write_pickle(path, {"a": np.array([None])}))
+  assert "an array of type 'O8', not of plain numbers" in error(write_pickle(path, {"a": np.array([None])}))
   assert "1 other (b)" in error(write_pickle(path, {"model": {"b": "text"}}))
   assert "holds a list" in error(write_pickle(path, [ARRAYS["count"]]))
 

@@ -106,11 +106,38 @@ def test_older_names():
 
 def test_what_is_not_needed_is_counted(caplog):
   tensors = narrow("detectron2")
-  tensors |= {f"anchor_generator.cell_anchors.{i}": np.zeros((9, 4), np.float32) for i in range(5)}
+  for i in range(5):  # size by size, each in its three ratios (height / width)
+    sizes = [2.0 ** (i + 5 + octave / 3) for octave in range(3)]
+    half = [(size / ratio**0.5 / 2, size * ratio**0.5 / 2) for size in sizes for ratio in (0.5, 1.0, 2.0)]
+    tensors[f"anchor_generator.cell_anchors.{i}"] = np.float32([[-w, -h, w, h] for w, h in half])
   with caplog.at_level("INFO"):
     converted(tensors, "detectron2")
   assert "not needed: 5 anchors, 2 pixel mean and std" in caplog.text
   assert f"{len(tensors)} tensors" in caplog.text
+
+
+def test_other_anchors_of_detectron2_are_refused():
+  tensors = narrow("detectron2") | {"anchor_generator.cell_anchors.2": np.full((9, 4), 3.0, np.float32)}
+  assert "cell_anchors.2 are not the anchors of the model zoo" in error(tensors, "detectron2")
+
+
+def test_biases_that_a_v2_head_should_not_have_are_kept():
+  tensors = narrow("torchvision_v2")
+  name = "head.regression_head.conv.1.0.bias"
+  tensors[name] = np.full(64, 7.0, np.float32)
+  saved = converted(tensors, "torchvision_v2", annotated=tuple(Category(i, "x") for i in range(CLASSES)))
+  head = saved.variables["params"]["regression_head"]
+  np.testing.assert_array_equal(head["conv_1"]["bias"], tensors[name])
+  np.testing.assert_array_equal(head["conv_0"]["bias"], 0.0)
+
+
+@pytest.mark.parametrize("key, name, shape", [
+  ("mmdetection", "bbox_head.retina_cls.bias", ()), ("mmdetection", "neck.fpn_convs.3.conv.weight", (64,)),
+  ("torchvision", "backbone.body.conv1.weight", ()), ("detectron2", "pixel_mean", (2,)),
+  ("torchvision_v2", "head.regression_head.conv.0.0.weight", ()),
+])  # fmt: skip
+def test_tensors_of_no_shape_are_named(key, name, shape):
+  assert name in error(narrow(key) | {name: np.ones(shape, np.float32)}, key)
 
 
 def test_missing_extra_and_misshapen_tensors_are_listed():

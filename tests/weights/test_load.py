@@ -204,6 +204,8 @@ def test_sources_that_are_none(reference, exported, tmp_path):
     load_detector(tmp_path)
   with pytest.raises(UserError, match="holds one detector, not the checkpoints of a run"):
     load_detector(exported, "best")
+  with pytest.raises(UserError, match="batch_size=0: must be 1 or more"):
+    load_detector(exported, batch_size=0)
   with pytest.raises(
     UserError, match=r"eval.batch_size \(--batch_size\)=3 is not divisible by the 8 devices"
   ):

@@ -67,7 +67,7 @@ def test_another_network_is_refused_with_the_flags_that_make_it_this_one(config)
   config.anchors.scale = 3.0
   with pytest.raises(UserError, match="is of another network or other anchors") as refused:
     variables(config, NAMES)
-  flags = ("--config.model.head_norm='none'", "--config.model.p7_relu=False", "--config.anchors.scale=4.0")
+  flags = ("--config.model.head_norm=none", "--config.model.p7_relu=False", "--config.anchors.scale=4.0")
   assert all(flag in str(refused.value) for flag in flags)
   config.model.update(head_norm="none", p7_relu=False)
   config.anchors.scale = 4.0
