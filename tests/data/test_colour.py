@@ -110,6 +110,6 @@ def test_grey_stays_grey_and_a_whole_turn_is_none():
 
 def test_evaluation_changes_no_colour():
   batch = make_batch([draw((12, 16))], (12, 16))
-  data = ConfigDict(ALL | dict(short=12, long=16, mean=(0.0,) * 3, std=(1.0,) * 3))
+  data = ConfigDict(ALL | dict(short=12, long=16, mean=(0.0,) * 3, std=(1.0,) * 3, rounding="round"))
   out = jax.jit(lambda b: preprocess(b, data, (32, 32), "modern"))(batch)
   np.testing.assert_array_equal(out.images[0, :12, :16], draw((12, 16)))
