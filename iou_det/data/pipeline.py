@@ -171,7 +171,7 @@ def make_plan(source: Source, config: ConfigDict, *, batch_size: int | None = No
   check_max_boxes(index, config.data.max_boxes)
   log_shrunk(index.heights, index.widths, config.data)
   good, threshold = keep.boxes(corners(a.bbox), a.crowd, a.area), config.data.repeat_threshold
-  factors = repeat_factors(source, good, index.usable, threshold).of_image if threshold else None
+  factors = repeat_factors(source, good, index.usable, threshold) if threshold else None
   batch_size = batch_size or images_per_step(config.train)
   return Plan(index, batch_size=batch_size, seed=config.seed, factors=factors)
 

@@ -1,7 +1,5 @@
 """Repeat-factor sampling: images with rare classes come more often (LVIS, arXiv:1908.03195)."""
 
-from typing import NamedTuple
-
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float, Int
@@ -11,16 +9,9 @@ from iou_det.data.source import Source
 UNIT = 1 << 32  # factors are drawn as whole numbers of 1 / UNIT: sums of them are exact
 
 
-class RepeatFactors(NamedTuple):
-  """How often an epoch has each image, on average, and where that comes from."""
-
-  of_image: Float[np.ndarray, " images"]  # 1 or more
-  of_class: Float[np.ndarray, " classes"]
-
-
 def repeat_factors(
   source: Source, good: Bool[np.ndarray, " boxes"], usable: Bool[np.ndarray, " images"], threshold: float
-) -> RepeatFactors:
+) -> Float[np.ndarray, " images"]:
   """r(i) = max r(c) over the classes c in image i, 1 without any; r(c) = max(1, sqrt(threshold / f(c))), f(c)
   being the share of the images to train on that have a box of c. Logs the largest r(c).
 
@@ -42,7 +33,7 @@ def repeat_factors(
     f"{', ...' if len(rare) > 5 else ''}); an epoch has {of_image[usable].sum():.1f} images instead of "
     f"{usable.sum()}"
   )
-  return RepeatFactors(of_image, of_class)
+  return of_image
 
 
 def in_units(factors: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

@@ -92,14 +92,16 @@ def pull_back(
   config: ConfigDict,
   model: RetinaNet,
   variables: PyTree,
-  batch: dict[str, Array],
-  cotangents: Outputs,
+  whole: tuple[dict[str, Array], Outputs],
   portrait: bool,
   mesh: Mesh,
 ) -> PyTree:
   """The gradient of the parameters from that of the whole batch's outputs, summed up part by part.
 
   On several devices each part's is exchanged as that of a step of its own would be.
+
+  Args:
+    whole: the batch, and the loss's gradient with respect to its outputs.
   """
 
   def add(total, part):
@@ -111,5 +113,5 @@ def pull_back(
     return jax.lax.with_sharding_constraint(total, split_state(mesh, total)), None
 
   start = jax.tree.map(jnp.zeros_like, variables["params"])
-  parts = split_parts((batch, cotangents), config.train.accumulate, mesh)
+  parts = split_parts(whole, config.train.accumulate, mesh)
   return jax.lax.scan(add, start, parts, unroll=unrolled(mesh))[0]

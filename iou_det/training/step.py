@@ -200,7 +200,7 @@ def make_train_step(
       inputs, outputs = network_outputs(config, model, state.variables, batch, portrait, mesh)
       targets = make_targets(config, inputs, *make_anchors(config, input_size(config, portrait)), portrait)
       (total, out), cotangents = jax.value_and_grad(loss_of, has_aux=True)(outputs, targets)
-      gradients = pull_back(config, model, state.variables, batch, cotangents, portrait, mesh)
+      gradients = pull_back(config, model, state.variables, (batch, cotangents), portrait, mesh)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     metrics = {
       "loss": total,

@@ -128,7 +128,7 @@ def test_gradients_of_every_loss_are_those_of_the_whole_batch(monkeypatch, loss)
     variables = {"params": params}
     inputs, outputs = accumulate.network_outputs(config, model, variables, batch, False, mesh)
     losses, cotangents = jax.value_and_grad(loss_of, has_aux=True)(outputs, inputs)
-    return losses, accumulate.pull_back(config, model, variables, batch, cotangents, False, mesh)
+    return losses, accumulate.pull_back(config, model, variables, (batch, cotangents), False, mesh)
 
   @jax.jit
   def at_once(params, batch):
