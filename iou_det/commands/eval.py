@@ -1,8 +1,8 @@
 """Detects on a split with a trained workdir, or another detector, and scores it.
 
 Writes eval/SPLIT/detections.json (COCO results format: original category ids, original pixels) and
-eval/SPLIT/metrics.json into the workdir, or into a folder beside a file, and prints the COCO table. Other data,
-and other ways to detect (--class_agnostic, --tta_flip, --tta_scales), get a folder of their own in eval/.
+eval/SPLIT/metrics.json into the workdir, or into a folder beside a file, and prints the COCO table. Other
+data, and other ways to detect (--class_agnostic, --tta_flip, --tta_scales), get folders of their own in eval/.
 """
 
 from pathlib import Path
