@@ -47,6 +47,7 @@ RISING_PAIR = Rule(
 THREE = Rule("three numbers", lambda v: len(v) == 3)
 THREE_ABOVE_0 = Rule("three numbers above 0", lambda v: len(v) == 3 and min(v) > 0)
 SOME_ABOVE_0 = Rule("one or more numbers above 0", lambda v: len(v) > 0 and all(0 < x < math.inf for x in v))
+SCALES = Rule("one or more numbers from 0.1 to 10", lambda v: len(v) > 0 and all(0.1 <= x <= 10 for x in v))
 FROM_0_OR_AUTO = Rule(
   '0 or more, or "auto"', lambda v: v == "auto" or (isinstance(v, (int, float)) and v >= 0)
 )
@@ -176,7 +177,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "class_agnostic": Setting(False),  # a box counts once, by its best class; classes suppress each other
     "max_detections": Setting(100, ABOVE_0),
     # Views of an image whose candidates enter one NMS: at these factors of short and long, and each mirrored.
-    "tta_scales": Setting((1.0,), SOME_ABOVE_0),
+    "tta_scales": Setting((1.0,), SCALES),
     "tta_flip": Setting(False),
   },
   "mesh": {  # devices along these axes; the batch is split over all that `space` leaves

@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
     return metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ImageDetections:
   """What was found in one image, by falling score; n objects.
 
@@ -75,6 +75,13 @@ class ImageDetections:
 
   def __len__(self) -> int:
     return len(self.scores)
+
+  def __repr__(self) -> str:
+    return (
+      f"ImageDetections({len(self)} objects, the best a {self.names[0]})"
+      if len(self)
+      else "ImageDetections(none)"
+    )
 
   def to_coco(self, image_id: int) -> list[dict[str, Any]]:
     """In COCO's results format: image_id, category_id, bbox (x, y, w, h in pixels), score."""

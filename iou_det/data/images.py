@@ -48,7 +48,9 @@ def image_files(arguments: Sequence[str]) -> list[Path]:
 def read_encoded(path: Path) -> bytes:
   """A JPEG or PNG file; a JPEG has to have its end."""
   if not path.is_file():
-    raise UserError(f"{path}: there is no such file or folder")
+    raise UserError(
+      f"{path}: a folder, not a file" if path.is_dir() else f"{path}: there is no such file or folder"
+    )
   if path.suffix.lower() not in SUFFIXES:
     raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
   data = path.read_bytes()
@@ -79,6 +81,11 @@ def as_pixels(image: Image, name: str = "the image") -> UInt8[np.ndarray, "h w 3
   """
   if isinstance(image, (str, os.PathLike)):
     return read_image(image)
+  if not hasattr(image, "ndim"):  # numpy would make numbers of a palette, or of four inks
+    raise UserError(
+      f"{name} is a {type(image).__name__}; give an array, a file's path, or a list of these (a PIL image: "
+      'np.asarray(image.convert("RGB")))'
+    )
   pixels = np.asarray(image)
   if pixels.dtype != np.uint8:
     raise UserError(

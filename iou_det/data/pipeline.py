@@ -183,7 +183,7 @@ def check_max_boxes(index: Index, max_boxes: int) -> None:
     images = int((index.num_boxes[index.usable] > max_boxes).sum())
     raise UserError(
       f"config.data.max_boxes={max_boxes} is too small: {images} images have more boxes, up to {needed}; "
-      f"set it to {needed} or more"
+      f"give --config.data.max_boxes={needed} or more"
     )
 
 

@@ -208,8 +208,8 @@ def convert(
   """
   form, seen = FORMATS[key], recognise(file.tensors)
   if seen != key:
-    looks = f"looks like {seen}" if seen else f"is none of {', '.join(FORMATS)}"
-    raise UserError(f"by the names of its tensors it {looks}, not {key}")
+    looks = f"looks like {seen}" if seen else f"is a RetinaNet of none of {', '.join(FORMATS)}"
+    raise UserError(f"by the names of its tensors it {looks}; --from={key} was given")
   meta = file.others.get("meta")
   texts = [meta.get(name) for name in ("config", "cfg")] if isinstance(meta, dict) else []
   if any("caffe" in text for text in texts if isinstance(text, str)):

@@ -51,11 +51,11 @@ def one_file(source: str | Path) -> Path:
   return path
 
 
-def find_detector(source: str | Path, step: str = "last") -> Stored:
+def find_detector(source: str | Path, step: str | int = "last") -> Stored:
   """A detector by its path, see `load_detector`."""
   path = one_file(source)
   if path.is_dir():
-    return find_run(path, step)
+    return find_run(path, str(step))
   if step != "last":
     raise UserError(f"--step={step}: {source} holds one detector, not the checkpoints of a run; leave it out")
   saved = read_file(path)
@@ -87,7 +87,7 @@ def find_run(workdir: Path, step: str) -> Stored:
   return Stored(config, categories, number, read)
 
 
-def load_detector(source: str | Path, step: str = "last", *, batch_size: int | None = None) -> Detector:
+def load_detector(source: str | Path, step: str | int = "last", *, batch_size: int | None = None) -> Detector:
   """A detector to call on images, on all devices.
 
   Args:

@@ -169,9 +169,9 @@ def test_another_network_is_refused(key, change, message):
 
 
 def test_another_format_is_named():
-  assert "looks like mmdetection, not torchvision" in error(narrow("mmdetection"), "torchvision")
-  assert "looks like torchvision_v2, not torchvision" in error(narrow("torchvision_v2"), "torchvision")
-  assert "looks like torchvision, not torchvision_v2" in error(narrow("torchvision"), "torchvision_v2")
+  assert "looks like mmdetection; --from=torchvision was" in error(narrow("mmdetection"), "torchvision")
+  assert "looks like torchvision_v2; --from=torchvision was" in error(narrow("torchvision_v2"), "torchvision")
+  assert "looks like torchvision; --from=torchvision_v2 was" in error(narrow("torchvision"), "torchvision_v2")
 
 
 def test_a_faster_rcnn_is_none(tmp_path):

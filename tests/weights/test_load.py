@@ -243,3 +243,7 @@ def test_a_user_s_script_passes_mypy_strict(tmp_path):
   script.write_text(USER.replace("detector(np.zeros", "detector.nothing(np.zeros"))
   done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
   assert '"Detector" has no attribute "nothing"' in done.stdout, "mypy does not see the package's types"
+
+
+def test_a_step_may_be_a_number(reference):
+  assert load_detector(reference[0], 4).trained_steps == 4
