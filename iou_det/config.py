@@ -237,7 +237,11 @@ def validate(config: ConfigDict) -> None:
 def check_field(name: str, value: Any) -> None:
   """Raises a UserError if a field ("eval.nms_iou") may not have this value."""
   rule = FIELDS[name].rule
-  if not rule.holds(value):
+  try:
+    holds = rule.holds(value)
+  except TypeError:  # text where a number belongs
+    holds = False
+  if not holds:
     raise UserError(f"config.{name}={value!r}: must be {rule.allowed}")
 
 
@@ -302,7 +306,10 @@ def from_dict(values: Any) -> ConfigDict:
       lacking.append(name)
   if lacking:
     logging.info("config.json lacks, and gets the defaults of: %s", ", ".join(lacking))
-  return ConfigDict(tuples(values))
+  config = ConfigDict(tuples(values))
+  for name in FIELDS:
+    check_field(name, get_field(config, name))
+  return config
 
 
 def training_differences(a: ConfigDict, b: ConfigDict) -> list[str]:

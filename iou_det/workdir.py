@@ -25,7 +25,7 @@ AVERAGE = "average"  # the key of the parameters' average in the optimizer's sta
 
 def write_whole(path: Path, content: str | bytes) -> None:
   """Writes beside and renames, so that a file that is there is whole."""
-  part = path.with_suffix(".part")
+  part = path.with_name(f"{path.name}.part")
   part.write_bytes(content.encode() if isinstance(content, str) else content)
   part.replace(path)
 
@@ -54,7 +54,7 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
         "give another --workdir, or the same config to resume"
       )
-  elif workdir.is_dir() and any(p.name != "config.part" for p in workdir.iterdir()):
+  elif workdir.is_dir() and any(p.name != "config.json.part" for p in workdir.iterdir()):
     raise UserError(
       f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder"
     )

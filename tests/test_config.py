@@ -110,6 +110,14 @@ def test_json_round_trip_and_differences():
   validate(again)
 
 
+@pytest.mark.parametrize(("field", "value"), [("depth", 77), ("width", "much"), ("norm", None)])
+def test_values_that_config_json_may_not_have_are_named(field, value):
+  values = shapes_config().to_dict()
+  values["model"][field] = value
+  with pytest.raises(UserError, match=rf"config.model.{field}={value!r}: must be"):
+    from_dict(values)
+
+
 def test_a_config_of_an_earlier_version_gets_the_defaults_of_the_fields_that_it_lacks(caplog):
   config = shapes_config()
   config.loss.eta = 1.5

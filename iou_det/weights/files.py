@@ -25,6 +25,10 @@ EXPECTED = (
 )
 
 
+# What no detector needs: counters of training, a classifier.
+UNNEEDED = {"batch counters": r".*\.num_batches_tracked", "classifier": r"(.*\.)?fc\.(weight|bias)"}
+
+
 class TensorFile(NamedTuple):
   """What a file holds."""
 

@@ -28,14 +28,11 @@ from iou_det.models.resnet import BLOCKS, EPS, ResNet
 from iou_det.network import variable_shapes
 from iou_det.ops.anchors import anchors
 from iou_det.weights.coco_classes import COCO_80, COCO_91, NONE
-from iou_det.weights.files import TensorFile, read_tensors
+from iou_det.weights.files import UNNEEDED, TensorFile, read_tensors
 from iou_det.weights.pretrained import from_torch
 from iou_det.weights.saved import Saved
 
-# What a detector does not need: counters of training, a classifier, and constants that the config holds.
-UNNEEDED = {
-  "batch counters": r".*\.num_batches_tracked",
-  "classifier": r"(.*\.)?fc\.(weight|bias)",
+CONSTANTS = {  # that the config holds
   "anchors": r"anchor_generator\.cell_anchors\.\d+",
   "pixel mean and std": r"pixel_(mean|std)",
 }
@@ -241,9 +238,10 @@ def convert(
 
 def split(tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
   """The tensors without the unneeded, and how many of those there are by kind."""
-  kind_of = lambda name: next((kind for kind, form in UNNEEDED.items() if re.fullmatch(form, name)), None)
+  unneeded = UNNEEDED | CONSTANTS
+  kind_of = lambda name: next((kind for kind, form in unneeded.items() if re.fullmatch(form, name)), None)
   kinds = {name: kind_of(name) for name in tensors}
-  counts = {kind: sum(k == kind for k in kinds.values()) for kind in UNNEEDED}
+  counts = {kind: sum(k == kind for k in kinds.values()) for kind in unneeded}
   return {name: tensor for name, tensor in tensors.items() if not kinds[name]}, counts
 
 

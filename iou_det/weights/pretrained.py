@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from iou_det.errors import UserError
 from iou_det.models import backbone_class
-from iou_det.weights.files import listed, read_tensors
+from iou_det.weights.files import UNNEEDED, listed, read_tensors
 
-EXPECTED_EXTRA = re.compile(r"fc\..*|.*\.num_batches_tracked")  # the classifier, and a counter of training
+EXPECTED_EXTRA = re.compile("|".join(UNNEEDED.values()))
 
 
 def load_pretrained(config: ConfigDict, variables: PyTree) -> PyTree:

@@ -68,6 +68,10 @@ def read_saved(path: Path) -> Saved:
   metadata = read_metadata(path)
   tensors = safetensors.numpy.load_file(path)
   variables: dict[str, Any] = flax.traverse_util.unflatten_dict(tensors, sep="/")
-  categories = tuple(Category(**c) for c in json.loads(metadata["categories"]))
-  config = config_lib.from_dict(json.loads(metadata["config"]))
-  return Saved(config, categories, {"batch_stats": {}, **variables}, int(metadata["step"]))
+  try:
+    categories = tuple(Category(**c) for c in json.loads(metadata["categories"]))
+    config = config_lib.from_dict(json.loads(metadata["config"]))
+    step = int(metadata["step"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise UserError(f"{path}: its metadata are damaged ({error}); export it again") from None
+  return Saved(config, categories, {"batch_stats": {}, **variables}, step)

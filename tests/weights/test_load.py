@@ -245,5 +245,25 @@ def test_a_user_s_script_passes_mypy_strict(tmp_path):
   assert '"Detector" has no attribute "nothing"' in done.stdout, "mypy does not see the package's types"
 
 
+@pytest.mark.parametrize(
+  "damage",
+  [{"config": None}, {"config": "{"}, {"config": "[]"}, {"categories": "[1]"}, {"step": "x"}, "depth"],
+  ids=str,
+)
+def test_damaged_metadata_are_one_line(exported, tmp_path, damage):
+  with safe_open(exported, "numpy") as file:
+    metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
+  if damage == "depth":
+    config = json.loads(metadata["config"])
+    config["model"]["depth"] = "much"
+    damage = {"config": json.dumps(config)}
+  metadata = {k: v for k, v in (metadata | damage).items() if v is not None}
+  save_file(tensors, tmp_path / "damaged.safetensors", metadata)
+  with pytest.raises(
+    UserError, match=r"damaged.safetensors: its metadata are damaged \(.*\); export it again"
+  ):
+    load_detector(tmp_path / "damaged.safetensors")
+
+
 def test_a_step_may_be_a_number(reference):
   assert load_detector(reference[0], 4).trained_steps == 4
