@@ -3,6 +3,7 @@
 import atexit
 import os
 import tempfile
+from importlib.util import find_spec
 
 from tests.command import COMPILE_QUICKLY
 
@@ -29,26 +30,28 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 # Files that take minutes: first, so that no worker is left alone with one at the end.
 SLOW = ("test_processes.py", "test_reproduce.py", "test_loop.py", "test_colab.py")
 REAL_DATA = os.environ.get("IOU_DET_TEST_DATA")
+ONNX = all(map(find_spec, ("jax2onnx", "onnxruntime")))
 
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "real_data: reads the data sets in the folder $IOU_DET_TEST_DATA")
+  config.addinivalue_line("markers", "onnx: exports by jax2onnx, which launch/test.sh installs")
 
 
 def pytest_collection_modifyitems(config, items):
   items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
-  if REAL_DATA:
-    return
-  real = [item for item in items if item.get_closest_marker("real_data")]
-  if real:
-    items[:] = [item for item in items if item not in real]
-    config.hook.pytest_deselected(items=real)
+  lacking = [marker for marker, there in (("real_data", REAL_DATA), ("onnx", ONNX)) if not there]
+  out = [item for item in items if any(map(item.get_closest_marker, lacking))]
+  if out:
+    items[:] = [item for item in items if item not in out]
+    config.hook.pytest_deselected(items=out)
 
 
 def pytest_report_header():
-  if REAL_DATA:
-    return f"IOU_DET_TEST_DATA={REAL_DATA}"
-  return "IOU_DET_TEST_DATA is not set: the tests on real data sets are deselected"
+  data = f"IOU_DET_TEST_DATA={REAL_DATA}"
+  if not REAL_DATA:
+    data = "IOU_DET_TEST_DATA is not set: the tests on real data sets are deselected"
+  return data if ONNX else f"{data}; jax2onnx is not installed: the tests of ONNX are deselected"
 
 
 @pytest.fixture(scope="session")

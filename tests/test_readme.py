@@ -1,7 +1,6 @@
 """The README's programs that use a detector do what they say."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
@@ -62,10 +61,7 @@ def test_supervision_slices_a_large_image(here):
   assert len(ours) > 4
 
 
-needs_onnx = pytest.mark.skipif(not find_spec("jax2onnx"), reason="needs the extra onnx")
-
-
-@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=needs_onnx)])
+@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.onnx)])
 def test_exported_programs_run_as_it_says(here, kind):
   """What the command writes, run by the README's lines, finds what the detector finds."""
   detector, pictures = here

@@ -27,6 +27,7 @@ from iou_det.config import input_size
 from iou_det.data import images as image_files
 from iou_det.data import open_dataset, pipeline
 from iou_det.data.pipeline import AHEAD
+from iou_det.data.plan import images_per_step, make_plan
 from iou_det.data.source import Source
 
 EDGE = AHEAD + 3  # batches before the clock starts and after it stops: more than a pipeline has ready
@@ -35,7 +36,7 @@ BARE, OURS, USUAL = "decode alone", "ready batches", "decode + resize + float no
 
 def bench_input(config: ConfigDict, images: int, *, repeats: int, out: Path | None) -> dict[str, Line]:
   """Reports each pipeline, in samples of `images` at least, and each ratio of interest; lines by name."""
-  d, batch_size = config.data, pipeline.images_per_step(config.train)
+  d, batch_size = config.data, images_per_step(config.train)
   timed = max(1, -(-images // batch_size))
   reading = Reading(config, EDGE + timed + EDGE)
   workers = d.workers or len(os.sched_getaffinity(0))
@@ -78,7 +79,7 @@ class Reading:
     d = config.data
     self.config, self.steps, self.threads = config, steps, pipeline.number_of_threads(d.threads)
     self.source = open_dataset(d.path, d.train_split)
-    self.plan = pipeline.make_plan(self.source, config)
+    self.plan = make_plan(self.source, config)
 
   def ours(self, workers: int) -> Iterator[pipeline.HostBatch]:
     """Ready batches of our pipeline; by threads if there are no workers."""

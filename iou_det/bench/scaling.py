@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from iou_det.bench.measure import Line, fresh_cache, print_line
 from iou_det.bench.synthetic import Case, changed
-from iou_det.data.pipeline import images_per_step
+from iou_det.data.plan import images_per_step
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 # Bytes a second that a chip can send while it receives as many, from the makers' pages.

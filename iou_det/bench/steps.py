@@ -127,7 +127,7 @@ def bench_predict(
   return rows
 
 
-def bench_call(case: Case, *, repeats: int, out: Path | None) -> Line:
+def bench_call(case: Case, *, repeats: int, out: Path | None) -> None:
   """Reports a detector called on a list of arrays, its program in a loop over ready batches, and the ratio.
 
   Both give results on the host. They are measured in turn.
@@ -155,7 +155,6 @@ def bench_call(case: Case, *, repeats: int, out: Path | None) -> Line:
   ratio = float(np.median(samples["called on a list"]) / np.median(samples["loop over ready batches"]))
   row: Line = {"bench": "predict", "what": "called on a list / loop", "batch": LISTED, "ratio": ratio}
   measure.print_line(row, out)
-  return row
 
 
 def bench_eval(images: int, detections: int, num_classes: int, *, repeats: int, out: Path | None) -> Line:

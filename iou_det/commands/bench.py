@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
   import jax
 
   from iou_det.bench import against, input, scaling, steps, synthetic
-  from iou_det.data.pipeline import images_per_step
+  from iou_det.data.plan import images_per_step
 
   classes, boxes, out = CLASSES.value, BOXES.value, Path(OUT.value) if OUT.value else None
   same: dict[str, Any] = {"repeats": REPEATS.value, "out": out}

@@ -31,26 +31,6 @@ class Candidates(NamedTuple):
   scores: Float[Array, "batch n classes"]
 
 
-def detect(
-  logits: Float[Array, "batch anchors classes"],
-  deltas: Float[Array, "batch anchors 4"],
-  anchors: Float[Array, "anchors 4"],
-  image_size: Int[Array, "batch 2"],
-  scale: Float[Array, "batch 2"],
-  *,
-  level_sizes: Sequence[int],
-  convention: str,
-  candidates_per_level: int = 1000,
-  **suppression: Any,
-) -> Detections:
-  """Test-time protocol of the paper's codebase (mmdetection 0.6): `suppress` on the `find_candidates` of
-  one view of each image; the arguments are theirs."""
-  found = find_candidates(
-    logits, deltas, anchors, image_size, scale, level_sizes=level_sizes, convention=convention,
-    candidates_per_level=candidates_per_level)  # fmt: skip
-  return suppress([found], **suppression)
-
-
 def find_candidates(
   logits: Float[Array, "batch anchors classes"],
   deltas: Float[Array, "batch anchors 4"],

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import images_per_step, make_plan
+from iou_det.data.plan import images_per_step, make_plan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
 from iou_det.paper.experiments import CONTROLS, EXPERIMENTS

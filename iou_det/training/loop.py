@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import Plan, images_per_step, make_plan, train_batches
+from iou_det.data.pipeline import train_batches
+from iou_det.data.plan import Plan, images_per_step, make_plan
 from iou_det.data.source import Source
 from iou_det.detector import Detector, ground_truth
 from iou_det.errors import Preempted, UserError

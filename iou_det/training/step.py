@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from ml_collections import ConfigDict
 
 from iou_det.config import input_size
-from iou_det.data.pipeline import images_per_step
+from iou_det.data.plan import images_per_step
 from iou_det.data.source import Category
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.network import forward, make_anchors, network_inputs

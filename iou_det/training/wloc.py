@@ -10,7 +10,8 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from iou_det.config import with_loss
-from iou_det.data.pipeline import make_plan, train_batches
+from iou_det.data.pipeline import train_batches
+from iou_det.data.plan import make_plan
 from iou_det.data.source import Source
 from iou_det.errors import UserError, read_json
 from iou_det.network import forward, make_model, network_inputs

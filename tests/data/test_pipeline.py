@@ -10,19 +10,9 @@ import numpy as np
 import pytest
 
 from iou_det.config import base_config
-from iou_det.data import pipeline
-from iou_det.data.pipeline import (
-  Example,
-  Loader,
-  Stack,
-  TrainingFilter,
-  check_max_boxes,
-  eval_batches,
-  fit,
-  log_shrunk,
-  scan,
-  train_batches,
-)
+from iou_det.data import plan as plan_lib
+from iou_det.data.pipeline import Example, Loader, Stack, eval_batches, fit, train_batches
+from iou_det.data.plan import TrainingFilter, check_max_boxes, log_shrunk, scan
 from iou_det.data.source import Category, Source, from_rows
 from iou_det.errors import UserError
 
@@ -70,7 +60,7 @@ def make_config(**data):
 def make_plan(seed=0):
   config = make_config()
   config.seed = seed
-  return pipeline.make_plan(memory(), config)
+  return plan_lib.make_plan(memory(), config)
 
 
 def read(start=0, stop=8, process=(0, 1), threads=2, workers=0, source=None):

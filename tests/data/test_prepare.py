@@ -13,7 +13,7 @@ import pytest
 from iou_det.data import open_dataset, tfds
 from iou_det.data.checks import check_coco, report
 from iou_det.data.coco import open_files
-from iou_det.data.pipeline import TrainingFilter, scan
+from iou_det.data.plan import TrainingFilter, scan
 from iou_det.data.shapes import Shapes
 from iou_det.data.source import Category, Source, from_files, from_rows
 from iou_det.data.tfds import prepare_dataset

@@ -6,10 +6,10 @@ import math
 import numpy as np
 
 from iou_det.config import base_config
-from iou_det.data import pipeline
-from iou_det.data.pipeline import EPOCHS, Index, Plan, train_batches
+from iou_det.data.pipeline import EPOCHS, train_batches
+from iou_det.data.plan import Index, Plan, TrainingFilter, make_plan, scan
 from iou_det.data.repeats import draw_counts, in_units, repeat_factors
-from iou_det.data.source import Category, Source, from_rows
+from iou_det.data.source import Category, Source, corners, from_rows
 from tests.data.test_pipeline import encoded
 
 CLASSES = 5  # the last has no box
@@ -59,10 +59,10 @@ def test_factors_are_the_loop_over_images():
   source, sizes, boxes = draw_source()
   for threshold in (0.01, 0.3, 1.0):
     for keep_empty in (True, False):
-      keep = pipeline.TrainingFilter(keep_empty=keep_empty)
-      index = pipeline.scan(source, keep)
+      keep = TrainingFilter(keep_empty=keep_empty)
+      index = scan(source, keep)
       a = source.annotations
-      good = keep.boxes(pipeline.corners(a.bbox), a.crowd, a.area)
+      good = keep.boxes(corners(a.bbox), a.crowd, a.area)
       got = repeat_factors(source, good, index.usable, threshold)
       expected, _ = slow_factors(sizes, boxes, threshold, keep_empty)
       assert list(np.flatnonzero(index.usable)) == list(expected)
@@ -73,7 +73,7 @@ def test_factors_are_the_loop_over_images():
 def test_an_epoch_has_an_image_by_its_factor_in_a_fixed_number_of_batches():
   source, sizes, boxes = draw_source()
   config = make_config(0.4)
-  plan = pipeline.make_plan(source, config)
+  plan = make_plan(source, config)
   factors, _ = slow_factors(sizes, boxes, 0.4, True)
   groups = [[i for i in factors if (sizes[i][0] > sizes[i][1]) == portrait] for portrait in (False, True)]
   sums = [sum(factors[i] for i in group) for group in groups]
@@ -149,7 +149,7 @@ def test_loaded_batches_tell_copies_apart_and_hosts_share_them(caplog):
   source, *_ = draw_source(images=12)
   config = make_config(1.0)
   with caplog.at_level(logging.INFO):
-    plan = pipeline.make_plan(source, config)
+    plan = make_plan(source, config)
   assert "come more often, as fewer than data.repeat_threshold=1" in caplog.text
   assert "images instead of" in caplog.text
   steps = range(2 * plan.steps_per_epoch)

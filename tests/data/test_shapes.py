@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import TrainingFilter, scan
+from iou_det.data.plan import TrainingFilter, scan
 from iou_det.data.shapes import MIN_VISIBLE, NAMES, UNITS, Shapes, arrange, export_coco
 from iou_det.data.source import Source, corners
 from iou_det.errors import UserError

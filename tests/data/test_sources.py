@@ -14,7 +14,7 @@ import pytest
 from iou_det import data
 from iou_det.data import open_dataset, tfds
 from iou_det.data.coco import open_files, read_coco
-from iou_det.data.pipeline import TrainingFilter, scan
+from iou_det.data.plan import TrainingFilter, scan
 from iou_det.data.source import Category, Source
 from iou_det.errors import UserError
 from tests.data.coco_files import content, write

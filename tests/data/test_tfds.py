@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import TrainingFilter, scan
+from iou_det.data.plan import TrainingFilter, scan
 from iou_det.data.tfds import COCO_CATEGORIES, find_version, prepare_dataset
 from iou_det.errors import UserError
 from tests.data.coco_files import assert_same_records, content, picture, write

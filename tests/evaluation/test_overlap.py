@@ -10,8 +10,8 @@ from pycocotools import mask
 from iou_det.errors import UserError
 from iou_det.evaluation import coco, overlap
 from iou_det.evaluation.overlap import Boxes, Overlaps, as_boxes, best_ious, nms_regret, suppress
-from iou_det.ops.detection import detect
 from tests import oracles
+from tests.detecting import detect
 from tests.evaluation.test_bootstrap import draw
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from iou_det.ops.detection import NMS, Candidates, detect, find_candidates, suppress, unscale_boxes
+from iou_det.ops.detection import NMS, Candidates, find_candidates, suppress, unscale_boxes
 from tests import oracle_nms, oracles
+from tests.detecting import detect
 
 LEVELS = (60, 20, 6)
 SIZE = (90, 120)  # height and width of the canvas

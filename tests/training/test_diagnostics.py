@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import make_plan, train_batches
+from iou_det.data.pipeline import train_batches
+from iou_det.data.plan import make_plan
 from iou_det.network import make_model, network_inputs
 from iou_det.ops import losses
 from iou_det.parallel import device_mesh, to_device

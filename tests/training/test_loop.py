@@ -16,7 +16,8 @@ import pytest
 
 from iou_det.config_args import read_config_file
 from iou_det.data import open_dataset
-from iou_det.data.pipeline import make_plan, train_batches
+from iou_det.data.pipeline import train_batches
+from iou_det.data.plan import make_plan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
 from iou_det.network import make_model

@@ -17,11 +17,11 @@ import numpy as np
 
 from iou_det.data.pipeline import Stack, picture_row
 from iou_det.network import make_model, network_inputs
-from iou_det.ops.detection import detect
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
 from iou_det.weights.files import TensorFile
 from iou_det.weights.foreign import convert
 from iou_det.weights.saved import Saved
+from tests.detecting import detect
 from tests.golden.seeded_tensors import detector_tensor, seeded_picture
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "detectors.npz"

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -21,9 +20,6 @@ from iou_det.weights.onnx import to_onnx
 from iou_det.weights.stablehlo import to_stablehlo
 from tests.tiny import tinier_config
 
-needs_onnx = pytest.mark.skipif(
-  not (find_spec("jax2onnx") and find_spec("onnxruntime")), reason="needs the extra onnx"
-)
 CATEGORIES = tuple(Category(7 * i + 1, f"thing {i}") for i in range(3))
 SIZES = {  # of images [batch, height, width, 3]
   "landscape": (3, 48, 60, 3),
@@ -136,7 +132,7 @@ def test_stablehlo_has_the_settings_of_evaluation(tmp_path):
   assert_same(ours, images, found, score=1e-5, pixels=1e-3)
 
 
-@needs_onnx
+@pytest.mark.onnx
 @pytest.mark.parametrize("settings", [{}, {"class_agnostic": True, "tta_flip": True, "nms": "none"}])
 def test_onnx_finds_what_the_detector_finds(settings, tmp_path):
   ours = detector(**settings)
