@@ -25,14 +25,8 @@ from iou_det.evaluation import coco
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import look, suppression
 from iou_det.ops.detection import Detections, suppress
-from iou_det.parallel import (
-  BATCH,
-  input_share,
-  progress_bar,
-  split_batch,
-  to_device,
-)
-from iou_det.workdir import write_json
+from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_device
+from iou_det.storage import write_json
 
 NEVER: Callable[[], bool] = lambda: False
 

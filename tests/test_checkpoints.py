@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from iou_det.errors import UserError
-from iou_det.workdir import Checkpoints
+from iou_det.workdir.checkpoints import Checkpoints
 
 
 def save(workdir, scores, keep=2):

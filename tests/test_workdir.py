@@ -21,7 +21,8 @@ from iou_det.errors import UserError
 from iou_det.parallel import abstract, device_mesh
 from iou_det.training.loop import train
 from iou_det.weights.load import load_detector
-from iou_det.workdir import Checkpoints, read_config
+from iou_det.workdir.checkpoints import Checkpoints
+from iou_det.workdir.run import read_config
 from tests.same import assert_same_detections
 from tests.tiny import tiny_config
 

@@ -14,7 +14,7 @@ from iou_det.commands import flags as common
 from iou_det.data import WHAT_A_PATH_MAY_BE, open_dataset
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
-from iou_det.parallel import Preemption, start_distributed
+from iou_det.processes import Preemption, start_distributed
 from iou_det.weights.load import load_detector
 
 WORKDIR = common.trained_workdir()

@@ -19,12 +19,12 @@ from absl import flags
 from iou_det.commands import flags as common
 from iou_det.errors import UserError
 from iou_det.network import make_model
+from iou_det.storage import write_json, write_whole
 from iou_det.weights.load import read_detector
 from iou_det.weights.onnx import to_onnx
 from iou_det.weights.program import describe
 from iou_det.weights.saved import write_saved
 from iou_det.weights.stablehlo import to_stablehlo
-from iou_det.workdir import write_json, write_whole
 
 WORKDIR = common.trained_workdir()
 STEP = common.step()

@@ -22,8 +22,8 @@ from iou_det.data.images import Image, image_files
 from iou_det.data.pipeline import decode_image
 from iou_det.data.source import corners
 from iou_det.errors import UserError
+from iou_det.storage import write_json
 from iou_det.weights.load import load_detector
-from iou_det.workdir import write_json
 
 WORKDIR = common.trained_workdir()
 BATCH_SIZE = common.batch_size()

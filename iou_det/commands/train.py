@@ -10,7 +10,7 @@ from absl import flags
 from iou_det.commands import flags as common
 from iou_det.config_args import config_from_flag
 from iou_det.evaluation import coco
-from iou_det.parallel import start_distributed
+from iou_det.processes import start_distributed
 from iou_det.training.loop import train
 
 CONFIG = common.config()

@@ -14,7 +14,8 @@ from typing import Any
 from absl import logging
 
 from iou_det.data.source import Annotations, Category, Problem, Source, from_files, from_rows, list_problems
-from iou_det.errors import UserError, read_json
+from iou_det.errors import UserError
+from iou_det.storage import read_json
 
 WHAT = "a COCO folder"
 SIGN = "annotations/instances_SPLIT.json"

@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from iou_det.data.images import read_header
 from iou_det.data.source import Annotations, Category, Source, describe_categories, from_rows
-from iou_det.errors import UserError, read_json
+from iou_det.errors import UserError
+from iou_det.storage import read_json
 
 WHAT = "a prepared dataset"
 SIGN = "dataset_info.json in it or below"

@@ -16,7 +16,8 @@ from iou_det.paper.experiments import CONTROLS, EXPERIMENTS
 from iou_det.paper.results import finished
 from iou_det.paper.runs import Reproduction, Run
 from iou_det.training.loop import train
-from iou_det.workdir import read_config, read_metrics
+from iou_det.workdir.metrics import read_metrics
+from iou_det.workdir.run import read_config
 
 SMOKE_SWEEP = ("baseline", "weight2.0", "loc_weight1.0", "loc_weight2.0")
 

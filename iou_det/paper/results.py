@@ -16,10 +16,12 @@ from iou_det.data import open_dataset
 from iou_det.data.coco import missing_images
 from iou_det.data.source import from_files, from_rows, list_problems
 from iou_det.detector import ground_truth
-from iou_det.errors import UserError, read_json
+from iou_det.errors import UserError
 from iou_det.evaluation.overlap import save_candidates
+from iou_det.storage import read_json
 from iou_det.weights.load import load_detector
-from iou_det.workdir import read_config, read_metrics
+from iou_det.workdir.metrics import read_metrics
+from iou_det.workdir.run import read_config
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,15 @@ from iou_det.data.source import Source
 from iou_det.detector import Detector, ground_truth
 from iou_det.errors import Preempted, UserError
 from iou_det.network import make_model
-from iou_det.parallel import Preemption, abstract, device_mesh, input_share, progress_bar, to_device
+from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, to_device
+from iou_det.processes import Preemption
+from iou_det.storage import write_json
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
-from iou_det.workdir import Checkpoints, MetricsLog, check_workdir, has_checkpoint, write_json
+from iou_det.workdir.checkpoints import Checkpoints, has_checkpoint
+from iou_det.workdir.metrics import MetricsLog
+from iou_det.workdir.run import check_workdir
 
 
 def train(

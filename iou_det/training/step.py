@@ -23,7 +23,7 @@ from iou_det.training.accumulate import Outputs, network_outputs, pull_back
 from iou_det.training.losses import Losses, Targets, detection_losses, loss_terms, make_targets
 from iou_det.weights.pretrained import load_pretrained
 from iou_det.weights.start import start_from_detector
-from iou_det.workdir import AVERAGE
+from iou_det.workdir.checkpoints import AVERAGE
 
 
 @flax.struct.dataclass

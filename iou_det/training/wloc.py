@@ -13,12 +13,12 @@ from iou_det.config import with_loss
 from iou_det.data.pipeline import train_batches
 from iou_det.data.plan import make_plan
 from iou_det.data.source import Source
-from iou_det.errors import UserError, read_json
+from iou_det.errors import UserError
 from iou_det.network import forward, make_model, network_inputs
 from iou_det.parallel import device_mesh, to_device
+from iou_det.storage import read_json, write_json
 from iou_det.training.losses import loss_terms, make_targets
 from iou_det.training.step import create_state
-from iou_det.workdir import write_json
 
 STARTS = ("anchors", "network")
 IMAGES = 1000  # of each source, at most

@@ -18,7 +18,8 @@ from iou_det.network import make_model, variable_shapes
 from iou_det.parallel import abstract, device_mesh, split_state
 from iou_det.weights.foreign import read_foreign
 from iou_det.weights.saved import FILE, Saved, is_saved, read_saved
-from iou_det.workdir import Checkpoints, read_config
+from iou_det.workdir.checkpoints import Checkpoints
+from iou_det.workdir.run import read_config
 
 WHAT = "a training run's folder, a file of `iou-det export` or what `iou-det import-weights` takes or wrote"
 

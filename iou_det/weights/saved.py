@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from iou_det import config as config_lib
 from iou_det.data.source import Category
 from iou_det.errors import UserError
-from iou_det.workdir import write_whole
+from iou_det.storage import write_whole
 
 FILE = "detector.safetensors"  # its name in a folder
 VERSION = "iou-det detector 1"  # the metadata's "format"

@@ -11,7 +11,7 @@ from iou_det.config import base_config
 from iou_det.network import make_model
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.step import create_state, learning_rate, make_optimizer, make_train_step
-from iou_det.workdir import AVERAGE
+from iou_det.workdir.checkpoints import AVERAGE
 from tests.tiny import tinier_config
 
 

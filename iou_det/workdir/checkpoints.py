@@ -1,8 +1,5 @@
-"""A run's folder: config.json, checkpoints (all that is Orbax's is here), metrics.jsonl; no file is half."""
+"""Checkpoints of a run: all that is Orbax's is here."""
 
-import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,51 +10,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers as managers
-from tensorboardX import SummaryWriter
 
-from iou_det import config as config_lib
-from iou_det.errors import UserError, read_json
+from iou_det.errors import UserError
+from iou_det.workdir.metrics import read_metrics
 
 AVERAGE = "average"  # the key of the parameters' average in the optimizer's state
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-  """Writes beside and renames, so that a file that is there is whole."""
-  part = path.with_name(f"{path.name}.part")
-  part.write_bytes(content.encode() if isinstance(content, str) else content)
-  part.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-  write_whole(path, json.dumps(value) + "\n")
-
-
-def read_config(workdir: str | Path) -> ConfigDict:
-  """The config that a workdir was trained with."""
-  path = Path(workdir) / "config.json"
-  if not path.is_file():
-    why = "is not a training run (it has no config.json)"
-    raise UserError(f"--workdir={workdir} {why}; give train's --workdir")
-  return config_lib.from_dict(read_json(path, "restore it, or train in a new --workdir"))
-
-
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-  """Refuses a workdir that belongs to another config, or is not a run's."""
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f"--workdir={workdir} is a file; give a new folder")
-  if (workdir / "config.json").exists():
-    different = config_lib.training_differences(read_config(workdir), config)
-    if different:
-      raise UserError(
-        f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
-        "give another --workdir, or the same config to resume"
-      )
-  elif workdir.is_dir() and any(p.name != "config.json.part" for p in workdir.iterdir()):
-    raise UserError(
-      f"--workdir={workdir} is neither empty nor a training run (no config.json); give a new folder"
-    )
 
 
 @dataclass
@@ -195,38 +153,3 @@ class Checkpoints:
     """Waits for saves in the background."""
     self.manager.wait_until_finished()
     self.manager.close()
-
-
-def read_metrics(path: Path, last_step: int = sys.maxsize) -> list[dict[str, Any]]:
-  """Lines of a metrics.jsonl up to `last_step`; a line cut short by a kill ends it."""
-  rows: list[dict[str, Any]] = []
-  for line in path.read_text().splitlines() if path.exists() else []:
-    try:
-      row = json.loads(line)
-    except json.JSONDecodeError:
-      break
-    if row["step"] <= last_step:
-      rows.append(row)
-  return rows
-
-
-class MetricsLog:
-  """metrics.jsonl and TensorBoard events; rows after the step that a run resumes from are dropped."""
-
-  def __init__(self, workdir: Path, start_step: int):
-    path = workdir / "metrics.jsonl"
-    write_whole(path, "".join(json.dumps(row) + "\n" for row in read_metrics(path, start_step)))
-    self.file = path.open("a")
-    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-
-  def write(self, step: int, row: dict[str, float]) -> None:
-    self.file.write(json.dumps({"step": step, **row}) + "\n")
-    self.file.flush()
-    os.fsync(self.file.fileno())  # where a folder is a mounted bucket, only this brings it there
-    for name, value in row.items():
-      self.board.add_scalar(name, value, step)
-    self.board.flush()
-
-  def close(self) -> None:
-    self.file.close()
-    self.board.close()

@@ -1,0 +1,26 @@
+"""Files that are written whole or not at all, and JSON that is read whole or refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from iou_det.errors import UserError
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+  """Writes beside and renames, so that a file that is there is whole."""
+  part = path.with_name(f"{path.name}.part")
+  part.write_bytes(content.encode() if isinstance(content, str) else content)
+  part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+  write_whole(path, json.dumps(value) + "\n")
+
+
+def read_json(path: Path, remedy: str, **options: Any) -> Any:
+  """The content of a JSON file that is there; `options` are those of `json.loads`."""
+  try:
+    return json.loads(path.read_bytes(), **options)
+  except ValueError as error:  # not UTF-8, or not JSON
+    raise UserError(f"{path} is not JSON, or not whole ({error}); {remedy}") from None

@@ -1,0 +1,1 @@
+"""A run's folder: config.json, checkpoints, metrics.jsonl; no file is half."""
