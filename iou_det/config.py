@@ -44,6 +44,9 @@ BETWEEN_0_AND_1 = Rule("between 0 and 1, exclusive", lambda v: 0 < v < 1)
 RISING_PAIR = Rule(
   "two numbers above 0, the second not below the first", lambda v: len(v) == 2 and 0 < v[0] <= v[1]
 )
+NO_OR_RISING_PAIR = Rule(
+  "() or two numbers above 0, the second not below the first", lambda v: not len(v) or RISING_PAIR.holds(v)
+)
 THREE = Rule("three numbers", lambda v: len(v) == 3)
 THREE_ABOVE_0 = Rule("three numbers above 0", lambda v: len(v) == 3 and min(v) > 0)
 SOME_ABOVE_0 = Rule("one or more numbers above 0", lambda v: len(v) > 0 and all(0 < x < math.inf for x in v))
@@ -165,10 +168,15 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "diagnostics_every": Setting(0, FROM_0, runtime=True),  # steps between them; 0: never
     "eval_epochs": Setting(1, ABOVE_0, runtime=True),  # evaluate every so many epochs, and at the end
     "checkpoint_epochs": Setting(1, ABOVE_0, runtime=True),
+    "checkpoint_minutes": Setting(10.0, ABOVE_0, runtime=True),  # and so long after the last at latest
     "keep_checkpoints": Setting(2, ABOVE_0, runtime=True),  # the last so many, and the one with the best AP
+    "hang_minutes": Setting(30.0, ABOVE_0, runtime=True),  # without a step: show stacks, exit with 75
+    "profile_steps": Setting((), NO_OR_RISING_PAIR, runtime=True),  # first and last step that are profiled
   },
   "eval": {
     "batch_size": Setting(16, ABOVE_0, runtime=True),
+    # What scores during training; auto: hotcoco where it is installed. `iou-det eval` has a flag.
+    "backend": Setting("auto", one_of("auto", "pycocotools", "hotcoco"), runtime=True),
     "score_threshold": Setting(0.05, FROM_0_TO_1),
     "candidates_per_level": Setting(1000, ABOVE_0),
     # Soft-NMS: linear, gaussian; none: what would enter NMS, for analysis.

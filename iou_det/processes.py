@@ -1,5 +1,6 @@
 """Several processes as one program: how they find each other, and leave together when one is told to."""
 
+import json
 import os
 import signal
 import threading
@@ -7,6 +8,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -29,6 +31,16 @@ def start_distributed() -> None:
     ) from error
   devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
   logging.info(f"process {jax.process_index()} of {jax.process_count()}, {devices}")
+
+
+def of_process_0(value: Any) -> Any:
+  """Process 0's value, in all processes; made of what JSON has. All have to call it."""
+  if jax.process_count() == 1:
+    return value
+  ours = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  length = int(multihost_utils.broadcast_one_to_all(np.int64(len(ours))))
+  text = multihost_utils.broadcast_one_to_all(np.resize(ours, length))
+  return json.loads(np.asarray(text).astype(np.uint8).tobytes())
 
 
 class Preemption:

@@ -1,10 +1,18 @@
 """Files that are written whole or not at all, and JSON that is read whole or refused."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from iou_det.errors import UserError
+
+
+def user_path(text: str | os.PathLike[str]) -> epath.Path:
+  """A path that a user gave: of this machine, or gs://BUCKET/... ; a UserError for another kind."""
+  return epath.Path(text)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
