@@ -26,23 +26,24 @@ from iou_det.models.retinanet import RetinaNet
 from iou_det.network import look, suppression
 from iou_det.ops.detection import Detections, suppress
 from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_device
-from iou_det.storage import write_json
+from iou_det.processes import of_process_0
+from iou_det.storage import write_json, write_whole
 
 NEVER: Callable[[], bool] = lambda: False
 
 
 class Evaluation(NamedTuple):
-  """Detections of a split as COCO results, and what they score."""
+  """What the detections of a split score; process 0 alone has the detections themselves, see `detect`."""
 
   metrics: dict[str, Any]
-  results: list[dict[str, Any]]
+  results: coco.Results
 
   def write(self, folder: Path, *, step: int, split: str) -> dict[str, Any]:
     """Writes detections.json and metrics.json (process 0 alone); returns the metrics, all of them."""
     metrics = self.metrics | {"step": step, "split": split}
     if jax.process_index() == 0:
       folder.mkdir(parents=True, exist_ok=True)
-      write_json(folder / "detections.json", self.results)
+      write_whole(folder / "detections.json", self.results.as_json())
       write_json(folder / "metrics.json", metrics)
       counts = f"{len(self.results)} detections of {metrics['images']} images"
       logging.info(f"wrote {folder / 'detections.json'} ({counts})")
@@ -79,7 +80,8 @@ class ImageDetections:
 
   def to_coco(self, image_id: int) -> list[dict[str, Any]]:
     """In COCO's results format: image_id, category_id, bbox (x, y, w, h in pixels), score."""
-    return coco.to_results(image_id, self.boxes, self.scores, self.category_ids)
+    image_ids = np.full(len(self), image_id)
+    return list(coco.to_results(image_ids, self.boxes, self.scores, self.category_ids).rows())
 
   def to_arrays(
     self,
@@ -219,29 +221,24 @@ class Detector:
     batch = split_batch(self.mesh)
     return jax.jit(step, static_argnums=2, in_shardings=(None, batch), out_shardings=batch)
 
-  def detect(self, source: Source, interrupted: Callable[[], bool] = NEVER) -> list[dict[str, Any]]:
-    """Detections of every image of a source, as COCO results; every process gets all of them.
+  def detect(self, source: Source, interrupted: Callable[[], bool] = NEVER) -> coco.Results:
+    """Detections of every image of a source, in process 0; the others take part and get none.
 
     Args:
       interrupted: asked after each batch whether to stop, by a `Preempted`.
     """
-    results: list[dict[str, Any]] = []
+    parts: list[coco.Results] = []
     ids = np.array([c.id for c in self.categories], np.int64)
     seen: list[np.ndarray] = []
 
     def collect(*outputs):
-      detections, index, example = multihost_utils.process_allgather(outputs, tiled=True)
+      found, index, example = multihost_utils.process_allgather(outputs, tiled=True)
       seen.append(index[example])
-      for row in np.flatnonzero(example):
-        valid = detections.valid[row]
-        results.extend(
-          coco.to_results(
-            int(source.annotations.image_id[index[row]]),
-            detections.boxes[row][valid],
-            detections.scores[row][valid],
-            ids[detections.labels[row][valid]],
-          )
-        )
+      if jax.process_index() == 0:
+        which = found.valid & example[:, None]
+        image_ids = source.annotations.image_id[index[which.nonzero()[0]]].astype(np.int64)
+        category_ids = ids[found.labels[which]]
+        parts.append(coco.to_results(image_ids, found.boxes[which], found.scores[which], category_ids))
 
     share = input_share(self.mesh)
     batches = eval_batches(source, self.config.data, self.config.eval.batch_size, share)
@@ -261,7 +258,7 @@ class Detector:
         collect(*waiting)
     every = np.sort(np.concatenate(seen))
     assert np.array_equal(every, np.arange(len(source))), "an image was evaluated twice or not at all"
-    return results
+    return coco.Results.join(parts)
 
   def evaluate(
     self,
@@ -271,7 +268,7 @@ class Detector:
     backend: str = "pycocotools",
     interrupted: Callable[[], bool] = NEVER,
   ) -> Evaluation:
-    """Detects on a source, whose categories the detector must know, and scores the detections.
+    """Detects on a source, whose categories the detector must know; process 0 scores the detections.
 
     Args:
       annotations: original COCO annotation file; "" scores against the source's own records.
@@ -282,14 +279,18 @@ class Detector:
         f"the detector knows the categories ({describe_categories(self.categories)}), the data {source.name} "
         f"have ({describe_categories(source.categories)}); evaluate on data with the same ids and names"
       )
-    truth = ground_truth(source, annotations)  # before the work, so that a wrong file costs nothing
+    backend = coco.choose_backend(backend)  # before the work, so that a wrong name or file costs nothing
+    truth = ground_truth(source, annotations)
     results = self.detect(source, interrupted)
+    lead = jax.process_index() == 0
     ids = {c.id for c in source.categories}
     if len(ids) < len(self.categories):
-      every, results = results, [r for r in results if r["category_id"] in ids]
+      every, results = results, results[np.isin(results.category_id, sorted(ids))]
       others = f"{len(self.categories) - len(ids)} classes that {source.name} lacks"
-      logging.info(f"{len(every) - len(results)} of {len(every)} detections are of {others}: not scored")
-    return Evaluation(coco.evaluate(truth, results, backend=backend), results)
+      if lead:
+        logging.info(f"{len(every) - len(results)} of {len(every)} detections are of {others}: not scored")
+    metrics = coco.evaluate(truth, results, backend=backend) if lead else None
+    return Evaluation(of_process_0(metrics), results)
 
 
 def ground_truth(source: Source, annotations: str) -> dict[str, Any]:

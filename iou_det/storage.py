@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ def user_path(text: str | os.PathLike[str]) -> epath.Path:
   return epath.Path(text)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-  """Writes beside and renames, so that a file that is there is whole."""
+def write_whole(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+  """Writes beside and renames, so that a file that is there is whole; a large one comes in pieces."""
+  if isinstance(content, (str, bytes)):
+    content = [content.encode() if isinstance(content, str) else content]
   part = path.with_name(f"{path.name}.part")
-  part.write_bytes(content.encode() if isinstance(content, str) else content)
+  with part.open("wb") as file:
+    file.writelines(content)
   part.replace(path)
 
 

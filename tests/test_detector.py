@@ -21,7 +21,7 @@ def results_on(detector, source, devices, fsdp=1, space=1):
   mesh = device_mesh(detector.config.eval.batch_size, devices, fsdp=fsdp, space=space)
   variables = jax.device_get(detector.variables)
   variables = jax.device_put(variables, split_state(mesh, variables))
-  return dataclasses.replace(detector, mesh=mesh, variables=variables).detect(source)
+  return list(dataclasses.replace(detector, mesh=mesh, variables=variables).detect(source).rows())
 
 
 @pytest.mark.parametrize(("fsdp", "space"), [(1, 1), (8, 1), (1, 2), (2, 2)])
@@ -88,8 +88,10 @@ def test_data_with_fewer_categories_are_scored_by_these(reference, caplog):
   )
   with caplog.at_level("INFO"):
     metrics, results = detector.evaluate(fewer)
-  every = detector.detect(source)
-  assert_same_detections(results, [r for r in every if r["category_id"] in {c.id for c in three}])
+  every = list(detector.detect(source).rows())
+  assert_same_detections(
+    list(results.rows()), [r for r in every if r["category_id"] in {c.id for c in three}]
+  )
   assert len(results) < len(every)
   assert f"{len(every) - len(results)} of {len(every)} detections are of 1 classes that" in caplog.text
   assert list(metrics["AP_per_class"]) == [c.name for c in three]

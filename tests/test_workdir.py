@@ -119,7 +119,8 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(request, avera
         np.testing.assert_array_equal, jax.device_get(load_detector(workdir, str(step)).variables), variables
       )
       detector.variables = variables
-      metrics, expected[step] = detector.evaluate(source)
+      metrics, results = detector.evaluate(source)
+      expected[step] = list(results.rows())
       # What training scored at this step were this step's parameters too.
       assert logged[step] == pytest.approx(metrics["AP"], rel=1e-3, abs=1e-5)
   assert abs(logged[4] - logged[8]) > 1e-4, (logged, "or the scores show nothing")

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from iou_det import config as config_lib
 from iou_det.bench.measure import Compilation, Measurement, Timing, compile_program, time_calls
 from iou_det.data.pipeline import HostBatch
+from iou_det.evaluation.coco import Results
 from iou_det.network import make_model
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.step import create_state, make_train_step
@@ -123,9 +124,7 @@ class Case:
     return Measurement(bench, what, "iou-det", timing, compilation, self.mesh.size, fields)
 
 
-def scored_dataset(
-  images: int, detections: int, num_classes: int
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def scored_dataset(images: int, detections: int, num_classes: int) -> tuple[dict[str, Any], Results]:
   """COCO ground truth (about 7 boxes an image) and results to score against it.
 
   About a third of the detections are ground truth boxes moved by up to a fifth of their size, with the right
@@ -167,4 +166,4 @@ def scored_dataset(
   right = found & (rng.uniform(size=detections) < 0.9)
   category = np.where(right, true_class[source], rng.integers(1, num_classes + 1, detections))
   score = np.round(np.where(found, rng.beta(4, 2, detections), rng.beta(1, 6, detections)), 4)
-  return truth, rows(image_id=in_image, category_id=category, bbox=bbox, score=score)
+  return truth, Results(in_image, category, bbox, score)

@@ -35,13 +35,13 @@ class Scored(NamedTuple):
   ignored: Bool[np.ndarray, "ious detections"]  # neither right nor wrong at this IoU: they match a crowd
 
 
-def score_detections(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Scored:
+def score_detections(ground_truth: dict[str, Any], results: coco.Results) -> Scored:
   """Matches COCO results with ground truth as COCO's AP does: all areas, the best 100 a class and image.
 
   All images are scored. Equal scores stay in pycocotools' order: images by id, within an image as given.
   """
   truth, source = coco.load_ground_truth(ground_truth)
-  coco.refuse_unknown_ids(truth, source, results)
+  coco.refuse_unknown_ids(truth, source, results.image_id.tolist(), results.category_id.tolist())
   image_ids = sorted({image["id"] for image in truth["images"]})
   category_ids = sorted({category["id"] for category in truth["categories"]})
   with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress

@@ -2,14 +2,16 @@
 
 import contextlib
 import io
+import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -37,28 +39,96 @@ MAX_DETECTIONS = (1, 10, 100)
 BACKENDS = ("pycocotools", "hotcoco")
 
 
+CHUNK = 10_000  # detections that are dicts at a time
+EXACT = 2**53  # integers up to here are float64 too
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+  """Detections of any number of images in the order found: COCO's results as arrays.
+
+  Attributes:
+    category_id: original ids.
+    bbox: x, y, w, h in pixels of the original image, not rounded.
+  """
+
+  image_id: Int[np.ndarray, " n"]
+  category_id: Int[np.ndarray, " n"]
+  bbox: Float[np.ndarray, "n 4"]
+  score: Float[np.ndarray, " n"]
+
+  def __len__(self) -> int:
+    return len(self.score)
+
+  @classmethod
+  def of(cls, rows: Sequence[dict[str, Any]]) -> "Results":
+    """Of COCO's format: a dict for each detection."""
+    column = lambda name, dtype: np.array([row[name] for row in rows], dtype)
+    boxes = column("bbox", np.float64).reshape(-1, 4)
+    return cls(
+      column("image_id", np.int64), column("category_id", np.int64), boxes, column("score", np.float64)
+    )
+
+  @classmethod
+  def join(cls, parts: Sequence["Results"]) -> "Results":
+    """All of them, one after the other."""
+    every = [cls.of([]), *parts]
+    return cls(*(np.concatenate([getattr(part, name) for part in every]) for name in cls.__annotations__))
+
+  def __getitem__(self, which: slice | Bool[np.ndarray, " n"]) -> "Results":
+    return Results(self.image_id[which], self.category_id[which], self.bbox[which], self.score[which])
+
+  def rows(self) -> Iterator[dict[str, Any]]:
+    """Dicts in COCO's format, few of them made ahead."""
+    for start in range(0, len(self), CHUNK):
+      part = self[start : start + CHUNK]
+      columns = (part.image_id, part.category_id, part.bbox, part.score)
+      for image, category, box, score in zip(*(c.tolist() for c in columns), strict=True):
+        yield {"image_id": image, "category_id": category, "bbox": box, "score": score}
+
+  def as_json(self) -> Iterator[bytes]:
+    """A file in COCO's format, in pieces: what `json.dumps` makes of the list of all rows, and a newline."""
+    yield b"["
+    for start in range(0, len(self), CHUNK):
+      yield b", "[: 2 * (start > 0)] + json.dumps(list(self[start : start + CHUNK].rows()))[1:-1].encode()
+    yield b"]\n"
+
+
 def to_results(
-  image_id: int,
+  image_id: Int[np.ndarray, " n"],
   boxes: Float[np.ndarray, "n 4"],
   scores: Float[np.ndarray, " n"],
   category_ids: Int[np.ndarray, " n"],
-) -> list[dict[str, Any]]:
-  """Detections of one image in COCO's results format: original category ids, x, y, w, h; not rounded.
+) -> Results:
+  """Detections in COCO's results format: original category ids, x, y, w, h; not rounded.
 
   Args:
     boxes: x1, y1, x2, y2 in pixels of the original image, x2 and y2 exclusive.
   """
   corners = boxes.astype(np.float64)
   xywh = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
-  return [
-    {"image_id": int(image_id), "category_id": category, "bbox": box, "score": score}
-    for box, score, category in zip(xywh.tolist(), scores.tolist(), category_ids.tolist(), strict=True)
-  ]
+  return Results(image_id, category_ids, xywh, scores)
+
+
+def choose_backend(backend: str) -> str:
+  """One of the BACKENDS, which is installed, or a UserError; "auto": hotcoco where there is one."""
+  if backend not in ("auto", *BACKENDS):
+    raise UserError(f"COCO backend {backend!r} is not known; use one of {', '.join(BACKENDS)}, auto")
+  if backend == "pycocotools":
+    return backend
+  try:
+    import hotcoco  # noqa: F401
+  except ImportError:
+    if backend == "auto":
+      return "pycocotools"
+    remedy = "pip install -e '.[fast-eval]', or use pycocotools"
+    raise UserError(f"COCO backend 'hotcoco' is not installed; {remedy}") from None
+  return "hotcoco"
 
 
 def evaluate(
   ground_truth: dict[str, Any] | str | Path,
-  results: Sequence[dict[str, Any]],
+  results: Results,
   *,
   image_ids: Iterable[int] | None = None,
   backend: str = "pycocotools",
@@ -66,20 +136,22 @@ def evaluate(
   """Scores detections with COCO's box metrics.
 
   Args:
-    ground_truth: COCO annotation file, or its content; it is not changed, nor are the results.
+    ground_truth: COCO annotation file, or its content; it is not changed.
     image_ids: score these images only; default: all of the ground truth, with or without boxes.
-    backend: "pycocotools" (the number of record), or "hotcoco" (extra fast-eval; the same figures, sooner).
+    backend: "pycocotools" (the number of record), "hotcoco" (extra fast-eval; the same figures, sooner) or
+      "auto", see `choose_backend`.
 
   Returns:
     The FIGURES in [0, 1], None where there is no ground truth to recall; AP_per_iou {"0.50": ...};
     AP_per_class {name: ...}, a name that several categories share is followed by the id; images and
     detections: how many were scored.
   """
+  backend = choose_backend(backend)
   truth, source = load_ground_truth(ground_truth)
   known = {image["id"] for image in truth["images"]}
   scored = known if image_ids is None else set(image_ids)
   _refuse_unknown(source, "image_ids asks for image ids", scored - known)
-  refuse_unknown_ids(truth, source, results)
+  refuse_unknown_ids(truth, source, results.image_id.tolist(), results.category_id.tolist())
   ordered = sorted(truth["categories"], key=lambda c: c["id"])  # as COCOeval orders them
   with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
     scorer = _scorer(truth, results, backend)
@@ -99,7 +171,7 @@ def evaluate(
   names = [c["name"] if count[c["name"]] == 1 else f"{c['name']} (id {c['id']})" for c in ordered]
   metrics["AP_per_class"] = {name: _mean(at_100[:, :, k]) for k, name in enumerate(names)}
   metrics["images"] = len(scored)
-  metrics["detections"] = sum(r["image_id"] in scored for r in results)
+  metrics["detections"] = int(np.isin(results.image_id, sorted(scored)).sum())
   return metrics
 
 
@@ -136,7 +208,8 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
     for name, needed in fields.items():
       if lacking := [row for row in content.get(name, [{}]) if not needed <= row.keys()]:
         raise UserError(f"{source}: {name} need {', '.join(sorted(needed))}, got {str(lacking[0])[:100]}")
-    refuse_unknown_ids(content, source, content["annotations"], "annotations")
+    images, categories = ([a[k] for a in content["annotations"]] for k in ("image_id", "category_id"))
+    refuse_unknown_ids(content, source, images, categories, "annotations")
   else:
     source, file = str(ground_truth), read_coco(ground_truth, distinct_names=False)
     file.refuse_bad_records("mend them")
@@ -152,12 +225,15 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
 
 
 def refuse_unknown_ids(
-  truth: dict[str, Any], source: str, rows: Sequence[dict[str, Any]], kind: str = "detections"
+  truth: dict[str, Any],
+  source: str,
+  image_ids: Iterable[int],
+  category_ids: Iterable[int],
+  kind: str = "detections",
 ) -> None:
-  """Raises a UserError for rows of images or categories that the ground truth does not have."""
-  for key, table, what in (("image_id", "images", "image"), ("category_id", "categories", "category")):
-    unknown = {row[key] for row in rows} - {row["id"] for row in truth[table]}
-    _refuse_unknown(source, f"{kind} have {what} ids", unknown)
+  """Raises a UserError for images or categories of some rows that the ground truth does not have."""
+  for ids, table, what in ((image_ids, "images", "image"), (category_ids, "categories", "category")):
+    _refuse_unknown(source, f"{kind} have {what} ids", set(ids) - {row["id"] for row in truth[table]})
 
 
 def _refuse_unknown(source: str, what: str, unknown: set[int]) -> None:
@@ -167,26 +243,25 @@ def _refuse_unknown(source: str, what: str, unknown: set[int]) -> None:
     raise UserError(f"{why}; score against the annotations of the same images and categories")
 
 
-def _scorer(truth: dict[str, Any], results: Sequence[dict[str, Any]], backend: str) -> Any:
+def _scorer(truth: dict[str, Any], results: Results, backend: str) -> Any:
   """A COCOeval of box detections, of one of the BACKENDS."""
-  if backend not in BACKENDS:
-    raise UserError(f"COCO backend {backend!r} is not known; use one of {', '.join(BACKENDS)}")
   if backend == "pycocotools":
     return pycocotools_scorer(truth, results)
-  try:
-    import hotcoco  # extra "fast-eval"
-  except ImportError:
-    remedy = "pip install -e '.[fast-eval]', or use pycocotools"
-    raise UserError(f"COCO backend 'hotcoco' is not installed; {remedy}") from None
+  import hotcoco  # extra "fast-eval"
+
   expected = hotcoco.COCO(truth)
-  return hotcoco.COCOeval(expected, expected.load_res(list(results)), "bbox")
+  # Arrays are sooner than dicts, but one type for all columns.
+  columns = (results.image_id, results.bbox, results.score, results.category_id)
+  exact = np.abs(results.image_id).max(initial=0) <= EXACT
+  found = np.column_stack(columns).astype(np.float64) if exact else list(results.rows())
+  return hotcoco.COCOeval(expected, expected.load_res(found), "bbox")
 
 
-def pycocotools_scorer(truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> COCOeval:
+def pycocotools_scorer(truth: dict[str, Any], results: Results) -> COCOeval:
   """A COCOeval of box detections, not run yet; it adds fields to the annotations and prints its progress."""
   # What COCO.loadRes makes of results; it changes them in place, fails on none and adds outlines.
   area = lambda r: r["bbox"][2] * r["bbox"][3]
-  found = [r | {"id": i, "area": area(r), "iscrowd": 0} for i, r in enumerate(results, 1)]
+  found = [r | {"id": i, "area": area(r), "iscrowd": 0} for i, r in enumerate(results.rows(), 1)]
   expected, detected = COCO(), COCO()
   for coco, annotations in ((expected, truth["annotations"]), (detected, found)):
     coco.dataset = truth | {"annotations": annotations}

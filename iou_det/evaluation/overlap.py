@@ -6,7 +6,7 @@ detections may share an object. That is not COCO's matching, which gives an obje
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -67,7 +67,7 @@ class Regret(NamedTuple):
   mean_loss: float | None  # IoU of the best suppressed box minus that of the kept one, over the regretted
 
 
-def best_ious(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -> Overlaps:
+def best_ious(ground_truth: dict[str, Any], results: coco.Results) -> Overlaps:
   """Score and best IoU of each detection, by the matching rule above.
 
   Crowd regions are no objects. A detection that is on no object (IoU below 0.5) but lies in a crowd region
@@ -75,7 +75,7 @@ def best_ious(ground_truth: dict[str, Any], results: Sequence[dict[str, Any]]) -
   it at IoU 0.5. It is left out and counted. All other COCO results count: no limit per image.
   """
   truth, source = coco.load_ground_truth(ground_truth)
-  coco.refuse_unknown_ids(truth, source, results)
+  coco.refuse_unknown_ids(truth, source, results.image_id.tolist(), results.category_id.tolist())
   found, truths = as_boxes(results), _ground_truths(truth)
   ious, covered = np.zeros(len(found.score)), np.zeros(len(found.score))
   for image_and_class, group in _groups(found):
@@ -118,17 +118,14 @@ def rank_correlation(overlaps: Overlaps, min_iou: float = 0.0) -> float | None:
   return float(stats.spearmanr(scores, ious).statistic)
 
 
-def as_boxes(results: Sequence[dict[str, Any]]) -> Boxes:
-  """COCO results (x, y, w, h) as arrays."""
-  column = lambda name, dtype: np.array([r[name] for r in results], dtype)
-  box = column("bbox", np.float64).reshape(-1, 4)
-  box[:, 2:] += box[:, :2]
-  return Boxes(
-    column("image_id", np.int64), column("category_id", np.int64), box, column("score", np.float64)
-  )
+def as_boxes(results: coco.Results) -> Boxes:
+  """COCO results (x, y, w, h) with corners."""
+  x_y, size = results.bbox[:, :2], results.bbox[:, 2:]
+  corners = np.concatenate([x_y, x_y + size], axis=1)
+  return Boxes(results.image_id, results.category_id, corners, results.score.astype(np.float64))
 
 
-def save_candidates(path: Path, results: Sequence[dict[str, Any]]) -> None:
+def save_candidates(path: Path, results: coco.Results) -> None:
   """Writes what `Detector.detect` returns with config.eval.nms "none" and max_detections for all, as .npz."""
   part = path.with_suffix(".part")
   with part.open("wb") as file:
@@ -181,8 +178,7 @@ def nms_regret(
   candidate counts whatever its own best object is. Kept boxes that share an object count each.
   """
   truth, source = coco.load_ground_truth(ground_truth)
-  pairs = [{"image_id": image, "category_id": category} for (image, category), _ in _groups(candidates)]
-  coco.refuse_unknown_ids(truth, source, pairs)
+  coco.refuse_unknown_ids(truth, source, candidates.image_id.tolist(), candidates.category_id.tolist())
   truths = _ground_truths(truth)
   kept, by = suppress(candidates, nms_iou=nms_iou, max_detections=max_detections)
   losses: list[float] = []  # of kept boxes on an object; 0 or less: no regret
@@ -219,7 +215,7 @@ def _groups(boxes: Boxes) -> Iterator[tuple[tuple[int, int], Int[np.ndarray, " g
 
 def _ground_truths(truth: dict[str, Any]) -> dict[tuple[int, int], tuple[Any, Any]]:
   """(image id, category id) -> boxes of objects and of crowd regions; of none for other pairs."""
-  boxes = as_boxes([row | {"score": 1.0} for row in truth["annotations"]])
+  boxes = as_boxes(coco.Results.of([row | {"score": 1.0} for row in truth["annotations"]]))
   crowd = np.array([row["iscrowd"] for row in truth["annotations"]], bool)
   found: dict[tuple[int, int], tuple[Any, Any]] = defaultdict(lambda: (np.zeros((0, 4)), np.zeros((0, 4))))
   for key, group in _groups(boxes):

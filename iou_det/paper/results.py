@@ -17,6 +17,7 @@ from iou_det.data.coco import missing_images
 from iou_det.data.source import from_files, from_rows, list_problems
 from iou_det.detector import ground_truth
 from iou_det.errors import UserError
+from iou_det.evaluation import coco
 from iou_det.evaluation.overlap import save_candidates
 from iou_det.storage import read_json
 from iou_det.weights.load import load_detector
@@ -45,9 +46,8 @@ class Results:
     metrics = read_json(folder / "metrics.json", "run iou-det eval again")
     return cls(workdir, folder, config, metrics, read_metrics(workdir / "metrics.jsonl"))
 
-  def detections(self) -> list[dict[str, Any]]:
-    """COCO results."""
-    return read_json(self.folder / "detections.json", "run iou-det eval again")
+  def detections(self) -> coco.Results:
+    return coco.Results.of(read_json(self.folder / "detections.json", "run iou-det eval again"))
 
   @property
   def truth(self) -> dict[str, Any]:

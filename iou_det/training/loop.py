@@ -21,6 +21,7 @@ from iou_det.data.plan import Plan, images_per_step, make_plan
 from iou_det.data.source import Source
 from iou_det.detector import Detector, ground_truth
 from iou_det.errors import Preempted, UserError
+from iou_det.evaluation.coco import choose_backend
 from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, to_device
 from iou_det.processes import Preemption
@@ -67,6 +68,7 @@ def train_unless(
     both = f"{d.train_split!r} and {d.val_split!r} of {d.path}"
     raise UserError(f"splits {both} have different category tables")
   ground_truth(val_source, d.val_annotations)  # fail now rather than at the first evaluation
+  backend = choose_backend(config.eval.backend)
   plan = make_plan(source, config)
   last_step = t.epochs * plan.steps_per_epoch
 
@@ -92,6 +94,7 @@ def train_unless(
   millions = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
   what = f"{mesh.size} devices ({mesh.devices.flat[0].device_kind}), {millions:.1f} million parameters"
   logging.info(f"{what}, steps {start_step}..{last_step}, {plan.steps_per_epoch} an epoch")
+  logging.info(f"{backend} scores the evaluations (config.eval.backend={config.eval.backend})")
 
   detector = Detector(config, model, mesh, source.categories)
   log = MetricsLog(workdir, start_step) if lead else None
@@ -107,7 +110,7 @@ def train_unless(
   def evaluate(step: int) -> dict[str, Any]:
     asked = preemption.requested
     detector.variables = state.averaged if t.ema else state.variables
-    scored = detector.evaluate(val_source, d.val_annotations, interrupted=asked)
+    scored = detector.evaluate(val_source, d.val_annotations, backend=backend, interrupted=asked)
     return scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
 
   def score(step: int) -> dict[str, Any]:

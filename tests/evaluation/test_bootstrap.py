@@ -11,7 +11,7 @@ from pycocotools.cocoeval import COCOeval
 
 from iou_det.errors import UserError
 from iou_det.evaluation import bootstrap, coco
-from iou_det.evaluation.bootstrap import bootstrap_ap, interval, score_detections, weighted_ap
+from iou_det.evaluation.bootstrap import bootstrap_ap, interval, weighted_ap
 
 
 def draw(seed, images=12, classes=(3, 7, 40)):
@@ -49,6 +49,10 @@ def draw(seed, images=12, classes=(3, 7, 40)):
           }
         )
   return truth, results
+
+
+def score_detections(truth, results):
+  return bootstrap.score_detections(truth, coco.Results.of(results))
 
 
 def pycocotools(truth, results):
@@ -104,9 +108,9 @@ def test_annotation_ids_do_not_matter(first, step):
   for a, b in zip(score_detections(other, results), score_detections(truth, results), strict=True):
     np.testing.assert_array_equal(a, b)
   for backend in coco.BACKENDS:
-    expected = coco.evaluate(truth, results, backend=backend)
+    expected = coco.evaluate(truth, coco.Results.of(results), backend=backend)
     assert expected["AP"] > 0.1
-    assert coco.evaluate(other, results, backend=backend) == expected
+    assert coco.evaluate(other, coco.Results.of(results), backend=backend) == expected
 
 
 def test_equal_scores_in_different_images_are_sorted_as_pycocotools_does():

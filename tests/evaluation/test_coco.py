@@ -18,6 +18,10 @@ NAMES = {3: "cat", 7: "dog", 8: "cat", 40: "never there"}
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
+def evaluate(truth, results, **options):
+  return coco.evaluate(truth, coco.Results.of(results), **options)
+
+
 def draw(seed, images=12, max_side=200.0):
   """Ground truth with crowds, mask areas, images without boxes; detections near it, doubled and astray."""
   rng = np.random.default_rng(seed)
@@ -89,7 +93,7 @@ def perfect(truth):
 def test_figures_are_pycocotools(tmp_path, seed, image_ids, max_side):
   truth, results = draw(seed, max_side=max_side)
   stats, precision = pycocotools(tmp_path, truth, results, image_ids)
-  metrics = coco.evaluate(tmp_path / "truth.json", results, image_ids=image_ids)
+  metrics = evaluate(tmp_path / "truth.json", results, image_ids=image_ids)
   got = [metrics[name] for name in SIZES]
   np.testing.assert_array_equal([-1 if v is None else v for v in got], stats)
   assert (metrics["APl"] is None) == (max_side == 60)  # no large boxes: absent, not 0
@@ -112,8 +116,8 @@ def test_figures_are_pycocotools(tmp_path, seed, image_ids, max_side):
 def test_hotcoco_gives_the_same_figures(empty, image_ids):
   truth, results = draw(3)
   results = [] if empty else results
-  ours = coco.evaluate(truth, results, image_ids=image_ids)
-  fast = coco.evaluate(truth, results, image_ids=image_ids, backend="hotcoco")
+  ours = evaluate(truth, results, image_ids=image_ids)
+  fast = evaluate(truth, results, image_ids=image_ids, backend="hotcoco")
   assert fast.keys() == ours.keys()
   for name in (*SIZES, "images", "detections"):
     assert fast[name] == pytest.approx(ours[name], abs=1e-9)
@@ -132,41 +136,43 @@ def test_a_source_scores_as_its_annotation_file(tmp_path):
   content = to_coco(source.categories, source.annotations)
   assert content["images"] == truth["images"] and content["categories"] == truth["categories"]
   assert content["annotations"] == truth["annotations"]
-  metrics = coco.evaluate(content, results)
+  metrics = evaluate(content, results)
   np.testing.assert_array_equal([metrics[name] for name in SIZES], stats)
 
 
 def test_results_have_original_ids_and_unrounded_pixels():
   boxes = np.float32([[0.1, 1.0, 10.7, 20.0], [5.0, 5.0, 6.0, 8.0]])
-  results = coco.to_results(42, boxes, np.float32([0.9, 0.1]), np.array([7, 3]))
+  ids = np.array([42, 42]), np.array([7, 3])
+  results = list(coco.to_results(ids[0], boxes, np.float32([0.9, 0.1]), ids[1]).rows())
   assert [(r["image_id"], r["category_id"]) for r in results] == [(42, 7), (42, 3)]
   np.testing.assert_array_equal([r["score"] for r in results], np.float32([0.9, 0.1]))
   first = np.float64(boxes[0])
   assert results[0]["bbox"] == [first[0], 1.0, first[2] - first[0], 19.0]
   assert results[1]["bbox"] == [5.0, 5.0, 1.0, 3.0]
   assert json.loads(json.dumps(results)) == results
-  assert coco.to_results(1, boxes[:0], np.zeros(0), np.zeros(0, np.int32)) == []
+  none = np.zeros(0, np.int32)
+  assert len(coco.to_results(none, boxes[:0], np.zeros(0), none)) == 0
 
 
 def test_perfect_detections_score_one_and_crowds_do_not_count(capsys):
   truth, _ = draw(5)
-  with_crowds = coco.evaluate(truth, perfect(truth))
+  with_crowds = evaluate(truth, perfect(truth))
   assert with_crowds["AP"] == pytest.approx(1.0) and with_crowds["AR100"] == 1.0
   objects = copy.deepcopy(truth)
   objects["annotations"] = [a for a in truth["annotations"] if not a["iscrowd"]]
   assert len(objects["annotations"]) < len(truth["annotations"])
   on_crowds = [r for r in perfect(truth) if r not in perfect(objects)]
-  astray = coco.evaluate(objects, [r | {"score": 0.9} for r in on_crowds] + perfect(objects))
+  astray = evaluate(objects, [r | {"score": 0.9} for r in on_crowds] + perfect(objects))
   assert astray["AP"] < 0.99  # there they are false positives
   assert capsys.readouterr().out == ""
 
 
 def test_no_detections_and_no_ground_truth():
   truth, results = draw(6)
-  nothing = coco.evaluate(truth, [])
+  nothing = evaluate(truth, [])
   assert (nothing["AP"], nothing["AR100"], nothing["detections"]) == (0.0, 0.0, 0)
   assert nothing["AP_per_class"] == {"cat (id 3)": 0.0, "dog": 0.0, "cat (id 8)": 0.0, "never there": None}
-  no_boxes = coco.evaluate(truth | {"annotations": []}, results)
+  no_boxes = evaluate(truth | {"annotations": []}, results)
   assert all(no_boxes[name] is None for name in SIZES)
   assert no_boxes["images"] == 12 and no_boxes["detections"] == len(results)
   assert no_boxes["AP_per_iou"]["0.95"] is None
@@ -177,23 +183,23 @@ def test_annotation_id_zero_is_a_box_like_any_other():
   truth, _ = draw(5)
   for i, a in enumerate(truth["annotations"]):
     a["id"] = i
-  assert coco.evaluate(truth, perfect(truth))["AR100"] == 1.0
+  assert evaluate(truth, perfect(truth))["AR100"] == 1.0
   for a in truth["annotations"]:
     a["id"] = 1
-  assert coco.evaluate(truth, perfect(truth))["AR100"] == 1.0
+  assert evaluate(truth, perfect(truth))["AR100"] == 1.0
 
 
 def test_inputs_are_not_changed():
   truth, results = draw(7)
   before = copy.deepcopy((truth, results))
-  coco.evaluate(truth, results)
+  evaluate(truth, results)
   assert (truth, results) == before
 
 
 def test_table_has_the_lines_of_coco(tmp_path):
   truth, results = draw(2, max_side=60)
   pycocotools(tmp_path, truth, results)
-  metrics = coco.evaluate(truth, results)
+  metrics = evaluate(truth, results)
   text = coco.table(metrics)
   lines = text.splitlines()
   said = io.StringIO()
@@ -212,7 +218,7 @@ def test_table_has_the_lines_of_coco(tmp_path):
 
 
 def test_table_of_many_classes_names_each_once():
-  metrics = coco.evaluate(*draw(0)) | {"AP_per_class": {f"class {i:02d}": i / 80 for i in range(80)}}
+  metrics = evaluate(*draw(0)) | {"AP_per_class": {f"class {i:02d}": i / 80 for i in range(80)}}
   text = coco.table(metrics)
   assert max(map(len, text.splitlines())) < 120 and len(text.splitlines()) < 45
   assert all(text.count(f"class {i:02d}  {i / 80:.3f}") == 1 for i in range(80))
@@ -232,7 +238,7 @@ def test_a_wrong_annotation_file_is_one_line(tmp_path, content, message):
   if content is not None:
     path.write_text(content)
   with pytest.raises(UserError, match=message) as error:
-    coco.evaluate(path, [])
+    evaluate(path, [])
   assert "\n" not in str(error.value)
 
 
@@ -242,7 +248,7 @@ def test_bad_records_of_an_annotation_file_are_named(tmp_path):
   del truth["images"][1]["id"], truth["annotations"][1]["category_id"]
   (tmp_path / "truth.json").write_text(json.dumps(truth))
   with pytest.raises(UserError) as error:
-    coco.evaluate(tmp_path / "truth.json", results)
+    evaluate(tmp_path / "truth.json", results)
   for words in (
     "3 bad records: ",
     "image number 1: has no 'id'",
@@ -257,13 +263,13 @@ def test_annotation_ids_of_a_file_do_not_matter(tmp_path, caplog, ids):
   truth, results = draw(8)
   rng = np.random.default_rng(0)
   rng.shuffle(truth["annotations"])  # not image by image
-  expected = coco.evaluate(truth, results)
+  expected = evaluate(truth, results)
   for i, a in enumerate(truth["annotations"]):
     a["id"] = i // 2 if ids == "twice" else i
     if ids == "none" or (ids == "some" and i % 2):
       del a["id"]
   (tmp_path / "truth.json").write_text(json.dumps(truth))
-  assert coco.evaluate(tmp_path / "truth.json", results) == expected == coco.evaluate(truth, results)
+  assert evaluate(tmp_path / "truth.json", results) == expected == evaluate(truth, results)
   assert caplog.text.count("truth.json: annotation ids that are missing, 0 or repeated were renumbered") == 1
 
 
@@ -271,13 +277,13 @@ def test_detections_of_other_images_or_classes_are_errors():
   truth, results = draw(0)
   stray = {"image_id": 99, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 0.5}
   with pytest.raises(UserError, match=r"image ids that the ground truth does not have: 99 \(1 in all\)"):
-    coco.evaluate(truth, [*results, stray])
+    evaluate(truth, [*results, stray])
   with pytest.raises(UserError, match=r"category ids that the ground truth does not have: 4 \(1 in all\)"):
-    coco.evaluate(truth, [stray | {"image_id": 5, "category_id": 4}])
+    evaluate(truth, [stray | {"image_id": 5, "category_id": 4}])
   with pytest.raises(UserError, match=r"image_ids asks for image ids that .*: 1, 2"):
-    coco.evaluate(truth, results, image_ids=[5, 1, 2])
+    evaluate(truth, results, image_ids=[5, 1, 2])
   with pytest.raises(UserError, match="'fast' is not known; use one of pycocotools, hotcoco"):
-    coco.evaluate(truth, results, backend="fast")
+    evaluate(truth, results, backend="fast")
 
 
 @pytest.mark.real_data
@@ -285,7 +291,7 @@ def test_bccd_annotations_score_perfectly_against_themselves(real_data):
   """Zero-area boxes can be found by nobody: those alone are missed."""
   truth = json.loads((real_data / "bccd" / "annotations" / "instances_val.json").read_text())
   empty = [a for a in truth["annotations"] if a["bbox"][2] * a["bbox"][3] == 0]
-  metrics = coco.evaluate(truth, perfect(truth))
+  metrics = evaluate(truth, perfect(truth))
   others = [a for a in truth["annotations"] if a not in empty]
-  whole = coco.evaluate(truth | {"annotations": others}, perfect(truth))
+  whole = evaluate(truth | {"annotations": others}, perfect(truth))
   assert metrics["AR100"] < 1.0 and whole["AR100"] == 1.0 and empty

@@ -9,10 +9,18 @@ from pycocotools import mask
 
 from iou_det.errors import UserError
 from iou_det.evaluation import coco, overlap
-from iou_det.evaluation.overlap import Boxes, Overlaps, as_boxes, best_ious, nms_regret, suppress
+from iou_det.evaluation.overlap import Boxes, Overlaps, nms_regret, suppress
 from tests import oracles
 from tests.detecting import detect
 from tests.evaluation.test_bootstrap import draw
+
+
+def as_boxes(rows):
+  return overlap.as_boxes(coco.Results.of(rows))
+
+
+def best_ious(truth, rows):
+  return overlap.best_ious(truth, coco.Results.of(rows))
 
 
 def scene(annotations, detections):
@@ -262,25 +270,19 @@ def test_suppressing_candidates_gives_what_detect_keeps(tmp_path):
   ids = np.array([3, 8])
 
   def results(detections):
-    return [
-      r
-      for image in range(2)
-      for r in coco.to_results(
-        10 * image,
-        *(np.asarray(c[image])[detections.valid[image]] for c in (detections.boxes, detections.scores)),
-        ids[np.asarray(detections.labels[image])[detections.valid[image]]],
-      )
-    ]
+    which = np.asarray(detections.valid)
+    boxes, scores, labels = (np.asarray(c)[which] for c in detections[:3])
+    return coco.to_results(10 * which.nonzero()[0], boxes, scores, ids[labels])
 
   hard, every = results(run(max_detections=12)), results(run(max_detections=120, nms="none"))
   assert len(hard) == 24 and len(every) > 60
   overlap.save_candidates(tmp_path / "candidates.npz", every)
   assert [p.name for p in tmp_path.iterdir()] == ["candidates.npz"]
   candidates = overlap.load_candidates(tmp_path / "candidates.npz")
-  for read, written in zip(candidates, as_boxes(every), strict=True):
+  for read, written in zip(candidates, overlap.as_boxes(every), strict=True):
     np.testing.assert_array_equal(read, written)
   kept, _ = suppress(candidates, max_detections=12)
-  assert [r for r, k in zip(every, kept, strict=True) if k] == hard
+  assert list(every[kept].rows()) == list(hard.rows())
 
 
 def test_what_is_refused(tmp_path):
@@ -291,7 +293,7 @@ def test_what_is_refused(tmp_path):
     nms_regret(truth, as_boxes([results[0] | {"category_id": 5}]))
   with pytest.raises(UserError, match="No such file"):
     overlap.load_candidates(tmp_path / "none.npz")
-  overlap.save_candidates(tmp_path / "cut.npz", results)
+  overlap.save_candidates(tmp_path / "cut.npz", coco.Results.of(results))
   (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:300])
   (tmp_path / "empty.npz").touch()
   np.savez(tmp_path / "other.npz", boxes=np.zeros(3))

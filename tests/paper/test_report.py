@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from iou_det.evaluation.bootstrap import score_detections
+from iou_det.evaluation.coco import Results as CocoResults
 from iou_det.evaluation.coco import evaluate
 from iou_det.paper import report
 from iou_det.paper.output import Output
@@ -40,7 +41,7 @@ def results(monkeypatch):
   made = {}
 
   def make(shift, seed):
-    found = detections(shift, seed)
+    found = CocoResults.of(detections(shift, seed))
     one = Results(Path(), Path(), ConfigDict(), evaluate(TRUTH, found), [])
     made[id(one)] = score_detections(TRUTH, found)
     return one

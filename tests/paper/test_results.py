@@ -40,7 +40,7 @@ def test_candidates_become_the_runs_detections_by_nms(run):
   found = load_candidates(paper_results.candidates(run))
   kept, _ = suppress(found, nms_iou=run.config.eval.nms_iou, max_detections=run.config.eval.max_detections)
   ours = sorted(zip(found.image_id[kept], found.score[kept], strict=True))
-  scored = sorted((r["image_id"], r["score"]) for r in run.detections())
+  scored = sorted((r["image_id"], r["score"]) for r in run.detections().rows())
   assert len(kept) > len(ours) == len(scored)
   np.testing.assert_allclose(np.array(ours), np.array(scored), rtol=1e-5)
   before = (run.folder / "candidates.npz").stat().st_mtime
@@ -54,7 +54,7 @@ def test_soft_nms_scores_the_same_checkpoint_beside_the_runs_own_figures(run, sh
   assert soft.folder.name == "val_soft_nms_gaussian" and soft.metrics["step"] == run.metrics["step"]
   truth = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
   assert evaluate(truth, soft.detections())["AP"] == pytest.approx(soft.metrics["AP"], abs=1e-9)
-  assert soft.detections() != run.detections()
+  assert list(soft.detections().rows()) != list(run.detections().rows())
   assert (run.folder / "metrics.json").read_text() == own
 
 
@@ -74,7 +74,7 @@ def test_test_dev_results_are_named_as_the_server_wants(run, shapes_folder, tmp_
     results = json.loads(file.read(file.namelist()[0]))
   ids = {image["id"] for image in listed["images"]}
   assert {r["image_id"] for r in results} == ids
-  expected = [r for r in run.detections() if r["image_id"] in ids]
+  expected = [r for r in run.detections().rows() if r["image_id"] in ids]
   assert len(results) == len(expected)
   key = lambda r: (r["image_id"], -r["score"], r["bbox"])
   for ours, theirs in zip(sorted(results, key=key), sorted(expected, key=key), strict=True):
