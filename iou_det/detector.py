@@ -26,7 +26,7 @@ from iou_det.models.retinanet import RetinaNet
 from iou_det.network import look, suppression
 from iou_det.ops.detection import Detections, suppress
 from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_device
-from iou_det.processes import of_process_0
+from iou_det.processes import by_process_0
 from iou_det.storage import write_json, write_whole
 
 NEVER: Callable[[], bool] = lambda: False
@@ -282,15 +282,13 @@ class Detector:
     backend = coco.choose_backend(backend)  # before the work, so that a wrong name or file costs nothing
     truth = ground_truth(source, annotations)
     results = self.detect(source, interrupted)
-    lead = jax.process_index() == 0
     ids = {c.id for c in source.categories}
     if len(ids) < len(self.categories):
       every, results = results, results[np.isin(results.category_id, sorted(ids))]
       others = f"{len(self.categories) - len(ids)} classes that {source.name} lacks"
-      if lead:
+      if jax.process_index() == 0:
         logging.info(f"{len(every) - len(results)} of {len(every)} detections are of {others}: not scored")
-    metrics = coco.evaluate(truth, results, backend=backend) if lead else None
-    return Evaluation(of_process_0(metrics), results)
+    return Evaluation(by_process_0(lambda: coco.evaluate(truth, results, backend=backend)), results)
 
 
 def ground_truth(source: Source, annotations: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -41,6 +42,13 @@ def of_process_0(value: Any) -> Any:
   length = int(multihost_utils.broadcast_one_to_all(np.int64(len(ours))))
   text = multihost_utils.broadcast_one_to_all(np.resize(ours, length))
   return json.loads(np.asarray(text).astype(np.uint8).tobytes())
+
+
+def by_process_0(work: Callable[[], Any]) -> Any:
+  """What process 0 alone does, and finds; the others wait for it. All have to call it."""
+  if not jax.distributed.is_initialized():  # asking JAX for processes would take hold of the devices
+    return work()
+  return of_process_0(work() if jax.process_index() == 0 else None)
 
 
 class Preemption:

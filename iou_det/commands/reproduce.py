@@ -11,14 +11,17 @@ your own: iou-det reproduce fig2 --workdirs=runs/a,runs/b --workdir=W.
 
 import shlex
 import sys
+from functools import partial
 from pathlib import Path
 
 from absl import flags
 
+from iou_det.commands import flags as common
 from iou_det.errors import UserError
-from iou_det.paper.experiments import EXPERIMENTS, figures_of, write
-from iou_det.paper.reproduce import dry_run, plan, run_all
+from iou_det.paper.experiments import EXPERIMENTS, detect_more, figures_of, write
+from iou_det.paper.reproduce import dry_run, plan, prepare_smoke_data, run_all
 from iou_det.paper.runs import PRESETS, Reproduction
+from iou_det.processes import by_process_0, start_distributed
 
 PRESET = flags.DEFINE_enum("preset", "shapes", PRESETS, "What to train on; coco is the paper's protocol.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs, tables and figures.", required=True)
@@ -28,10 +31,13 @@ CONTROLS_HELP = "table2: also a baseline with a larger localization weight (two 
 CONTROLS = flags.DEFINE_bool("controls", False, CONTROLS_HELP)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only list the runs, their images, steps and hours.")
 WORKDIRS = flags.DEFINE_list("workdirs", [], "fig2, fig3: trained workdirs to compare, the baseline first.")
+DISTRIBUTED = common.distributed()
 SMOKE = flags.DEFINE_bool("smoke", False, "Toy size, to see that it works; no result.")
 
 
 def main(arguments: list[str]) -> None:
+  if DISTRIBUTED.value:
+    start_distributed()
   known = (*EXPERIMENTS, "all")
   if len(arguments) != 1 or arguments[0] not in known:
     raise UserError(f"got {' '.join(arguments) or 'no experiment'}; give one of {', '.join(known)}")
@@ -46,7 +52,8 @@ def main(arguments: list[str]) -> None:
     given = [f.name for f in (PRESET, DATA, SEEDS, DRY_RUN, SMOKE) if f.present]
     if given:
       raise UserError(f"--{given[0]} has no meaning with --workdirs, which trains nothing; leave it out")
-    print(figures_of(experiment, [Path(w) for w in WORKDIRS.value], workdir / experiment, command))
+    text = figures_of(experiment, [Path(w) for w in WORKDIRS.value], workdir / experiment, command)
+    by_process_0(partial(print, text))
     return
   if SMOKE.value and DATA.value:
     raise UserError("--smoke trains on shapes that it makes itself; leave out --data")
@@ -55,12 +62,16 @@ def main(arguments: list[str]) -> None:
     raise UserError("--preset=coco needs --data=DIR: a COCO folder, or what TFDS or `prepare` made of it")
   reproduction = Reproduction(workdir, PRESET.value, data, SMOKE.value)
   controls = CONTROLS.value or experiment == "all"
+  prepare_smoke_data(reproduction)
   names = EXPERIMENTS if experiment == "all" else [experiment]
   plans = {name: plan(name, reproduction, seeds=SEEDS.value, controls=controls) for name in names}
   if DRY_RUN.value:
     every = list(dict.fromkeys(run for runs in plans.values() for run in runs))  # shared ones once
-    print(f"{experiment}\n{dry_run(every, reproduction)}" if every else f"{experiment}: nothing to train")
+    listed = by_process_0(partial(dry_run, every, reproduction))
+    by_process_0(partial(print, f"{experiment}\n{listed}" if every else f"{experiment}: nothing to train"))
     return
   for name, runs in plans.items():
     run_all(runs, reproduction)
-    print(write(name, reproduction, runs, command))
+    more = detect_more(name, reproduction, runs)
+    text = by_process_0(partial(write, name, reproduction, runs, command))
+    by_process_0(partial(print, text + more))

@@ -13,7 +13,8 @@ from iou_det.paper.figures import figure1, figure2, figure3
 from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row
 from iou_det.paper.results import Results
-from iou_det.paper.runs import SWEEP, Reproduction, Run
+from iou_det.paper.runs import SWEEP, Reproduction, Run, run_config
+from iou_det.processes import by_process_0
 
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # columns, named as in our metrics.json
 FIVE_IOUS = ("AP50", "AP60", "AP70", "AP80", "AP90")
@@ -143,9 +144,39 @@ EXPERIMENTS: dict[str, tuple[Line, ...]] = {
 }
 
 
+def detect_more(experiment: str, reproduction: Reproduction, runs: Sequence[Run]) -> str:
+  """What an experiment needs of its trained runs beside their scores; all processes together.
+
+  Returns what to print of it.
+  """
+  text = ""
+  for run in runs:
+    workdir = reproduction.folder(run)
+    for line in EXPERIMENTS[experiment]:
+      if line.soft_nms and (line.run, line.large) == (run.name, run.large):
+        results.soft_nms(workdir, line.soft_nms)
+    if experiment == "fig2":
+      results.find_candidates(workdir)
+    if experiment == "table1" and reproduction.preset == "coco":
+      depth = run_config(run, reproduction.preset).model.depth
+      method = f"iou-det-{run.name}-r{depth}-seed{run.seed}"
+      try:
+        zipped = results.test_dev(
+          workdir, Path(reproduction.data), method, folder_of(experiment, reproduction)
+        )
+        text += f"\nfor the evaluation server: {zipped}"
+      except UserError as error:  # the table stands without them
+        text += f"\nno results for the evaluation server: {error}"
+  return text
+
+
+def folder_of(experiment: str, reproduction: Reproduction) -> Path:
+  return reproduction.workdir / reproduction.name / experiment
+
+
 def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], command: str) -> str:
   """Writes W/PRESET/EXPERIMENT/ and returns what to print: tables as Markdown, and where the files are."""
-  folder = reproduction.workdir / reproduction.name / experiment
+  folder = folder_of(experiment, reproduction)
   if experiment == "fig1":
     figure1(Output(folder, "", command, reproduction.smoke))
     return f"wrote {folder}"
@@ -163,22 +194,30 @@ def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], comm
     text = write_table(experiment, rows, output)
   else:
     text = {"fig2": figure2, "fig3": figure3, "wloc_sweep": wloc_sweep}[experiment](rows, output)
-  if experiment == "table1" and reproduction.preset == "coco":
-    for (name, _), found in groups.items():
-      for r in found:
-        method = f"iou-det-{name}-r{r.config.model.depth}-seed{r.config.seed}"
-        try:
-          zipped = results.test_dev(r, Path(reproduction.data), method, folder)
-          text += f"\nfor the evaluation server: {zipped}"
-        except UserError as error:  # the table above stands without them
-          text += f"\nno results for the evaluation server: {error}"
   return f"{text}\nwrote {folder}"
 
 
 def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command: str) -> str:
-  """Figure 2 or 3 of any scored workdirs; the first is the baseline."""
+  """Figure 2 or 3 of any scored workdirs; the first is the baseline. All processes together."""
   if len(workdirs) > len(plots.COLOURS):
     raise UserError(f"--workdirs names {len(workdirs)} workdirs; a figure shows {len(plots.COLOURS)} at most")
+  by_process_0(lambda: len(scored_rows(workdirs)))  # refuses what is wrong with them before any work
+  if experiment == "fig2":
+    for workdir in workdirs:
+      results.find_candidates(workdir)
+
+  def draw() -> str:
+    rows = scored_rows(workdirs)
+    first = rows[0].results[0]
+    output = Output(
+      folder, f"Split {first.config.data.val_split} ({first.metrics['images']} images)", command
+    )
+    return f"{(figure2 if experiment == 'fig2' else figure3)(rows, output)}\nwrote {folder}"
+
+  return by_process_0(draw)
+
+
+def scored_rows(workdirs: Sequence[Path]) -> list[Row]:
   rows: list[Row] = []
   for workdir in workdirs:
     if str(workdir) in [row.label for row in rows]:
@@ -187,9 +226,7 @@ def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command:
       rows.append(Row(str(workdir), [Results.read(workdir)], baseline=rows[0] if rows else None))
     except FileNotFoundError as error:
       raise UserError(f"{workdir} was not scored ({error.filename} is missing); run iou-det eval") from None
-  first = rows[0].results[0]
-  output = Output(folder, f"Split {first.config.data.val_split} ({first.metrics['images']} images)", command)
-  return f"{(figure2 if experiment == 'fig2' else figure3)(rows, output)}\nwrote {folder}"
+  return rows
 
 
 def make_rows(experiment: str, groups: Mapping[tuple[str, bool], list[Results]]) -> list[Row]:
@@ -202,7 +239,7 @@ def make_rows(experiment: str, groups: Mapping[tuple[str, bool], list[Results]])
     if not found:  # a control that was not asked for
       continue
     if method:
-      found = [results.soft_nms(r, method) for r in found]
+      found = [Results.read(r.workdir, f"soft_nms_{method}") for r in found]
     cells: dict[str, Cell] = {}
     if table is None or table.weights:  # means over seeds: as trained, and over training
       cells["w_loc"] = float(np.mean([r.w_loc for r in found]))

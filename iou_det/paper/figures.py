@@ -16,7 +16,7 @@ from iou_det.evaluation import overlap
 from iou_det.paper import plots
 from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row, ap_differences
-from iou_det.paper.results import Results, candidates
+from iou_det.paper.results import Results
 
 Array = Float64[np.ndarray, "*shape"]
 DELTA = 0.111  # where smooth L1 turns linear, as printed; the authors' code and our config say 0.11
@@ -133,5 +133,5 @@ def pooled(results: Sequence[Results]) -> overlap.Overlaps:
 def regret(results: Results) -> overlap.Regret:
   """NMS regret of a run, with the hard NMS that it was scored with."""
   e = results.config.eval
-  found = overlap.load_candidates(candidates(results))
+  found = overlap.load_candidates(results.candidates)
   return overlap.nms_regret(results.truth, found, nms_iou=e.nms_iou, max_detections=e.max_detections)

@@ -2,12 +2,15 @@
 
 import gc
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
 
+from iou_det.config import from_dict
 from iou_det.data import open_dataset
 from iou_det.data.plan import images_per_step, make_plan
 from iou_det.data.shapes import Shapes, export_coco
@@ -15,6 +18,7 @@ from iou_det.errors import UserError
 from iou_det.paper.experiments import CONTROLS, EXPERIMENTS
 from iou_det.paper.results import finished
 from iou_det.paper.runs import Reproduction, Run
+from iou_det.processes import by_process_0
 from iou_det.training.loop import train
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.run import read_config
@@ -37,25 +41,33 @@ def plan(experiment: str, reproduction: Reproduction, *, seeds: int, controls: b
 
 
 def run_all(runs: Sequence[Run], reproduction: Reproduction) -> None:
-  """Trains what is not finished; a run that was interrupted goes on from its last checkpoint."""
-  prepare_smoke_data(reproduction)
+  """Trains what is not finished; a run that was interrupted goes on from its last checkpoint.
+
+  All processes train; process 0 decides what, and with which weights from other runs.
+  """
   for number, run in enumerate(runs, 1):
-    config, workdir = reproduction.config(run), reproduction.folder(run)
-    if finished(config, workdir):
-      logging.info("%d/%d %s: finished earlier", number, len(runs), workdir)
-      then = read_config(workdir).data.path
-      if then != config.data.path:  # data may move, but may also be others
-        logging.warning("%s was trained on data.path=%s, not %s", workdir, then, config.data.path)
-      continue
-    logging.info("%d/%d %s: training", number, len(runs), workdir)
-    train(config, workdir)
-    jax.clear_caches()  # each run compiles its own programs: memory would grow with the runs
-    gc.collect()
+    config = by_process_0(partial(config_to_train, run, reproduction, f"{number}/{len(runs)}"))
+    if config is not None:
+      train(from_dict(config), reproduction.folder(run))
+      jax.clear_caches()  # each run compiles its own programs: memory would grow with the runs
+      gc.collect()
+
+
+def config_to_train(run: Run, reproduction: Reproduction, number: str) -> dict[str, Any] | None:
+  """The settings of a run; None if it is finished."""
+  config, workdir = reproduction.config(run), reproduction.folder(run)
+  if not finished(config, workdir):
+    logging.info("%s %s: training", number, workdir)
+    return config.to_dict()
+  logging.info("%s %s: finished earlier", number, workdir)
+  then = read_config(workdir).data.path
+  if then != config.data.path:  # data may move, but may also be others
+    logging.warning("%s was trained on data.path=%s, not %s", workdir, then, config.data.path)
+  return None
 
 
 def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
   """What would run: state, images, steps, and hours where a begun run of the same size tells the speed."""
-  prepare_smoke_data(reproduction)
   lines = [f"{'run':<32} {'state':<12} {'images':>10} {'steps':>8}"]
   rates: dict[tuple, list[np.floating]] = {}  # images/s of runs that were begun, by network and image size
   left: dict[tuple, int] = {}  # images to do
@@ -93,11 +105,16 @@ def done(run: Run, reproduction: Reproduction) -> bool:
 
 
 def prepare_smoke_data(reproduction: Reproduction) -> None:
-  """The few small shapes that toy runs train and are scored on, as a COCO folder."""
-  folder = Path(reproduction.data)
-  if not reproduction.smoke or (folder / "annotations" / "instances_test.json").exists():
+  """Makes the few small shapes that toy runs train and are scored on, as a COCO folder."""
+  if not reproduction.smoke:
     return
   if reproduction.preset != "shapes":
     raise UserError(f"--smoke runs on shapes, not on --preset={reproduction.preset}; give --preset=shapes")
-  for split, images in (("train", 16), ("test", 8)):
-    export_coco(Shapes(split, images=images, height=64, width=96), folder)
+  folder = Path(reproduction.data)
+
+  def make() -> None:
+    if not (folder / "annotations" / "instances_test.json").exists():
+      for split, images in (("train", 16), ("test", 8)):
+        export_coco(Shapes(split, images=images, height=64, width=96), folder)
+
+  by_process_0(make)

@@ -19,6 +19,7 @@ from iou_det.detector import ground_truth
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.evaluation.overlap import save_candidates
+from iou_det.processes import by_process_0
 from iou_det.storage import read_json
 from iou_det.weights.load import load_detector
 from iou_det.workdir.metrics import read_metrics
@@ -48,6 +49,11 @@ class Results:
 
   def detections(self) -> coco.Results:
     return coco.Results.of(read_json(self.folder / "detections.json", "run iou-det eval again"))
+
+  @property
+  def candidates(self) -> Path:
+    """The file that `find_candidates` makes."""
+    return self.folder / "candidates.npz"
 
   @property
   def truth(self) -> dict[str, Any]:
@@ -103,34 +109,48 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
   return last["epoch"] >= config.train.epochs and results.metrics["step"] == last["step"]
 
 
-def soft_nms(results: Results, method: str) -> Results:
-  """Scores the run's last checkpoint with soft-NMS ("linear" or "gaussian"), unless that was done before."""
+def soft_nms(workdir: Path, method: str) -> None:
+  """Scores a run's last checkpoint with soft-NMS ("linear" or "gaussian"), unless that was done before.
+
+  This, `find_candidates` and `test_dev` are for all processes: they detect together, process 0 says whether.
+  """
   variant = f"soft_nms_{method}"
-  with contextlib.suppress(FileNotFoundError):  # not done yet
-    again = Results.read(results.workdir, variant)
-    if again.metrics["step"] == results.metrics["step"]:
-      return again
-  detector = load_detector(results.workdir, str(results.metrics["step"]))
+
+  def wanted() -> int | None:
+    step = Results.read(workdir).metrics["step"]
+    with contextlib.suppress(FileNotFoundError):  # not done yet
+      return None if Results.read(workdir, variant).metrics["step"] == step else step
+    return step
+
+  step = by_process_0(wanted)
+  if step is None:
+    return
+  detector = load_detector(workdir, str(step))
   detector.config.eval.nms = method
-  d = results.config.data
+  d = detector.config.data
   scored = detector.evaluate(open_dataset(d.path, d.val_split), d.val_annotations)
-  folder = results.workdir / "eval" / f"{d.val_split}_{variant}"
-  scored.write(folder, step=detector.trained_steps, split=d.val_split)
-  return Results.read(results.workdir, variant)
+  scored.write(workdir / "eval" / f"{d.val_split}_{variant}", step=detector.trained_steps, split=d.val_split)
 
 
-def candidates(results: Results) -> Path:
-  """File with all that entered the run's NMS, made if it is not there or older than its scores."""
-  path = results.folder / "candidates.npz"
-  if not newer(path, results):
-    detector = load_detector(results.workdir, str(results.metrics["step"]))
-    config = detector.config
-    m, e, d = config.model, config.eval, config.data
-    every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(detector.categories)
-    every *= len(config_lib.evaluation_views(config))
-    e.update(nms="none", max_detections=every)
-    save_candidates(path, detector.detect(open_dataset(d.path, d.val_split)))
-  return path
+def find_candidates(workdir: Path) -> None:
+  """Makes the file of all that entered a run's hard NMS, if it is not there or older than its scores."""
+
+  def wanted() -> int | None:
+    results = Results.read(workdir)
+    done = results.config.eval.nms != "hard" or newer(results.candidates, results)
+    return None if done else results.metrics["step"]
+
+  step = by_process_0(wanted)
+  if step is None:
+    return
+  detector = load_detector(workdir, str(step))
+  config = detector.config
+  m, e, d = config.model, config.eval, config.data
+  every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(detector.categories)
+  every *= len(config_lib.evaluation_views(config))
+  e.update(nms="none", max_detections=every)
+  found = detector.detect(open_dataset(d.path, d.val_split))
+  by_process_0(lambda: save_candidates(Results.read(workdir).candidates, found))
 
 
 def newer(path: Path, results: Results) -> bool:
@@ -138,16 +158,46 @@ def newer(path: Path, results: Results) -> bool:
   return path.exists() and path.stat().st_mtime >= (results.folder / "metrics.json").stat().st_mtime
 
 
-def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
+def test_dev(workdir: Path, root: Path, name: str, out: Path) -> Path:
   """Detects on test-dev2017 and writes what COCO's evaluation server takes: a zip with one JSON file in it.
 
   A zip that is there and newer than the run's scores stays as it is. `name` is the method's, as the server
   wants it in the file's name; `root` is the COCO folder.
   """
   stem = f"detections_test-dev2017_{name}_results"
-  path = out / f"{stem}.zip"
-  if newer(path, results):
+  path, images = out / f"{stem}.zip", root / "test2017"
+
+  def wanted() -> dict[str, Any] | None:
+    results = Results.read(workdir)
+    if newer(path, results):
+      return None
+    try:
+      return {"step": results.metrics["step"], "images": listed_images(root)}
+    except UserError as error:
+      return {"error": str(error)}
+
+  todo = by_process_0(wanted)
+  if todo is None:
     return path
+  if "error" in todo:  # in all processes, so that all can go on
+    raise UserError(todo["error"])
+  detector = load_detector(workdir, str(todo["step"]))
+  annotations = from_rows(todo["images"], [[] for _ in todo["images"]])
+  found = detector.detect(from_files("test-dev2017", detector.categories, annotations, images))
+
+  def write() -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / f"{stem}.part"
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file, file.open(f"{stem}.json", "w") as inside:
+      inside.writelines(found.as_json())
+    part.replace(path)
+
+  by_process_0(write)
+  return path
+
+
+def listed_images(root: Path) -> list[tuple[int, str, int, int]]:
+  """Id, file name, height and width of test-dev2017's images in a COCO folder, which has them all."""
   listed, images = root / "annotations" / "image_info_test-dev2017.json", root / "test2017"
   if not listed.is_file() or not images.is_dir():
     raise UserError(
@@ -159,16 +209,7 @@ def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
     rows = [(i["id"], i["file_name"], i["height"], i["width"]) for i in described]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{listed} is no list of COCO images ({error}); get it again") from None
-  detector = load_detector(results.workdir, str(results.metrics["step"]))
-  annotations = from_rows(rows, [[] for _ in rows])
-  problems = missing_images(images, annotations)
+  problems = missing_images(images, from_rows(rows, [[] for _ in rows]))
   if problems:
     raise UserError(f"{len(problems)} images of {listed} are missing: {list_problems(problems)}")
-  source = from_files("test-dev2017", detector.categories, annotations, images)
-  found = detector.detect(source)
-  out.mkdir(parents=True, exist_ok=True)
-  part = out / f"{stem}.part"
-  with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
-    file.writestr(f"{stem}.json", json.dumps(found))
-  part.replace(path)
-  return path
+  return rows

@@ -37,20 +37,22 @@ def test_ground_truth_is_read_once_and_stays_as_it_is(run, shapes_folder):
 
 
 def test_candidates_become_the_runs_detections_by_nms(run):
-  found = load_candidates(paper_results.candidates(run))
+  paper_results.find_candidates(run.workdir)
+  found = load_candidates(run.candidates)
   kept, _ = suppress(found, nms_iou=run.config.eval.nms_iou, max_detections=run.config.eval.max_detections)
   ours = sorted(zip(found.image_id[kept], found.score[kept], strict=True))
   scored = sorted((r["image_id"], r["score"]) for r in run.detections().rows())
   assert len(kept) > len(ours) == len(scored)
   np.testing.assert_allclose(np.array(ours), np.array(scored), rtol=1e-5)
   before = (run.folder / "candidates.npz").stat().st_mtime
-  paper_results.candidates(run)
+  paper_results.find_candidates(run.workdir)
   assert (run.folder / "candidates.npz").stat().st_mtime == before  # not made again
 
 
 def test_soft_nms_scores_the_same_checkpoint_beside_the_runs_own_figures(run, shapes_folder):
   own = (run.folder / "metrics.json").read_text()
-  soft = paper_results.soft_nms(run, "gaussian")
+  paper_results.soft_nms(run.workdir, "gaussian")
+  soft = Results.read(run.workdir, "soft_nms_gaussian")
   assert soft.folder.name == "val_soft_nms_gaussian" and soft.metrics["step"] == run.metrics["step"]
   truth = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
   assert evaluate(truth, soft.detections())["AP"] == pytest.approx(soft.metrics["AP"], abs=1e-9)
@@ -62,12 +64,12 @@ def test_test_dev_results_are_named_as_the_server_wants(run, shapes_folder, tmp_
   root = tmp_path / "coco"
   (root / "annotations").mkdir(parents=True)
   with pytest.raises(UserError, match="image_info_test-dev2017"):
-    paper_results.test_dev(run, root, "method", tmp_path)
+    paper_results.test_dev(run.workdir, root, "method", tmp_path)
   truth = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
   listed = {"images": truth["images"][:3], "categories": truth["categories"]}
   (root / "annotations" / "image_info_test-dev2017.json").write_text(json.dumps(listed))
   shutil.copytree(shapes_folder / "val", root / "test2017")
-  path = paper_results.test_dev(run, root, "method", tmp_path / "out")
+  path = paper_results.test_dev(run.workdir, root, "method", tmp_path / "out")
   assert path.name == "detections_test-dev2017_method_results.zip"
   with zipfile.ZipFile(path) as file:
     assert file.namelist() == ["detections_test-dev2017_method_results.json"]
@@ -82,7 +84,7 @@ def test_test_dev_results_are_named_as_the_server_wants(run, shapes_folder, tmp_
     np.testing.assert_allclose(ours["bbox"], theirs["bbox"], rtol=1e-4, atol=1e-3)
   (root / "test2017" / truth["images"][1]["file_name"]).unlink()
   made = path.stat().st_mtime_ns
-  assert paper_results.test_dev(run, root, "method", tmp_path / "out") == path
+  assert paper_results.test_dev(run.workdir, root, "method", tmp_path / "out") == path
   assert path.stat().st_mtime_ns == made  # newer than the scores: not made again
   with pytest.raises(UserError, match=r"1 images of .* are missing"):
-    paper_results.test_dev(run, root, "method", tmp_path)
+    paper_results.test_dev(run.workdir, root, "method", tmp_path)
