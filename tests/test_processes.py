@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -41,6 +42,35 @@ def config_file(tmp_path_factory, shapes_folder):
   return path
 
 
+# `iou-det eval`, which then says what it was told, and Figure 2 of two runs; only process 0 may score and write.
+EVALUATE = """
+import json, os, sys
+from pathlib import Path
+from iou_det.cli import main
+from iou_det.detector import Detector
+from iou_det.evaluation import coco
+from iou_det.paper import experiments, results
+
+def refuse(*_, **__):
+  raise AssertionError("this is process 0's")
+
+if os.environ["JAX_PROCESS_ID"] == "1":
+  coco.evaluate = experiments.figure2 = results.save_candidates = results.Results.read = refuse
+evaluate = Detector.evaluate
+
+def told(*arguments, **options):
+  found = evaluate(*arguments, **options)
+  print("metrics:", json.dumps([len(found.results), found.metrics]))
+  return found
+
+Detector.evaluate = told
+main(sys.argv[1:])
+(workdir,) = (Path(a.removeprefix("--workdir=")) for a in sys.argv if a.startswith("--workdir="))
+runs = [workdir, workdir.with_name("other")]
+print("figure:", experiments.figures_of("fig2", runs, workdir.with_name("fig2"), "a test").splitlines()[-1])
+"""
+
+
 def start(config_file, workdir, processes, evaluate=False):
   """Starts `iou-det train` or `eval`: as many processes, 8 devices in all, over the loopback interface."""
   with socket.socket() as s:
@@ -54,7 +84,8 @@ def start(config_file, workdir, processes, evaluate=False):
       "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd(), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
       "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i)}  # fmt: skip
     task = ["eval"] if evaluate else ["train", f"--config={config_file}"]
-    command = [sys.executable, "-c", COMMAND, *task, f"--workdir={workdir}"]
+    program = EVALUATE if evaluate else COMMAND
+    command = [sys.executable, "-c", program, *task, f"--workdir={workdir}"]
     log = (workdir.parent / f"{workdir.name}_{i}.log").open("a")
     started.append(subprocess.Popen([*command, *distributed], env=environment, stdout=log, stderr=log))
   return started
@@ -108,15 +139,23 @@ def test_two_processes_train_evaluate_and_save_as_one_does(uninterrupted):
 
 
 def test_two_processes_detect_what_one_does(config_file, uninterrupted, tmp_path):
-  """The same checkpoint, by `iou-det eval --distributed`."""
+  """The same checkpoint, by `iou-det eval --distributed`; process 0 scores, and draws."""
   workdir = tmp_path / "run"
-  shutil.copytree(uninterrupted[1], workdir)
+  for copy in (workdir, tmp_path / "other"):
+    shutil.copytree(uninterrupted[1], copy)
   (workdir / "eval/val/detections.json").unlink()
   codes, log = finish(start(config_file, workdir, 2, evaluate=True), workdir)
   assert codes == [0, 0], log
   two, one = (json.loads((w / "eval/val/detections.json").read_text()) for w in (workdir, uninterrupted[1]))
   assert_same_detections(two, one)
   assert len(two) > 13
+  (ours, scored), (none, known) = (
+    json.loads(line) for line in re.findall(r"^metrics: (.*)", log, re.MULTILINE)
+  )
+  assert scored == known and scored["AP"] is not None  # the bits of every float
+  assert (ours, none) == (scored["detections"], 0) == (len(two), 0)
+  assert re.findall(r"^figure: (.*)", log, re.MULTILINE) == [f"wrote {tmp_path / 'fig2'}"] * 2
+  assert (tmp_path / "fig2/ranking.md").exists() and (tmp_path / "other/eval/val/candidates.npz").exists()
 
 
 def forget_all_after_step_4(workdir):

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -112,10 +113,16 @@ def test_figures_are_pycocotools(tmp_path, seed, image_ids, max_side):
   assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
 
-@pytest.mark.parametrize("empty, image_ids", [(False, None), (False, [5, 15, 45]), (True, None)])
-def test_hotcoco_gives_the_same_figures(empty, image_ids):
+@pytest.mark.parametrize(
+  "empty, image_ids, add", [(False, None, 0), (False, [5, 15, 45], 0), (True, None, 0), (False, None, 2**53)]
+)
+def test_hotcoco_gives_the_same_figures(empty, image_ids, add):
   truth, results = draw(3)
   results = [] if empty else results
+  for row in results + truth["annotations"]:  # with `add`, as float64 many ids would be the same
+    row["image_id"] = row["image_id"] // 10 + add if add else row["image_id"]
+  for row in truth["images"] if add else []:
+    row["id"] = row["id"] // 10 + add
   ours = evaluate(truth, results, image_ids=image_ids)
   fast = evaluate(truth, results, image_ids=image_ids, backend="hotcoco")
   assert fast.keys() == ours.keys()
@@ -138,6 +145,39 @@ def test_a_source_scores_as_its_annotation_file(tmp_path):
   assert content["annotations"] == truth["annotations"]
   metrics = evaluate(content, results)
   np.testing.assert_array_equal([metrics[name] for name in SIZES], stats)
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 5, 8, 13])
+def test_results_are_written_as_json_writes_the_list_of_dicts(monkeypatch, number):
+  """In pieces of four, from float32 as the detector gives them."""
+  monkeypatch.setattr(coco, "CHUNK", 4)
+  rng = np.random.default_rng(number)
+  boxes = np.float32(rng.normal(0, 300, (number, 4)))
+  scores = np.float32(rng.uniform(0, 1, number) ** 9)  # down to exponents
+  images, categories = rng.integers(0, 2**60, number), rng.integers(1, 91, number)
+  written = b"".join(coco.to_results(images, boxes, scores, categories).as_json())
+  dicts = []
+  for i, (x1, y1, x2, y2) in enumerate(boxes.astype(float).tolist()):
+    box = [x1, y1, x2 - x1, y2 - y1]
+    dicts.append(
+      {"image_id": int(images[i]), "category_id": int(categories[i]), "bbox": box, "score": float(scores[i])}
+    )
+  assert written == json.dumps(dicts).encode() + b"\n"
+  again = coco.Results.of(json.loads(written))
+  assert list(again.rows()) == dicts and len(again) == number
+  parts = coco.Results.join([again[:3], again[3:]])
+  assert list(parts.rows()) == dicts
+  assert list(again[again.score > 0.5].rows()) == [row for row in dicts if row["score"] > 0.5]
+
+
+def test_hotcoco_is_taken_where_it_is_installed(monkeypatch):
+  assert coco.choose_backend("auto") == coco.choose_backend("hotcoco") == "hotcoco"
+  monkeypatch.setitem(sys.modules, "hotcoco", None)
+  assert coco.choose_backend("auto") == coco.choose_backend("pycocotools") == "pycocotools"
+  with pytest.raises(
+    UserError, match=r"'hotcoco' is not installed; pip install .*fast-eval.*or use pycocotools"
+  ):
+    evaluate(*draw(0), backend="hotcoco")
 
 
 def test_results_have_original_ids_and_unrounded_pixels():

@@ -5,10 +5,11 @@ import re
 
 import pytest
 
-from iou_det.config import validate
+from iou_det.config import validate, with_loss
 from iou_det.config_args import find_config, read_config_file
 from iou_det.data.shapes import Shapes
 from iou_det.errors import UserError
+from iou_det.paper import reproduce
 from iou_det.paper.experiments import EXPERIMENTS
 from iou_det.paper.reproduce import dry_run, plan
 from iou_det.paper.results import Results, finished
@@ -158,6 +159,20 @@ def test_controls_take_their_weight_from_the_balanced_run(tmp_path):
   assert reproduction.config(Run("baseline_w_loc", 1)).loss.w_loc == 2.7
   assert reproduction.config(Run("baseline_w_loc", 1)).loss.lambd == 0
   assert Results.read(workdir).figure("AP60") == pytest.approx(40.0)
+
+
+def test_other_processes_train_what_process_0_says(tmp_path, monkeypatch):
+  """They ask no file: theirs may be older. Here the run that the weight comes from is not there at all."""
+  run, other = Run("baseline_w_loc", 0), Run("cls", 0)
+  settings = with_loss(run_config(run, "shapes"), w_loc=1 / 3).to_dict()
+  said = iter(json.loads(json.dumps([settings, None])))  # None: finished
+  trained = []
+  monkeypatch.setattr(reproduce, "by_process_0", lambda work: next(said))
+  monkeypatch.setattr(reproduce, "train", lambda config, workdir: trained.append((config, workdir)))
+  reproduction = Reproduction(tmp_path, "shapes")
+  reproduce.run_all([run, other], reproduction)
+  ((config, workdir),) = trained
+  assert config.to_dict() == settings and workdir == reproduction.folder(run)
 
 
 def test_dry_run_tells_hours_by_runs_that_were_begun(tmp_path):

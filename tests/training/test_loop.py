@@ -20,6 +20,7 @@ from iou_det.data.pipeline import train_batches
 from iou_det.data.plan import make_plan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
+from iou_det.evaluation import coco
 from iou_det.network import make_model
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.loop import train
@@ -170,10 +171,23 @@ def test_restore_on_another_number_of_devices(reference, shapes_folder, tmp_path
   np.testing.assert_allclose(resumed[8], uninterrupted[8], rtol=1e-3)
 
 
-def test_finished_run_returns_its_metrics_and_another_config_is_refused(reference, shapes_folder):
+@pytest.fixture
+def scorers(monkeypatch):
+  """The backend of every scoring."""
+  made, scorer = [], coco._scorer
+  monkeypatch.setattr(coco, "_scorer", lambda *args: made.append(args[-1]) or scorer(*args))
+  return made
+
+
+def test_finished_run_returns_its_metrics_and_another_config_is_refused(
+  reference, shapes_folder, scorers, caplog
+):
   workdir, metrics = reference
-  again = train(tiny_config(shapes_folder), workdir, devices=jax.devices()[:1])
+  with caplog.at_level("INFO"):
+    again = train(tiny_config(shapes_folder), workdir, devices=jax.devices()[:1])
   assert again == json.loads(json.dumps(metrics))
+  assert scorers == ["hotcoco"]  # "auto" in an environment that has it
+  assert caplog.text.count("hotcoco scores the evaluations (config.eval.backend=auto)") == 1
   with pytest.raises(UserError, match=r"another config.*loss.eta: 1.5 != 0.0"):
     train(tiny_config(shapes_folder, eta=0.0), workdir, devices=jax.devices()[:1])
 
@@ -203,7 +217,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_images(shapes_folder, tmp_p
   assert not any((tmp_path / "checkpoints").iterdir())
 
 
-def test_bad_settings_leave_no_trace(shapes_folder, tmp_path):
+def test_bad_settings_leave_no_trace(shapes_folder, tmp_path, monkeypatch):
   config = tiny_config(shapes_folder)
   config.train.batch_size = 12
   with pytest.raises(UserError, match="multiples of 8"):
@@ -215,6 +229,11 @@ def test_bad_settings_leave_no_trace(shapes_folder, tmp_path):
   config = tiny_config(shapes_folder)
   config.data.val_split = "dev"
   with pytest.raises(UserError, match="dev"):
+    train(config, tmp_path / "w", devices=jax.devices()[:1])
+  config = tiny_config(shapes_folder)
+  config.eval.backend = "hotcoco"
+  monkeypatch.setitem(sys.modules, "hotcoco", None)  # not installed
+  with pytest.raises(UserError, match=r"'hotcoco' is not installed; pip install .*fast-eval"):
     train(config, tmp_path / "w", devices=jax.devices()[:1])
   assert not (tmp_path / "w").exists()
 
@@ -233,7 +252,7 @@ def test_damaged_checkpoint_is_one_clear_error(reference, tmp_path):
     load_detector(copy, "7")
 
 
-def test_the_papers_recipe_trains_on_both_orientations(tmp_path):
+def test_the_papers_recipe_trains_on_both_orientations(tmp_path, scorers):
   """Frozen batch norm, legacy anchors, sums per level, at toy size; two programs, landscape and portrait."""
   for split, images in (("train", 24), ("val", 5)):
     export_coco(Shapes(split, images=images, height=64, width=96, portrait_share=0.5), tmp_path / "data")
@@ -243,8 +262,8 @@ def test_the_papers_recipe_trains_on_both_orientations(tmp_path):
     path=str(tmp_path / "data"), train_split="train", val_split="val", short=64, long=96, canvas=(64, 96),
     max_boxes=16, threads=2)  # fmt: skip
   config.train.update(batch_size=4, epochs=1, warmup_steps=2, decay_epochs=(), log_every=1)
-  config.eval.update(batch_size=2, score_threshold=0.001)
+  config.eval.update(batch_size=2, score_threshold=0.001, backend="pycocotools")
   metrics = train(config, tmp_path / "run", devices=jax.devices()[:1])
-  assert metrics["images"] == 5
+  assert metrics["images"] == 5 and scorers == ["pycocotools"]
   losses = [row["loss"] for row in rows(tmp_path / "run") if "loss" in row]
   assert len(losses) >= 6 and np.isfinite(losses).all()  # the loop asserts that at most two were compiled
