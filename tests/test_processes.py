@@ -42,7 +42,7 @@ def config_file(tmp_path_factory, shapes_folder):
   return path
 
 
-# `iou-det eval`, which then says what it was told, and Figure 2 of two runs; only process 0 may score and write.
+# `iou-det eval`, which says what it was told, then Figure 2 of two runs; process 0 alone scores and writes.
 EVALUATE = """
 import json, os, sys
 from pathlib import Path

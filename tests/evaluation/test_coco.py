@@ -114,7 +114,8 @@ def test_figures_are_pycocotools(tmp_path, seed, image_ids, max_side):
 
 
 @pytest.mark.parametrize(
-  "empty, image_ids, add", [(False, None, 0), (False, [5, 15, 45], 0), (True, None, 0), (False, None, 2**53)]
+  "empty, image_ids, add",
+  [(False, None, 0), (False, [5, 15, 45], 0), (True, None, 0), (False, None, 2**53 + 1)],
 )
 def test_hotcoco_gives_the_same_figures(empty, image_ids, add):
   truth, results = draw(3)
