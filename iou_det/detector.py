@@ -263,7 +263,7 @@ class Detector:
   def evaluate(
     self,
     source: Source,
-    annotations: str = "",
+    annotations: str | dict[str, Any] = "",
     *,
     backend: str = "pycocotools",
     interrupted: Callable[[], bool] = NEVER,
@@ -271,7 +271,8 @@ class Detector:
     """Detects on a source, whose categories the detector must know; process 0 scores the detections.
 
     Args:
-      annotations: original COCO annotation file; "" scores against the source's own records.
+      annotations: original COCO annotation file; "" scores against the source's own records. Or what
+        `ground_truth` made of it, which then need not be read again.
       backend: see `coco.evaluate`.
     """
     if not set(source.categories) <= set(self.categories):
@@ -280,7 +281,7 @@ class Detector:
         f"have ({describe_categories(source.categories)}); evaluate on data with the same ids and names"
       )
     backend = coco.choose_backend(backend)  # before the work, so that a wrong name or file costs nothing
-    truth = ground_truth(source, annotations)
+    truth = ground_truth(source, annotations) if isinstance(annotations, str) else annotations
     results = self.detect(source, interrupted)
     ids = {c.id for c in source.categories}
     if len(ids) < len(self.categories):

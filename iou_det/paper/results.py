@@ -127,8 +127,8 @@ def soft_nms(workdir: Path, method: str) -> None:
     return
   detector = load_detector(workdir, str(step))
   detector.config.eval.nms = method
-  d = detector.config.data
-  scored = detector.evaluate(open_dataset(d.path, d.val_split), d.val_annotations)
+  d, backend = detector.config.data, detector.config.eval.backend  # which scored the run itself
+  scored = detector.evaluate(open_dataset(d.path, d.val_split), d.val_annotations, backend=backend)
   scored.write(workdir / "eval" / f"{d.val_split}_{variant}", step=detector.trained_steps, split=d.val_split)
 
 

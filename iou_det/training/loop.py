@@ -67,7 +67,7 @@ def train_unless(
   if source.categories != val_source.categories:
     both = f"{d.train_split!r} and {d.val_split!r} of {d.path}"
     raise UserError(f"splits {both} have different category tables")
-  ground_truth(val_source, d.val_annotations)  # fail now rather than at the first evaluation
+  truth = ground_truth(val_source, d.val_annotations)  # fail now rather than at the first evaluation
   backend = choose_backend(config.eval.backend)
   plan = make_plan(source, config)
   last_step = t.epochs * plan.steps_per_epoch
@@ -110,7 +110,7 @@ def train_unless(
   def evaluate(step: int) -> dict[str, Any]:
     asked = preemption.requested
     detector.variables = state.averaged if t.ema else state.variables
-    scored = detector.evaluate(val_source, d.val_annotations, backend=backend, interrupted=asked)
+    scored = detector.evaluate(val_source, truth, backend=backend, interrupted=asked)
     return scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
 
   def score(step: int) -> dict[str, Any]:
