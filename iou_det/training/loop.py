@@ -94,7 +94,8 @@ def train_unless(
   millions = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
   what = f"{mesh.size} devices ({mesh.devices.flat[0].device_kind}), {millions:.1f} million parameters"
   logging.info(f"{what}, steps {start_step}..{last_step}, {plan.steps_per_epoch} an epoch")
-  logging.info(f"{backend} scores the evaluations (config.eval.backend={config.eval.backend})")
+  if lead:
+    logging.info(f"{backend} scores the evaluations (config.eval.backend={config.eval.backend})")
 
   detector = Detector(config, model, mesh, source.categories)
   log = MetricsLog(workdir, start_step) if lead else None
