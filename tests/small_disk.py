@@ -1,4 +1,4 @@
-"""A disk that is full soon: a tmpfs in a mount namespace, which is gone with the process that asked for it."""
+"""A disk that is full soon: a tmpfs in a mount namespace, gone with the process that asked for it."""
 
 import functools
 import subprocess
