@@ -12,9 +12,9 @@ alone, all lines of metrics.jsonl (but for speeds) and detections.json. Kinds of
              prediction (--step=best) and training say so in a line, or give the right result
 
 Lost is: a checkpoint that cannot be read, a start that is refused, another end, a wrong exit code or message,
-a process that does not end. The exit code is 1 then; DIR/lost.md and DIR/lost/ have what it takes to look into it.
-Each kind of fault has compiled programs of its own in DIR; `kill` begins without any, so that it hits the
-writing of that cache too (on CPUs two processes keep none). Every tenth start of `kill` and `sigterm` is a
+a process that does not end. The exit code is 1 then, and DIR/lost.md and DIR/lost/ have what led to it.
+Each kind of fault has compiled programs of its own in DIR; in full, `kill` begins without any, so that it hits
+the writing of that cache too (on CPUs two processes keep none). Every tenth start of `kill` and `sigterm` is a
 fresh interpreter, whose imports are hit; the others are forked from one that has imported all.
 """
 
@@ -42,7 +42,7 @@ from tests.lives import Undisturbed, difference, end, undisturbed
 
 class Kind(NamedTuple):
   title: str
-  run: str  # in RUNS; the short form has "small" for all
+  run: str  # in RUNS; the short form has "short" for all
   trials: Callable[[Trials, Undisturbed, int], None]
   number: int | None  # None: all there are
   short: int  # the number in the short form
@@ -70,6 +70,7 @@ RUNS = {
   "long": Size(epochs=40, every=2, minutes=0.005),
   "two": Size(epochs=12, every=1, minutes=0.005, processes=2),
   "small": Size(epochs=4, every=1, minutes=10),
+  "short": Size(epochs=2, every=1, minutes=10),
 }
 
 
@@ -81,7 +82,7 @@ def trials(t: Trials, kind: Kind, run: Undisturbed, number: int | None, two_at_a
     command.server.cache_clear()  # the parent's
     t.folder.mkdir()
     cache = t.folder / "cache"
-    if t.kind != "kill":
+    if t.kind != "kill" or number == kind.short:
       shutil.copytree(os.environ["JAX_COMPILATION_CACHE_DIR"], cache)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache)
     try:
@@ -136,7 +137,7 @@ def main() -> int:
 
   for split, images in (("train", 32), ("val", 13)):
     export_coco(Shapes(split, images=images, height=64, width=96), out / "shapes")
-  needed = {name: "small" if given.short else KINDS[name].run for name in kinds}
+  needed = {name: "short" if given.short else KINDS[name].run for name in kinds}
   runs = {size: undisturbed_run(out, size) for size in dict.fromkeys(needed.values())}
 
   fork = multiprocessing.get_context("fork")

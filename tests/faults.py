@@ -1,5 +1,6 @@
 """The kinds of faults that tests.campaign tries, and what counts as a loss."""
 
+import functools
 import json
 import random
 import re
@@ -186,75 +187,79 @@ def damages(content: bytes, random: random.Random) -> dict[str, bytes | None]:
 
 def files(t: Trials, run: Undisturbed, number: int | None) -> None:
   """Of a finished run and of an interrupted one; all of them, or `number` drawn from them."""
-  interrupted = t.folder / "interrupted"
   two = "--config.train.keep_checkpoints=2"
+  interrupted, damaged, copy = (t.folder / name for name in ("interrupted", "damaged", "copy"))
   life = run.train(t.log, interrupted, two)
   while len(steps(interrupted)) < 2 and not life.wait(0.02):
     pass
   life.signal(signal.SIGTERM, [0])
   life.end()
-  workdir, pictures = t.folder / "run", t.folder / "pictures"
-  known = [str(step) for step in steps(run.workdir)]
 
-  def evaluate(step: str = "last") -> tuple[Life, Callable]:
+  def evaluate(workdir: Path, step: str = "last") -> tuple[Life, Callable]:
     read = lambda: [(workdir / "eval/val" / name).read_text() for name in ("detections.json", "metrics.json")]
     return Life(t.log, "eval", f"--workdir={workdir}", f"--step={step}"), read
 
-  def predict(step: str = "best") -> tuple[Life, Callable]:
-    shutil.rmtree(pictures, ignore_errors=True)
+  def predict(workdir: Path, step: str = "best") -> tuple[Life, Callable]:
+    pictures = workdir / "pictures"
     options = (f"--workdir={workdir}", f"--step={step}", "--split=val", f"--out={pictures}")
     return Life(t.log, "predict", *options), lambda: (pictures / "detections.json").read_text()
 
-  def train() -> tuple[Life, Callable]:
+  def train(workdir: Path) -> tuple[Life, Callable]:
     return run.train(t.log, workdir, two), lambda: end(workdir)
 
-  def copied(source: Path, start: Callable, *step: str) -> tuple[Any, set[str]]:
-    """The right result and what is said beside it."""
-    shutil.rmtree(workdir, ignore_errors=True)
-    shutil.copytree(source, workdir)
-    life, read = start(*step)
+  def intact(source: Path, start: Callable, *step: str) -> tuple[Any, set[str]]:
+    """The right result, and what is said beside it."""
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(source, copy)
+    life, read = start(copy, *step)
     assert life.end() and life.codes == [0], life.text
     return read(), {masked(line) for line in life.lines}
 
-  others = {start: [copied(run.workdir, start, step)[0] for step in known] for start in (evaluate, predict)}
-  intact = {start: copied(run.workdir, start) for start in (evaluate, predict)}
-  intact[train] = copied(interrupted, train)
-  if intact[predict][0] == others[predict][-1]:
-    t.notes["(the best checkpoint was the last)"] = 1
-  if different := difference(end(run.workdir), intact[train][0]):
-    raise AssertionError(f"the interrupted run ends otherwise, undamaged: {different}")
+  @functools.cache
+  def of_each_step(start: Callable) -> list[Any]:
+    return [intact(run.workdir, start, str(step))[0] for step in steps(run.workdir)]
 
+  def acceptable(start: Callable, result: Any, right: Any) -> bool:
+    """With a warning: another checkpoint's detections; the same end but for lines of metrics.jsonl."""
+    return difference(right, result) == "rows" if start is train else result in of_each_step(start)
+
+  right = {start: intact(run.workdir, start) for start in (evaluate, predict)}
+  right[train] = intact(interrupted, train)
+  if different := difference(end(run.workdir), right[train][0]):
+    raise AssertionError(f"the interrupted run ends otherwise, undamaged: {different}")
   trials = []
   for source, starts in ((run.workdir, (evaluate, predict)), (interrupted, (train,))):
     for path in sorted(p for p in source.rglob("*") if p.is_file()):
       for damage, content in damages(path.read_bytes(), t.random).items():
         trials += [(source, path.relative_to(source), damage, content, start) for start in starts]
   for source, name, damage, content, start in t.random.sample(trials, number) if number else trials:
-    shutil.rmtree(workdir, ignore_errors=True)
-    shutil.copytree(source, workdir)
-    (workdir / name).unlink() if content is None else (workdir / name).write_bytes(content)
-    for path in (workdir / "eval").rglob("*.json"):  # of before
-      if path != workdir / name:
-        path.unlink()
-    life, read = start()
+    shutil.rmtree(damaged, ignore_errors=True)
+    shutil.copytree(source, damaged)
+    for path in (damaged / "eval").rglob("*.json"):  # or a result of before could be taken for one
+      path.unlink()
+    if content is not None:
+      (damaged / name).write_bytes(content)
+    else:
+      (damaged / name).unlink(missing_ok=True)
+    life, read = start(damaged)
     ended = life.end()
     t.tried += 1
-    right, usual = intact[start]
+    expected, usual = right[start]
     try:
       result = read() if ended and life.codes == [0] else None
-    except Exception:
+    except Exception:  # there is none, or a damaged one
       result = None
-    if result == right:
+    if result == expected:
       t.notes["the right result"] += 1
     elif ended and life.clear_line():
       t.notes["refused in one line"] += 1
-    elif result and speaks_of(name, life, usual) and acceptable(result, right, others.get(start)):
-      t.notes["an earlier checkpoint's right result, or less history, with a warning"] += 1
+    elif result and speaks_of(name, life, usual) and acceptable(start, result, expected):
+      t.notes["with a warning, another checkpoint's result or less history"] += 1
     else:
       what = "another result, in silence" if result else "no clear line, no result"
-      if isinstance(result, dict):
-        what += f" ({difference(right, result)})"
-      t.lose(f"{what}: {start.__name__}, {name} {damage}", life, workdir)
+      if result and start is train:
+        what += f" ({difference(expected, result)})"
+      t.lose(f"{what}: {start.__name__}, {name} {damage}", life, damaged)
 
 
 def masked(line: str) -> str:
@@ -266,10 +271,3 @@ def speaks_of(name: Path, life: Life, usual: set[str]) -> bool:
   new = [line for line in life.lines if masked(line) not in usual]
   names = [name.name, "/".join(name.parts[:2])]
   return any(n in line for n in names for line in new)
-
-
-def acceptable(result: Any, right: Any, others: list | None) -> bool:
-  """With a warning: an earlier checkpoint's detections; the same end but for lines of metrics.jsonl."""
-  if others is not None:
-    return result in others
-  return difference(right, result) == "rows"
