@@ -24,19 +24,19 @@ COMPILE_QUICKLY = (
 )
 
 
-def iou_det(*arguments, **environment) -> subprocess.CompletedProcess:
-  """Runs a command in the current folder; output and errors as text."""
+def iou_det(*arguments, before="", **environment) -> subprocess.CompletedProcess:
+  """Runs a command in the current folder, after other code; output and errors as text."""
   with tempfile.TemporaryDirectory() as folder:
     out, errors = Path(folder) / "out", Path(folder) / "errors"
-    code = ask("wait", start(*arguments, out=out, errors=errors, **environment))
+    code = ask("wait", start(*arguments, out=out, errors=errors, before=before, **environment))
     return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
 
 
-def start(*arguments, out: Path, errors: Path, **environment) -> int:
+def start(*arguments, out: Path, errors: Path, before="", **environment) -> int:
   """Starts a command in a process group of its own; its number, for `poll` and signals."""
   request = {
     "arguments": [str(a) for a in arguments], "environment": os.environ | environment,
-    "folder": os.getcwd(), "files": [str(out), str(errors)]}  # fmt: skip
+    "folder": os.getcwd(), "files": [str(out), str(errors)], "before": before}  # fmt: skip
   return ask("start", request)
 
 
@@ -77,6 +77,7 @@ def serve() -> None:
         os.environ.clear()
         os.environ.update(of["environment"])
         os.chdir(of["folder"])
+        exec(of["before"], {})
         return main(of["arguments"])  # which exits
     else:
       pid, status = os.waitpid(of, os.WNOHANG if what == "poll" else 0)
