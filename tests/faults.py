@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -39,13 +40,14 @@ class Trials:
     return self.folder / "log"
 
   def lose(self, what: str, life: Life, workdir: Path) -> None:
-    """Notes a loss, keeps the workdir."""
+    """Notes a loss, and keeps the workdir."""
     kept = self.out / "lost" / f"{self.kind}_{len(self.lost):03d}"
     if workdir.exists():
       shutil.copytree(workdir, kept, symlinks=True)
     shown = "\n".join(life.lines[-25:])
     asked = " ".join(life.command)
     self.lost.append(f"{what}\n\n`{asked}` ended with {life.codes}; {kept}\n\n```\n{shown}\n```\n")
+    print(f"lost: {what} ({kept})", file=sys.stderr, flush=True)  # the table may be half an hour away
 
 
 def unreadable(workdir: Path, known: set[tuple[Path, int]]) -> str:
