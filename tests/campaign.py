@@ -152,7 +152,9 @@ def main() -> int:
   for process in started:
     process.join()
 
-  outcomes = {name: json.loads((out / f"{name}.json").read_text()) for name in kinds}
+  died = {"tried": 0, "lost": ["its process died"], "notes": {}, "not_run": "", "seconds": 0}
+  paths = {name: out / f"{name}.json" for name in kinds}
+  outcomes = {name: json.loads(path.read_text()) if path.exists() else died for name, path in paths.items()}
   print(table(outcomes))
   print(f"\n{time.monotonic() - began:.0f} s in all on {os.cpu_count()} cores, seed {given.seed}")
   lost = "\n".join(f"## {KINDS[name].title}: {what}" for name, o in outcomes.items() for what in o["lost"])

@@ -104,6 +104,7 @@ def interrupt(t: Trials, run: Undisturbed, number: int, kind: signal.Signals) ->
     life = run.train(t.log, workdir, fresh=fresh)
     if life.wait(moment):  # nothing to interrupt
       over, wrong = True, other_end(life, workdir, expected)
+      t.tried += wrong != ""  # or a start that always fails would be tried for ever
     else:
       importing = moment < 3 * run.imports[fresh] and not life.catches(kind)
       doing = "importing" if importing else phase(life, workdir, expected)
