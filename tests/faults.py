@@ -99,7 +99,7 @@ def interrupt(t: Trials, run: Undisturbed, number: int, kind: signal.Signals) ->
     fresh = run.processes == 1 and t.tried % 10 == 0
     left = 1 - max(steps(workdir), default=0) / expected["steps"]
     # So long that the last of them can reach the end; or the imports, and a little of what comes then.
-    window = run.start + left * run.work * min(1, 3 / (number - t.tried))
+    window = (run.cold if left == 1 else run.start) + left * run.work * min(1, 3 / (number - t.tried))
     moment = t.random.uniform(0, run.imports[1] + run.start / 2 if fresh else window)
     life = run.train(t.log, workdir, fresh=fresh)
     if life.wait(moment):  # nothing to interrupt
