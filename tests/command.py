@@ -24,18 +24,32 @@ COMPILE_QUICKLY = (
 )
 
 
-def iou_det(*arguments, **environment) -> subprocess.CompletedProcess:
-  """Runs a command in the current folder; output and errors as text."""
+def iou_det(*arguments, before="", **environment) -> subprocess.CompletedProcess:
+  """Runs a command in the current folder, after other code; output and errors as text."""
   with tempfile.TemporaryDirectory() as folder:
     out, errors = Path(folder) / "out", Path(folder) / "errors"
-    request = {
-      "arguments": [str(a) for a in arguments], "environment": os.environ | environment,
-      "folder": os.getcwd(), "files": [str(out), str(errors)]}  # fmt: skip
-    pipe = server()
-    pipe.stdin.write(json.dumps(request) + "\n")
-    pipe.stdin.flush()
-    code = int(pipe.stdout.readline())
+    code = ask("wait", start(*arguments, out=out, errors=errors, before=before, **environment))
     return subprocess.CompletedProcess(arguments, code, out.read_text(), errors.read_text())
+
+
+def start(*arguments, out: Path, errors: Path, before="", **environment) -> int:
+  """Starts a command in a process group of its own; its number, for `poll` and signals."""
+  request = {
+    "arguments": [str(a) for a in arguments], "environment": os.environ | environment,
+    "folder": os.getcwd(), "files": [str(out), str(errors)], "before": before}  # fmt: skip
+  return ask("start", request)
+
+
+def poll(pid: int) -> int | None:
+  """The exit code (-N: by signal N) of what `start` started, which is then forgotten; None while it runs."""
+  return ask("poll", pid)
+
+
+def ask(what: str, of):
+  pipe = server()
+  pipe.stdin.write(json.dumps([what, of]) + "\n")
+  pipe.stdin.flush()
+  return json.loads(pipe.stdout.readline())
 
 
 @functools.cache
@@ -53,14 +67,19 @@ def serve() -> None:
   importlib.import_module("iou_det.paper.reproduce")  # imports the rest but for commands
   gc.freeze()  # or each process would copy all of it when it ends
   for line in sys.stdin:
-    request = json.loads(line)
-    pid = os.fork()
-    if pid == 0:
-      for number, path in enumerate(["/dev/null", *request["files"]]):
-        os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
-      os.environ.clear()
-      os.environ.update(request["environment"])
-      os.chdir(request["folder"])
-      return main(request["arguments"])  # which exits
-    _, status = os.waitpid(pid, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
+    what, of = json.loads(line)
+    if what == "start":
+      answer = os.fork()
+      if answer == 0:
+        os.setpgid(0, 0)
+        for number, path in enumerate(["/dev/null", *of["files"]]):
+          os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
+        os.environ.clear()
+        os.environ.update(of["environment"])
+        os.chdir(of["folder"])
+        exec(of["before"], {})
+        return main(of["arguments"])  # which exits
+    else:
+      pid, status = os.waitpid(of, os.WNOHANG if what == "poll" else 0)
+      answer = os.waitstatus_to_exitcode(status) if pid else None
+    print(json.dumps(answer), flush=True)

@@ -5,6 +5,7 @@ import os
 import tempfile
 from importlib.util import find_spec
 
+from tests import small_disk
 from tests.command import COMPILE_QUICKLY
 
 os.environ["XLA_FLAGS"] = " ".join(
@@ -28,19 +29,21 @@ install_import_hook("iou_det", "beartype.beartype")
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 
 # Files that take minutes: first, so that no worker is left alone with one at the end.
-SLOW = ("test_processes.py", "test_reproduce.py", "test_loop.py", "test_colab.py")
+SLOW = ("test_processes.py", "test_campaign.py", "test_reproduce.py", "test_loop.py", "test_colab.py")
 REAL_DATA = os.environ.get("IOU_DET_TEST_DATA")
 ONNX = all(map(find_spec, ("jax2onnx", "onnxruntime")))
 
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "real_data: reads the data sets in the folder $IOU_DET_TEST_DATA")
+  config.addinivalue_line("markers", "tmpfs: mounts small disks")
   config.addinivalue_line("markers", "onnx: exports by jax2onnx, which launch/test.sh installs")
 
 
 def pytest_collection_modifyitems(config, items):
   items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
-  lacking = [marker for marker, there in (("real_data", REAL_DATA), ("onnx", ONNX)) if not there]
+  needed = (("real_data", REAL_DATA), ("onnx", ONNX), ("tmpfs", small_disk.namespace()))
+  lacking = [marker for marker, there in needed if not there]
   out = [item for item in items if any(map(item.get_closest_marker, lacking))]
   if out:
     items[:] = [item for item in items if item not in out]
@@ -51,7 +54,9 @@ def pytest_report_header():
   data = f"IOU_DET_TEST_DATA={REAL_DATA}"
   if not REAL_DATA:
     data = "IOU_DET_TEST_DATA is not set: the tests on real data sets are deselected"
-  return data if ONNX else f"{data}; jax2onnx is not installed: the tests of ONNX are deselected"
+  onnx = "" if ONNX else "; jax2onnx is not installed: the tests of ONNX are deselected"
+  disk = "" if small_disk.namespace() else "; no tmpfs can be mounted: the tests of full disks are deselected"
+  return data + onnx + disk
 
 
 @pytest.fixture(scope="session")
