@@ -23,7 +23,8 @@ from iou_det.detector import Detector, ground_truth
 from iou_det.errors import Preempted, UserError
 from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, to_device
-from iou_det.processes import Preemption
+from iou_det.preemption import Preemption
+from iou_det.processes import of_process_0
 from iou_det.storage import write_json
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.step import create_state, make_train_step
@@ -43,7 +44,7 @@ def train(
     devices: default: all.
 
   Returns:
-    The last evaluation's metrics. After SIGTERM a `Preempted` is raised instead, with the state saved; for
+    The last evaluation's metrics. After SIGTERM or Ctrl-C a `Preempted` is raised instead, with the state saved; for
     bad config or data, a workdir of another config or a loss that is not finite, a UserError.
   """
   with Preemption() as preemption:  # to the very end: what is being saved must not be interrupted
@@ -72,7 +73,7 @@ def train_unless(
 
   # State: fresh, or the last checkpoint.
   model = make_model(config, len(source.categories))
-  fresh = None if has_checkpoint(workdir) else source.categories
+  fresh = None if of_process_0(has_checkpoint(workdir)) else source.categories
   state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, fresh)
   check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
   multihost_utils.sync_global_devices("all have looked into the workdir")
@@ -150,6 +151,8 @@ def train_unless(
         jax.block_until_ready(running.popleft())
       bar.update()
 
+      if step == start_step + 1:
+        preemption.begin(t.hang_minutes)
       stop = preemption.requested()
       to_score = due(step, t.eval_epochs)
       to_save = stop or to_score or due(step, t.checkpoint_epochs)
@@ -182,7 +185,7 @@ def train_unless(
       assert compiled <= 2, "the step was compiled more than once for each orientation"
     return metrics or evaluate(last_step)  # nothing was left to train
   except Preempted:
-    logging.warning("SIGTERM: what was trained is saved; the same command goes on from here")
+    logging.warning(f"{preemption.reason}: what was trained is saved; the same command goes on from here")
     raise
   finally:
     bar.close()
