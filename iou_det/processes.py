@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax._src import distributed  # its key-value store has no other name
+from jax._src import distributed  # for its key-value store
 from jax.experimental import multihost_utils
 
 from iou_det import leaving
@@ -77,7 +77,7 @@ def on_notice(act: Callable[[], None] | None) -> None:
 def finish() -> None:
   """At a good end: waits for the others, so that who fails after this one is done can still tell it."""
   if leaving.tell_others:
-    distributed.global_state.client.wait_at_barrier(DONE, 7 * 24 * 3600 * 1000)
+    _store().wait_at_barrier(DONE, 7 * 24 * 3600 * 1000)
     _ended.set()
 
 
@@ -93,7 +93,7 @@ def lost_another(error: BaseException | None) -> bool:
 
 def tell(code: int, line: str, stacks: bool) -> None:
   """Ends the other processes with this one's code and line."""
-  client = distributed.global_state.client
+  client = _store()
   failure = {"process": jax.process_index(), "host": socket.gethostname(), "code": code, "line": line}
   with contextlib.suppress(jax.errors.JaxRuntimeError):  # another one was first
     client.key_value_set(FAILURE, json.dumps(failure | {"stacks": stacks}))
@@ -118,15 +118,20 @@ def _listen() -> None:
       act()
 
 
+def _store() -> Any:
+  """JAX's key-value store, which all processes see."""
+  return distributed.global_state.client
+
+
 def _say_seen() -> None:
   key = f"{SEEN}{jax.process_index()}"
-  distributed.global_state.client.key_value_set(key, "", allow_overwrite=True)
+  _store().key_value_set(key, "", allow_overwrite=True)
 
 
 def _value(key: str) -> str | None:
-  """Of JAX's key-value store."""
+  """What the store has, if it has."""
   try:
-    return distributed.global_state.client.key_value_try_get(key)
+    return _store().key_value_try_get(key)
   except jax.errors.JaxRuntimeError as error:
     if "NOT_FOUND" in str(error) or _ended.is_set():
       return None

@@ -44,8 +44,8 @@ def train(
     devices: default: all.
 
   Returns:
-    The last evaluation's metrics. After SIGTERM or Ctrl-C a `Preempted` is raised instead, with the state saved; for
-    bad config or data, a workdir of another config or a loss that is not finite, a UserError.
+    The last evaluation's metrics. After SIGTERM or Ctrl-C a `Preempted` is raised instead, with the state
+    saved; for bad config or data, a workdir of another config or a loss that is not finite, a UserError.
   """
   with Preemption() as preemption:  # to the very end: what is being saved must not be interrupted
     return train_unless(preemption, config, Path(workdir), devices)
