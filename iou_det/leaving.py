@@ -58,7 +58,7 @@ def _quietly(act: Callable[[], object]) -> None:
 
 
 def listen(command: str) -> None:
-  """Has a thread act on signals from now on; Ctrl-C ends a command with a line, until `on_signal` is called."""
+  """Has a thread act on signals from now on: Ctrl-C ends the command with one line, but see `on_signal`."""
   global _listening
   reader, writer = os.pipe()
   os.set_blocking(writer, False)

@@ -27,6 +27,7 @@ from iou_det.preemption import Preemption
 from iou_det.processes import of_process_0
 from iou_det.storage import write_json
 from iou_det.training.diagnostics import as_row, make_diagnostics
+from iou_det.training.profiling import Profiler
 from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
 from iou_det.workdir.checkpoints import Checkpoints, has_checkpoint
@@ -96,6 +97,7 @@ def train_unless(
 
   detector = Detector(config, model, mesh, source.categories)
   log = MetricsLog(workdir, start_step) if lead else None
+  profiler = Profiler(t.profile_steps, workdir / "tensorboard")
 
   def save(step: int) -> None:
     run = {
@@ -143,8 +145,10 @@ def train_unless(
         sums = jax.device_get(diagnose(state, arrays, portrait))
         if log:
           log.write(step, as_row(sums))
+      profiler.before(step)
       with jax.transfer_guard("disallow"):
         state, out = train_step(state, arrays, portrait)
+      profiler.after(step, out["loss"])
       window.append(out)
       running.append(out["loss"])
       if len(running) > 2:  # no more than two steps ahead of the device: bounds the memory of waiting batches
@@ -189,6 +193,7 @@ def train_unless(
     raise
   finally:
     bar.close()
+    profiler.close()
     if log:
       log.close()
     checkpoints.close()  # waits for what is being saved
