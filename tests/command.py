@@ -24,13 +24,13 @@ COMPILE_QUICKLY = (
 )
 
 
-def iou_det(*arguments, **environment) -> subprocess.CompletedProcess:
-  """Runs a command in the current folder; output and errors as text."""
+def iou_det(*arguments, before="", **environment) -> subprocess.CompletedProcess:
+  """Runs a command in the current folder, after other code; output and errors as text."""
   with tempfile.TemporaryDirectory() as folder:
     out, errors = Path(folder) / "out", Path(folder) / "errors"
     request = {
       "arguments": [str(a) for a in arguments], "environment": os.environ | environment,
-      "folder": os.getcwd(), "files": [str(out), str(errors)]}  # fmt: skip
+      "folder": os.getcwd(), "files": [str(out), str(errors)], "before": before}  # fmt: skip
     pipe = server()
     pipe.stdin.write(json.dumps(request) + "\n")
     pipe.stdin.flush()
@@ -61,6 +61,7 @@ def serve() -> None:
       os.environ.clear()
       os.environ.update(request["environment"])
       os.chdir(request["folder"])
+      exec(request["before"], {})
       return main(request["arguments"])  # which exits
     _, status = os.waitpid(pid, 0)
     print(os.waitstatus_to_exitcode(status), flush=True)
