@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> None:
       raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     else:
       module.main()
-    if leaving.tell_others:
-      processes.finish()
+    processes.finish()
   except Preempted:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or another one on the way out would change the exit code
+    processes.finish()
     sys.exit(EXIT_PREEMPTED)
   except Exception as error:
     if leaving.tell_others and processes.lost_another(error):

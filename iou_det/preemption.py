@@ -50,6 +50,7 @@ class Preemption:
     """Gives signals back to whom they belonged; not on the way out, which another one must not cut off."""
     self._ended.set()
     processes.on_notice(None)
+    processes.expect_beats(False)
     if not self._told or kind is None:
       for undo in self._undo:
         undo()
@@ -62,6 +63,7 @@ class Preemption:
     Ends the process if `requested` is not called for so long, outside `leaving.unhurried`.
     """
     self._begun = True
+    processes.expect_beats(True)
     threading.Thread(target=self._watch, args=(hang_minutes,), name="hang", daemon=True).start()
 
   def requested(self) -> bool:

@@ -2,11 +2,13 @@
 
 import atexit
 import contextlib
+import itertools
 import json
 import os
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -19,13 +21,17 @@ from jax.experimental import multihost_utils
 from iou_det import leaving
 from iou_det.errors import EXIT_PREEMPTED, UserError
 
-# Seconds until JAX takes a process that says nothing for dead; 100 by default. It ends the others then (C++).
-HEARTBEAT = 40
-FAILURE, SEEN, DONE = "iou_det/failure", "iou_det/seen/", "iou_det/done"
+# Seconds until JAX takes a process for dead and aborts the others, in C++; 100 by default. Ours is sooner and
+# has a line and a code, but needs Python to run in each: so it counts while there are steps, not where Python may
+# be busy for long (it reads annotations of gigabytes in one go).
+JAX_HEARTBEAT = 50
+BEATS, SECONDS = 6, 5  # so many that process 0 misses in a row, so many seconds apart
+FAILURE, SEEN, DONE, BEAT = (f"iou_det/{name}" for name in ("failure", "seen/", "done", "beat/"))
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"  # set by JAX's preemption service where SIGTERM was caught
 LOST = ("Gloo", "UNAVAILABLE", "ABORTED", "CANCELLED", "Connection reset", "Connection closed")
 
 _notice: Callable[[], None] | None = None  # what to do when one of the processes is told to stop
+_stepping = False
 _ended = threading.Event()
 
 
@@ -42,7 +48,7 @@ def start_distributed() -> None:
     jax.distributed.initialize(
       num_processes=number("JAX_NUM_PROCESSES"),
       process_id=number("JAX_PROCESS_ID"),
-      heartbeat_timeout_seconds=HEARTBEAT,
+      heartbeat_timeout_seconds=JAX_HEARTBEAT,
     )
   except (ValueError, RuntimeError) as error:
     raise UserError(
@@ -72,6 +78,12 @@ def on_notice(act: Callable[[], None] | None) -> None:
   """What a thread does when one of the processes of a group is told to stop."""
   global _notice
   _notice = act
+
+
+def expect_beats(steps: bool) -> None:
+  """Whether the processes are at their steps, so that one that says nothing for long is lost."""
+  global _stepping
+  _stepping = steps
 
 
 def finish() -> None:
@@ -106,8 +118,11 @@ def tell(code: int, line: str, stacks: bool) -> None:
 
 
 def _listen() -> None:
-  """Once a second: whether another process failed, or was told to stop."""
-  while not _ended.wait(1):
+  """Once a second: whether another process failed, was told to stop, or is lost."""
+  host, beats = socket.gethostname(), Beats()
+  for second in itertools.count():
+    if _ended.wait(1):
+      return
     if (text := _value(FAILURE)) is not None:
       failure = json.loads(text)
       if failure["process"] != jax.process_index():
@@ -116,6 +131,28 @@ def _listen() -> None:
         leaving.leave(failure["code"], line, stacks=failure["stacks"], tell=False)
     if (act := _notice) and _value(NOTICE) is not None:
       act()
+    if second % SECONDS == 0:
+      _store().key_value_set(f"{BEAT}{jax.process_index()}", f"{second} {host}", allow_overwrite=True)
+      if jax.process_index() == 0:
+        beats.look()
+
+
+class Beats:
+  """What process 0 hears of the others. In its own beats, not by a clock: it may have been stopped itself."""
+
+  def __init__(self) -> None:
+    self.last: dict[str, str] = {}
+    self.missed: Counter[str] = Counter()
+
+  def look(self) -> None:
+    now = dict(_store().key_value_dir_get(BEAT))
+    for key, value in now.items():
+      self.missed[key] = self.missed[key] + 1 if _stepping and self.last.get(key) == value else 0
+      if self.missed[key] == BEATS:
+        who = f"process {key.removeprefix(BEAT)} ({value.split()[1]})"
+        line = f"{who} is lost: nothing of it for {BEATS * SECONDS} s; the same command goes on from the last"
+        leaving.leave(EXIT_PREEMPTED, f"{line} checkpoint")
+    self.last = now
 
 
 def _store() -> Any:
