@@ -22,8 +22,8 @@ from iou_det import leaving
 from iou_det.errors import EXIT_PREEMPTED, UserError
 
 # Seconds until JAX takes a process for dead and aborts the others, in C++; 100 by default. Ours is sooner and
-# has a line and a code, but needs Python to run in each: so it counts while there are steps, not where Python may
-# be busy for long (it reads annotations of gigabytes in one go).
+# has a line and a code, but needs Python to run in each: so it counts while there are steps, not where Python
+# may be busy for long (it reads annotations of gigabytes in one go).
 JAX_HEARTBEAT = 50
 BEATS, SECONDS = 6, 5  # so many that process 0 misses in a row, so many seconds apart
 FAILURE, SEEN, DONE, BEAT = (f"iou_det/{name}" for name in ("failure", "seen/", "done", "beat/"))

@@ -145,8 +145,8 @@ def test_a_signal_saves_and_the_rerun_is_bit_identical(config_file, uninterrupte
     wait_for_step([started], workdir, seen)
     started.send_signal(sent)
     while started.poll() is None:  # schedulers repeat themselves: the later ones must not cut off the save
-      started.send_signal(signal.SIGTERM)
       time.sleep(0.02)
+      started.send_signal(signal.SIGTERM)
     codes, log = finish([started], workdir)
     assert codes == [75], log
     assert f"{sent.name}: what was trained is saved" in log
