@@ -5,10 +5,12 @@ import logging as std_logging
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 
 from absl import app, flags, logging
 
+from iou_det import leaving
 from iou_det.errors import EXIT_PREEMPTED, Preempted, UserError
 
 COMMANDS = {
@@ -30,7 +32,11 @@ def usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-  """Runs a subcommand and exits: 0 done, 2 bad input (one line on stderr), 75 saved on SIGTERM, 1 a bug."""
+  """Runs a subcommand and exits.
+
+  With 0: done; 2: bad input, one line on stderr; 75: told to stop, or stuck, run it again; 130: Ctrl-C where
+  there is nothing to go on with; 1: a bug. In a group of processes the end of one so ends all.
+  """
   argv = sys.argv[1:] if argv is None else argv
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(usage())
@@ -38,8 +44,10 @@ def main(argv: list[str] | None = None) -> None:
   command = argv[0]
   if command not in COMMANDS:
     fail(command, f"unknown command; known: {', '.join(COMMANDS)}")
+  leaving.listen(command)
   keep_compiled_programs()
-  from iou_det.config_args import check_command_line  # imports JAX
+  from iou_det import processes  # imports JAX, and so does
+  from iou_det.config_args import check_command_line
 
   module = importlib.import_module(f"iou_det.commands.{command.replace('-', '_')}")  # defines its flags
   app.define_help_flags()
@@ -58,14 +66,24 @@ def main(argv: list[str] | None = None) -> None:
       raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     else:
       module.main()
-  except (UserError, flags.Error) as error:
-    fail(command, str(error))
+    processes.finish()
   except Preempted:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or another one on the way out would change the exit code
+    processes.finish()
     sys.exit(EXIT_PREEMPTED)
-  except OSError as error:  # a path that cannot be read or written, a full disk
-    where, why = error.filename or "input or output", error.strerror or error
-    fail(command, f"{where}: {why}; give another path or make room")
+  except Exception as error:
+    if leaving.tell_others and processes.lost_another(error):
+      line = f"another process was lost ({error}); the same command goes on from the last checkpoint"
+      leaving.leave(EXIT_PREEMPTED, f"iou-det {command}: {line}")
+    elif isinstance(error, (UserError, flags.Error)):
+      fail(command, str(error))
+    elif isinstance(error, OSError):  # a path that cannot be read or written, a full disk
+      where, why = error.filename or "input or output", error.strerror or error
+      fail(command, f"{where}: {why}; give another path or make room")
+    elif leaving.tell_others:
+      traceback.print_exc()
+      leaving.leave(1, f"iou-det {command}: {type(error).__name__}: {error}")
+    raise
 
 
 def keep_compiled_programs() -> None:
@@ -88,5 +106,8 @@ def set_up_logging() -> None:
 
 def fail(command: str, message: str) -> None:
   """Prints one line and exits with code 2."""
-  print(f"iou-det {command}: " + " ".join(message.split()), file=sys.stderr)
+  line = f"iou-det {command}: " + " ".join(message.split())
+  if leaving.tell_others:
+    leaving.leave(2, line)
+  print(line, file=sys.stderr)
   sys.exit(2)

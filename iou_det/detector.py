@@ -22,6 +22,7 @@ from iou_det.data.pipeline import Stack, eval_batches, number_of_threads, pictur
 from iou_det.data.source import Category, Source, describe_categories
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
+from iou_det.leaving import unhurried
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import look, suppression
 from iou_det.ops.detection import Detections, suppress
@@ -289,7 +290,8 @@ class Detector:
       others = f"{len(self.categories) - len(ids)} classes that {source.name} lacks"
       if jax.process_index() == 0:
         logging.info(f"{len(every) - len(results)} of {len(every)} detections are of {others}: not scored")
-    return Evaluation(by_process_0(lambda: coco.evaluate(truth, results, backend=backend)), results)
+    with unhurried():
+      return Evaluation(by_process_0(lambda: coco.evaluate(truth, results, backend=backend)), results)
 
 
 def ground_truth(source: Source, annotations: str) -> dict[str, Any]:

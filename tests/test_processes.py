@@ -1,4 +1,4 @@
-"""Two processes with four devices each do what one with eight does; SIGTERM saves, and the rerun goes on."""
+"""Two processes with four devices each do what one with eight does, decide as one, and end together."""
 
 import json
 import os
@@ -15,6 +15,8 @@ import numpy as np
 import optax
 import pytest
 
+from iou_det.data import open_dataset
+from iou_det.data.plan import make_plan
 from iou_det.weights.load import load_detector
 from tests.command import COMPILE_QUICKLY
 from tests.same import assert_same_detections
@@ -71,8 +73,13 @@ print("figure:", experiments.figures_of("fig2", runs, workdir.with_name("fig2"),
 """
 
 
-def start(config_file, workdir, processes, evaluate=False):
-  """Starts `iou-det train` or `eval`: as many processes, 8 devices in all, over the loopback interface."""
+def start(config_file, workdir, processes, evaluate=False, configs=None, before=("", "")):
+  """Starts `iou-det train` or `eval`: as many processes, 8 devices in all, over the loopback interface.
+
+  Args:
+    configs: one for each process, in place of `config_file`.
+    before: code that each runs first.
+  """
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
@@ -83,8 +90,8 @@ def start(config_file, workdir, processes, evaluate=False):
     environment = os.environ | {
       "XLA_FLAGS": flags, "PYTHONPATH": os.getcwd(), "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
       "JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(i)}  # fmt: skip
-    task = ["eval"] if evaluate else ["train", f"--config={config_file}"]
-    program = EVALUATE if evaluate else COMMAND
+    task = ["eval"] if evaluate else ["train", f"--config={configs[i] if configs else config_file}"]
+    program = EVALUATE if evaluate else f"{before[i]}\n{COMMAND}"
     command = [sys.executable, "-c", program, *task, f"--workdir={workdir}"]
     log = (workdir.parent / f"{workdir.name}_{i}.log").open("a")
     started.append(subprocess.Popen([*command, *distributed], env=environment, stdout=log, stderr=log))
@@ -169,18 +176,19 @@ def last_checkpoint(workdir):
   return max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
 
 
-def test_sigterm_saves_and_the_rerun_is_bit_identical(config_file, uninterrupted, tmp_path):
-  """Told in a fresh run, and in the rerun, after it has read a checkpoint and evaluated."""
+def test_a_signal_saves_and_the_rerun_is_bit_identical(config_file, uninterrupted, tmp_path):
+  """Told in a fresh run, and in the rerun, after it has read a checkpoint and evaluated; here by Ctrl-C."""
   workdir = tmp_path / "run"
-  for seen in (1, 5):
+  for seen, sent in ((1, signal.SIGTERM), (5, signal.SIGINT)):
     (started,) = start(config_file, workdir, 1)
     wait_for_step([started], workdir, seen)
+    started.send_signal(sent)
     while started.poll() is None:  # schedulers repeat themselves: the later ones must not cut off the save
-      started.send_signal(signal.SIGTERM)
       time.sleep(0.02)
+      started.send_signal(signal.SIGTERM)
     codes, log = finish([started], workdir)
     assert codes == [75], log
-    assert "SIGTERM: what was trained is saved" in log
+    assert f"{sent.name}: what was trained is saved" in log
     assert seen <= last_checkpoint(workdir)
   same_end(config_file, uninterrupted, workdir, 1)
 
@@ -216,6 +224,113 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(config_file, uninterrupte
   assert codes == [0], log
   assert [r["step"] for r in rows(workdir) if "val/AP" in r] == [4, 8]
   jax.tree.map(np.testing.assert_array_equal, parameters(workdir), parameters(uninterrupted[1]))
+
+
+DECISIONS = """
+import sys
+from pathlib import Path
+from iou_det.config import base_config, with_loss
+from iou_det.processes import of_process_0, start_distributed
+from iou_det.training.wloc import resolve_w_loc
+start_distributed()
+import jax
+own = jax.process_index()
+print("got", of_process_0([own, "x" * own, None, {{"a": 1.5 + own}}]), of_process_0(not own))
+folder = Path({folder!r}) / str(own)  # as where each host has its own disk
+print("w_loc", resolve_w_loc(with_loss(base_config(), w_loc="auto"), None, folder).loss.w_loc)
+sys.exit()
+"""
+FULL_DISK = """
+from iou_det.workdir import metrics
+def write_whole(path, content):
+  raise OSError(28, "No space left on device", str(path))
+metrics.write_whole = write_whole
+"""
+# Reading a batch takes for ever.
+STUCK = """
+import time
+from iou_det.data import pipeline
+pipeline.decode_image = lambda record: print("stuck", flush=True) or time.sleep(600)
+"""
+SOON = """
+from iou_det import processes
+processes.BEATS, processes.SECONDS = 4, 1
+"""
+
+
+def test_decisions_are_process_0s(config_file, tmp_path):
+  for i, w_loc in enumerate((2.25, 3.5)):
+    (tmp_path / str(i)).mkdir()
+    (tmp_path / str(i) / "w_loc.json").write_text(json.dumps({"w_loc": w_loc}))
+  program = DECISIONS.format(folder=str(tmp_path))
+  codes, log = finish(start(config_file, tmp_path / "run", 2, before=(program, program)), tmp_path / "run")
+  assert codes == [0, 0], log
+  assert log.count("got [0, '', None, {'a': 1.5}] True") == log.count("w_loc 2.25") == 2, log
+
+
+def end_within_a_minute(started, workdir, since):
+  codes, log = finish(started, workdir)
+  assert time.monotonic() - since < 60, log
+  return codes, [(workdir.parent / f"{workdir.name}_{i}.log").read_text() for i in range(2)]
+
+
+def test_a_damaged_image_on_one_host_ends_all_with_its_name(config_file, shapes_folder, tmp_path):
+  """Each has its own copy of the data; the file is cut off in one."""
+  configs = []
+  for i in range(2):
+    shutil.copytree(shapes_folder, tmp_path / f"data_{i}")
+    config = tinier_config(tmp_path / f"data_{i}")
+    configs.append(tmp_path / f"config_{i}.py")
+    configs[i].write_text(CONFIG.format(json.dumps(config.to_dict())))
+  source = open_dataset(tmp_path / "data_1", "train")
+  mine = make_plan(source, config).batch(0).records[4:]  # the second half is process 1's
+  name = source.annotations.file_name[mine[0]]
+  image = tmp_path / "data_1" / "train" / name
+  image.write_bytes(image.read_bytes()[:-100])
+  workdir, since = tmp_path / "run", time.monotonic()
+  codes, logs = end_within_a_minute(start(None, workdir, 2, configs=configs), workdir, since)
+  assert codes == [2, 2], logs
+  assert logs[1].splitlines()[-1].startswith(f"iou-det train: image {name}")
+  assert f"process 1 ({socket.gethostname()}): iou-det train: image {name}" in logs[0].splitlines()[-1]
+  assert not any("Traceback" in log for log in logs)
+
+
+def test_a_full_disk_on_one_host_ends_all(config_file, tmp_path):
+  workdir, since = tmp_path / "run", time.monotonic()
+  codes, logs = end_within_a_minute(start(config_file, workdir, 2, before=(FULL_DISK, "")), workdir, since)
+  assert codes == [2, 2], logs
+  for log in logs:
+    assert "metrics.jsonl: No space left on device; give another path" in log.splitlines()[-1]
+    assert "Traceback" not in log
+
+
+def test_a_signal_to_one_before_the_first_step_ends_both_at_once(config_file, tmp_path):
+  workdir = tmp_path / "run"
+  started = start(config_file, workdir, 2, before=("", STUCK))
+  while "stuck" not in (tmp_path / "run_1.log").read_text():
+    assert all(p.poll() is None for p in started), finish(started, workdir)
+    time.sleep(0.02)
+  since = time.monotonic()
+  started[1].send_signal(signal.SIGTERM)
+  codes, logs = end_within_a_minute(started, workdir, since)
+  assert codes == [75, 75], logs
+  assert all("SIGTERM: there is nothing new to save" in log.splitlines()[-1] for log in logs)
+
+
+def test_a_lost_process_ends_the_other(config_file, shapes_folder, tmp_path):
+  """By default after half a minute. Its connections stay open, so that nothing else says so."""
+  config = tinier_config(shapes_folder)
+  config.train.update(epochs=4000, eval_epochs=4000, checkpoint_epochs=4000)
+  (tmp_path / "long.py").write_text(CONFIG.format(json.dumps(config.to_dict())))
+  workdir = tmp_path / "run"
+  started = start(tmp_path / "long.py", workdir, 2, before=(SOON, SOON))
+  wait_for_step(started, workdir, 2)
+  started[1].send_signal(signal.SIGSTOP)
+  assert started[0].wait(30) == 75
+  started[1].kill()
+  started[1].wait()
+  log = (tmp_path / "run_0.log").read_text()
+  assert f"process 1 ({socket.gethostname()}) is lost: nothing of it for 4 s" in log.splitlines()[-1]
 
 
 def test_distributed_without_peers_is_one_clear_error(config_file, tmp_path):

@@ -5,6 +5,7 @@ eval/SPLIT/metrics.json into the workdir, or into a folder beside a file, and pr
 data, and other ways to detect (--class_agnostic, --tta_flip, --tta_scales), have folders of their own there.
 """
 
+import signal
 from pathlib import Path
 
 import jax
@@ -14,7 +15,8 @@ from iou_det.commands import flags as common
 from iou_det.data import WHAT_A_PATH_MAY_BE, open_dataset
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
-from iou_det.processes import Preemption, start_distributed
+from iou_det.preemption import Preemption
+from iou_det.processes import start_distributed
 from iou_det.weights.load import load_detector
 
 WORKDIR = common.trained_workdir()
@@ -44,7 +46,7 @@ def main() -> None:
   own = split == data.val_split and not DATA.value
   if not (DATA.value or data.path):
     raise UserError(f"{WORKDIR.value} names no data of its own; give --data={WHAT_A_PATH_MAY_BE}")
-  with Preemption() as preemption:
+  with Preemption([signal.SIGTERM]) as preemption:
     scored = detector.evaluate(
       open_dataset(DATA.value or data.path, split),
       ANNOTATIONS.value or (data.val_annotations if own else ""),

@@ -24,9 +24,11 @@ from iou_det.errors import Preempted, UserError
 from iou_det.evaluation.coco import choose_backend
 from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, to_device
-from iou_det.processes import Preemption
+from iou_det.preemption import Preemption
+from iou_det.processes import of_process_0
 from iou_det.storage import write_json
 from iou_det.training.diagnostics import as_row, make_diagnostics
+from iou_det.training.profiling import Profiler
 from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
 from iou_det.workdir.checkpoints import Checkpoints, has_checkpoint
@@ -44,8 +46,8 @@ def train(
     devices: default: all.
 
   Returns:
-    The last evaluation's metrics. After SIGTERM a `Preempted` is raised instead, with the state saved; for
-    bad config or data, a workdir of another config or a loss that is not finite, a UserError.
+    The last evaluation's metrics. After SIGTERM or Ctrl-C a `Preempted` is raised instead, with the state
+    saved; for bad config or data, a workdir of another config or a loss that is not finite, a UserError.
   """
   with Preemption() as preemption:  # to the very end: what is being saved must not be interrupted
     return train_unless(preemption, config, Path(workdir), devices)
@@ -74,7 +76,7 @@ def train_unless(
 
   # State: fresh, or the last checkpoint.
   model = make_model(config, len(source.categories))
-  fresh = None if has_checkpoint(workdir) else source.categories
+  fresh = None if of_process_0(has_checkpoint(workdir)) else source.categories
   state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, fresh)
   check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
   multihost_utils.sync_global_devices("all have looked into the workdir")
@@ -99,6 +101,7 @@ def train_unless(
 
   detector = Detector(config, model, mesh, source.categories)
   log = MetricsLog(workdir, start_step) if lead else None
+  profiler = Profiler(t.profile_steps, workdir / "tensorboard")
 
   def save(step: int) -> None:
     run = {
@@ -146,14 +149,18 @@ def train_unless(
         sums = jax.device_get(diagnose(state, arrays, portrait))
         if log:
           log.write(step, as_row(sums))
+      profiler.before(step)
       with jax.transfer_guard("disallow"):
         state, out = train_step(state, arrays, portrait)
+      profiler.after(step, out["loss"])
       window.append(out)
       running.append(out["loss"])
       if len(running) > 2:  # no more than two steps ahead of the device: bounds the memory of waiting batches
         jax.block_until_ready(running.popleft())
       bar.update()
 
+      if step == start_step + 1:
+        preemption.begin(t.hang_minutes)
       stop = preemption.requested()
       to_score = due(step, t.eval_epochs)
       to_save = stop or to_score or due(step, t.checkpoint_epochs)
@@ -186,10 +193,11 @@ def train_unless(
       assert compiled <= 2, "the step was compiled more than once for each orientation"
     return metrics or evaluate(last_step)  # nothing was left to train
   except Preempted:
-    logging.warning("SIGTERM: what was trained is saved; the same command goes on from here")
+    logging.warning(f"{preemption.reason}: what was trained is saved; the same command goes on from here")
     raise
   finally:
     bar.close()
+    profiler.close()
     if log:
       log.close()
     checkpoints.close()  # waits for what is being saved

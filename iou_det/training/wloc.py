@@ -16,6 +16,7 @@ from iou_det.data.source import Source
 from iou_det.errors import UserError
 from iou_det.network import forward, make_model, network_inputs
 from iou_det.parallel import device_mesh, to_device
+from iou_det.processes import of_process_0
 from iou_det.storage import read_json, write_json
 from iou_det.training.losses import loss_terms, make_targets
 from iou_det.training.step import create_state
@@ -97,10 +98,9 @@ def resolve_w_loc(config: ConfigDict, source: Source, workdir: Path) -> ConfigDi
   if config.loss.w_loc != "auto":
     return config
   path = workdir / "w_loc.json"
-  if path.exists():
-    w_loc = read_json(path, "train in a new --workdir")["w_loc"]
-  else:
-    (w_loc,) = fit_w_loc(config, [source], [config.loss.lambd])
+  w_loc = of_process_0(read_json(path, "train in a new --workdir")["w_loc"] if path.exists() else None)
+  if w_loc is None:
+    w_loc = of_process_0(fit_w_loc(config, [source], [config.loss.lambd])[0])
     if jax.process_index() == 0:
       write_json(path, {"w_loc": w_loc, "lambd": config.loss.lambd, "start": "anchors"})
   return with_loss(config, w_loc=w_loc)

@@ -52,7 +52,7 @@ def part_of(stored: PyTree, some: PyTree) -> PyTree:
 
 
 class Manager(ocp.CheckpointManager):
-  """Orbax's manager, but it leaves JAX's preemption service to `iou_det.parallel.Preemption`: it stops at one
+  """Orbax's manager, but it leaves JAX's preemption service to `iou_det.preemption`: it stops at one
   exact value of one counter, and Orbax would count otherwise."""
 
   def reached_preemption(self, step: int) -> bool:

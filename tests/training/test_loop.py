@@ -150,9 +150,13 @@ def test_resuming_after_kill_9_is_bit_identical(reference, shapes_folder, tmp_pa
   assert "8" not in steps, "it was killed too late to show anything"
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 7, "loss"')  # what a kill in the middle of a line leaves
-  train(tiny_config(shapes_folder), tmp_path, devices=jax.devices()[:1])
+  config = tiny_config(shapes_folder)
+  config.train.profile_steps = (3, 6)  # of which it has done 3 and 4
+  train(config, tmp_path, devices=jax.devices()[:1])
   assert_same(parameters(workdir), parameters(tmp_path))
   assert [r["step"] for r in rows(tmp_path) if "loss" in r][-2:] == [6, 8]
+  (profile,) = tmp_path.glob("tensorboard/plugins/profile/*/*.xplane.pb")  # where TensorBoard looks
+  assert b"train_step" in profile.read_bytes()
 
 
 def test_restore_on_another_number_of_devices(reference, shapes_folder, tmp_path):
