@@ -15,7 +15,7 @@ from iou_det.leaving import leave
 
 TICKS = 20  # the parts in which a time without progress is counted
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-unheeded: list[signal.Signals] = []  # came so late that the work was finished: for what comes after it
+unheeded: list[signal.Signals] = []  # came so late that the run was finished: for a command's next one
 
 
 class Preemption:
@@ -54,7 +54,7 @@ class Preemption:
     if not self._told or kind is None:
       for undo in self._undo:
         undo()
-    if self._told and kind is None:
+    if self._told and kind is None and leaving.listening():
       unheeded.append(self._told[0])
 
   def begin(self, hang_minutes: float) -> None:
