@@ -201,11 +201,15 @@ folder = Path({folder!r}) / str(own)  # as where each host has its own disk
 print("w_loc", resolve_w_loc(with_loss(base_config(), w_loc="auto"), None, folder).loss.w_loc)
 sys.exit()
 """
+# Full when there is a checkpoint already.
 FULL_DISK = """
-from iou_det.workdir import metrics
-def write_whole(path, content):
-  raise OSError(28, "No space left on device", str(path))
-metrics.write_whole = write_whole
+from iou_det.workdir.metrics import MetricsLog
+write = MetricsLog.write
+def until_full(self, step, row):
+  if step > 4:
+    raise OSError(28, "No space left on device", "metrics.jsonl")
+  write(self, step, row)
+MetricsLog.write = until_full
 """
 # Reading a batch takes for ever.
 STUCK = """
@@ -229,6 +233,13 @@ def test_decisions_are_process_0s(config_file, tmp_path):
   assert log.count("got [0, '', None, {'a': 1.5}] True") == log.count("w_loc 2.25") == 2, log
 
 
+def wait_for_words(words, started, workdir):
+  """Of process 1."""
+  while words not in (workdir.parent / f"{workdir.name}_1.log").read_text():
+    assert all(p.poll() is None for p in started), finish(started, workdir)
+    time.sleep(0.02)
+
+
 def end_within_a_minute(started, workdir, since):
   codes, log = finish(started, workdir)
   assert time.monotonic() - since < 60, log
@@ -248,8 +259,10 @@ def test_a_damaged_image_on_one_host_ends_all_with_its_name(config_file, shapes_
   name = source.annotations.file_name[mine[0]]
   image = tmp_path / "data_1" / "train" / name
   image.write_bytes(image.read_bytes()[:-100])
-  workdir, since = tmp_path / "run", time.monotonic()
-  codes, logs = end_within_a_minute(start(None, workdir, 2, configs=configs), workdir, since)
+  workdir = tmp_path / "run"
+  started = start(None, workdir, 2, configs=configs)
+  wait_for_words("8 devices (cpu)", started, workdir)
+  codes, logs = end_within_a_minute(started, workdir, time.monotonic())
   assert codes == [2, 2], logs
   assert logs[1].splitlines()[-1].startswith(f"iou-det train: image {name}")
   assert f"process 1 ({socket.gethostname()}): iou-det train: image {name}" in logs[0].splitlines()[-1]
@@ -257,8 +270,10 @@ def test_a_damaged_image_on_one_host_ends_all_with_its_name(config_file, shapes_
 
 
 def test_a_full_disk_on_one_host_ends_all(config_file, tmp_path):
-  workdir, since = tmp_path / "run", time.monotonic()
-  codes, logs = end_within_a_minute(start(config_file, workdir, 2, before=(FULL_DISK, "")), workdir, since)
+  workdir = tmp_path / "run"
+  started = start(config_file, workdir, 2, before=(FULL_DISK, ""))
+  wait_for_step(started, workdir, 4)
+  codes, logs = end_within_a_minute(started, workdir, time.monotonic())
   assert codes == [2, 2], logs
   for log in logs:
     assert "metrics.jsonl: No space left on device; give another path" in log.splitlines()[-1]
@@ -268,9 +283,7 @@ def test_a_full_disk_on_one_host_ends_all(config_file, tmp_path):
 def test_a_signal_to_one_before_the_first_step_ends_both_at_once(config_file, tmp_path):
   workdir = tmp_path / "run"
   started = start(config_file, workdir, 2, before=("", STUCK))
-  while "stuck" not in (tmp_path / "run_1.log").read_text():
-    assert all(p.poll() is None for p in started), finish(started, workdir)
-    time.sleep(0.02)
+  wait_for_words("stuck", started, workdir)
   since = time.monotonic()
   started[1].send_signal(signal.SIGTERM)
   codes, logs = end_within_a_minute(started, workdir, since)
