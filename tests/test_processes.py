@@ -201,15 +201,11 @@ folder = Path({folder!r}) / str(own)  # as where each host has its own disk
 print("w_loc", resolve_w_loc(with_loss(base_config(), w_loc="auto"), None, folder).loss.w_loc)
 sys.exit()
 """
-# Full when there is a checkpoint already.
 FULL_DISK = """
 from iou_det.workdir.metrics import MetricsLog
-write = MetricsLog.write
-def until_full(self, step, row):
-  if step > 4:
-    raise OSError(28, "No space left on device", "metrics.jsonl")
-  write(self, step, row)
-MetricsLog.write = until_full
+def write(self, step, row):
+  raise OSError(28, "No space left on device", "metrics.jsonl")
+MetricsLog.write = write
 """
 # Reading a batch takes for ever.
 STUCK = """
@@ -272,7 +268,7 @@ def test_a_damaged_image_on_one_host_ends_all_with_its_name(config_file, shapes_
 def test_a_full_disk_on_one_host_ends_all(config_file, tmp_path):
   workdir = tmp_path / "run"
   started = start(config_file, workdir, 2, before=(FULL_DISK, ""))
-  wait_for_step(started, workdir, 4)
+  wait_for_words("8 devices (cpu)", started, workdir)
   codes, logs = end_within_a_minute(started, workdir, time.monotonic())
   assert codes == [2, 2], logs
   for log in logs:
