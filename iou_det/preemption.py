@@ -47,14 +47,15 @@ class Preemption:
     return self
 
   def __exit__(self, kind: object, *exception: object) -> None:
-    """Gives signals back to whom they belonged; not on the way out, which another one must not cut off."""
+    """Gives signals back to whom they belonged; not on a command's way out, which none may cut off."""
     self._ended.set()
     processes.on_notice(None)
     processes.expect_beats(False)
-    if not self._told or kind is None:
-      for undo in self._undo:
-        undo()
-    if self._told and kind is None and leaving.listening():
+    if self._told and kind is not None and leaving.listening():
+      return
+    for undo in self._undo:
+      undo()
+    if self._told and leaving.listening():
       unheeded.append(self._told[0])
 
   def begin(self, hang_minutes: float) -> None:
