@@ -215,7 +215,7 @@ pipeline.decode_image = lambda record: print("stuck", flush=True) or time.sleep(
 """
 SOON = """
 from iou_det import processes
-processes.BEATS, processes.SECONDS = 4, 1
+processes.BEATS, processes.SECONDS = 3, 1
 """
 
 
@@ -300,7 +300,7 @@ def test_a_lost_process_ends_the_other(config_file, shapes_folder, tmp_path):
   started[1].kill()
   started[1].wait()
   log = (tmp_path / "run_0.log").read_text()
-  assert f"process 1 ({socket.gethostname()}) is lost: nothing of it for 4 s" in log.splitlines()[-1]
+  assert f"process 1 ({socket.gethostname()}) is lost: nothing of it for 3 s" in log.splitlines()[-1]
 
 
 def test_distributed_without_peers_is_one_clear_error(config_file, tmp_path):
