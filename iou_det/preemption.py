@@ -15,7 +15,7 @@ from iou_det.leaving import leave
 
 TICKS = 20  # the parts in which a time without progress is counted
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-unheeded: list[signal.Signals] = []  # came so late that the work was finished: for what comes after it
+unheeded: list[signal.Signals] = []  # came so late that the run was finished: for a command's next one
 
 
 class Preemption:
@@ -47,14 +47,15 @@ class Preemption:
     return self
 
   def __exit__(self, kind: object, *exception: object) -> None:
-    """Gives signals back to whom they belonged; not on the way out, which another one must not cut off."""
+    """Gives signals back to whom they belonged; not on a command's way out, which none may cut off."""
     self._ended.set()
     processes.on_notice(None)
     processes.expect_beats(False)
-    if not self._told or kind is None:
-      for undo in self._undo:
-        undo()
-    if self._told and kind is None:
+    if self._told and kind is not None and leaving.listening():
+      return
+    for undo in self._undo:
+      undo()
+    if self._told and leaving.listening():
       unheeded.append(self._told[0])
 
   def begin(self, hang_minutes: float) -> None:

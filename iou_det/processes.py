@@ -103,7 +103,7 @@ def finish() -> None:
 def lost_another(error: BaseException | None) -> bool:
   """Whether an exception comes of the end of another process; if that one said why, this one ends so here."""
   while error is not None:
-    if any(word in str(error) for word in LOST):
+    if not isinstance(error, (UserError, OSError)) and any(word in str(error) for word in LOST):
       time.sleep(5)  # until `_listen` has heard of it
       return True
     error = error.__cause__ or error.__context__

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import signal
 import tempfile
 from importlib.util import find_spec
 
@@ -18,6 +19,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   atexit.register(cache.cleanup)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+# In the background of a shell Ctrl-C is ignored, also by the processes that tests start, and send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from pathlib import Path
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from iou_det import leaving, preemption
 from iou_det.data import open_dataset
 from iou_det.data.plan import make_plan
 from tests import command
@@ -28,6 +29,11 @@ STUCK = """
 from iou_det.data import pipeline
 decode = pipeline.decode_image
 pipeline.decode_image = lambda r: open({pipe!r}).read() if r.file_name == {name!r} else decode(r)
+"""
+# Somebody has a lock to release.
+RELEASE = """
+from iou_det import leaving
+leaving.at_exit.append(lambda: open({!r}, "w"))
 """
 
 
@@ -75,8 +81,11 @@ class Stuck:
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_first_step_ends_training_at_once(tmp_path, shapes_folder, sent):
-  done = Stuck(1, tmp_path, shapes_folder).signal(sent)
+  stuck = Stuck(1, tmp_path, shapes_folder)
+  stuck.before += RELEASE.format(str(tmp_path / "released"))
+  done = stuck.signal(sent)
   assert done.returncode == 75, done.stderr
+  assert (tmp_path / "released").exists()
   assert f"{sent.name}: there is nothing new to save" in done.stderr.splitlines()[-1]
   assert "Traceback" not in done.stderr
 
@@ -96,6 +105,39 @@ def test_a_step_that_hangs_shows_all_stacks_and_ends_with_a_code_that_restarts(t
   assert done.returncode == 75, done.stderr
   assert "no step for 0.03 minutes (config.train.hang_minutes)" in done.stderr.splitlines()[-1]
   assert "training/loop.py" in done.stderr and "data/pipeline.py" in done.stderr
+
+
+def test_in_a_program_signals_are_noted_and_a_second_ctrl_c_is_pythons_own():
+  before = signal.getsignal(signal.SIGINT)
+  with pytest.raises(KeyboardInterrupt), preemption.Preemption() as told:
+    assert not told.requested()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert told.requested() and told.reason == "SIGTERM"
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_signal_that_came_too_late_for_a_run_ends_the_command_before_its_next_one(monkeypatch):
+  """As in `iou-det reproduce`."""
+
+  def leave(code, line):
+    raise SystemExit(code)
+
+  monkeypatch.setattr(preemption, "leave", leave)
+  monkeypatch.setattr(leaving, "_listening", True)
+  handlers = {number: signal.getsignal(number) for number in preemption.SIGNALS}
+  try:
+    with preemption.Preemption() as first:
+      first.begin(hang_minutes=1.0)
+      leaving.acts[signal.SIGTERM](signal.SIGTERM)  # in scoring, say
+      assert first.requested()
+    with pytest.raises(SystemExit, match="75"), preemption.Preemption():
+      pass
+  finally:
+    for number, handler in handlers.items():
+      leaving.acts.pop(number, None)
+      signal.signal(number, handler)
 
 
 def test_ctrl_c_in_another_command_is_one_line(tmp_path, shapes_folder, reference):

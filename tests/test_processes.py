@@ -241,10 +241,10 @@ print("w_loc", resolve_w_loc(with_loss(base_config(), w_loc="auto"), None, folde
 sys.exit()
 """
 FULL_DISK = """
-from iou_det.workdir import metrics
-def write_whole(path, content):
-  raise OSError(28, "No space left on device", str(path))
-metrics.write_whole = write_whole
+from iou_det.workdir.metrics import MetricsLog
+def write(self, step, row):
+  raise OSError(28, "No space left on device", "metrics.jsonl")
+MetricsLog.write = write
 """
 # Reading a batch takes for ever.
 STUCK = """
@@ -254,7 +254,7 @@ pipeline.decode_image = lambda record: print("stuck", flush=True) or time.sleep(
 """
 SOON = """
 from iou_det import processes
-processes.BEATS, processes.SECONDS = 4, 1
+processes.BEATS, processes.SECONDS = 3, 1
 """
 
 
@@ -266,6 +266,13 @@ def test_decisions_are_process_0s(config_file, tmp_path):
   codes, log = finish(start(config_file, tmp_path / "run", 2, before=(program, program)), tmp_path / "run")
   assert codes == [0, 0], log
   assert log.count("got [0, '', None, {'a': 1.5}] True") == log.count("w_loc 2.25") == 2, log
+
+
+def wait_for_words(words, started, workdir):
+  """Of process 1."""
+  while words not in (workdir.parent / f"{workdir.name}_1.log").read_text():
+    assert all(p.poll() is None for p in started), finish(started, workdir)
+    time.sleep(0.02)
 
 
 def end_within_a_minute(started, workdir, since):
@@ -287,8 +294,10 @@ def test_a_damaged_image_on_one_host_ends_all_with_its_name(config_file, shapes_
   name = source.annotations.file_name[mine[0]]
   image = tmp_path / "data_1" / "train" / name
   image.write_bytes(image.read_bytes()[:-100])
-  workdir, since = tmp_path / "run", time.monotonic()
-  codes, logs = end_within_a_minute(start(None, workdir, 2, configs=configs), workdir, since)
+  workdir = tmp_path / "run"
+  started = start(None, workdir, 2, configs=configs)
+  wait_for_words("8 devices (cpu)", started, workdir)
+  codes, logs = end_within_a_minute(started, workdir, time.monotonic())
   assert codes == [2, 2], logs
   assert logs[1].splitlines()[-1].startswith(f"iou-det train: image {name}")
   assert f"process 1 ({socket.gethostname()}): iou-det train: image {name}" in logs[0].splitlines()[-1]
@@ -296,8 +305,10 @@ def test_a_damaged_image_on_one_host_ends_all_with_its_name(config_file, shapes_
 
 
 def test_a_full_disk_on_one_host_ends_all(config_file, tmp_path):
-  workdir, since = tmp_path / "run", time.monotonic()
-  codes, logs = end_within_a_minute(start(config_file, workdir, 2, before=(FULL_DISK, "")), workdir, since)
+  workdir = tmp_path / "run"
+  started = start(config_file, workdir, 2, before=(FULL_DISK, ""))
+  wait_for_words("8 devices (cpu)", started, workdir)
+  codes, logs = end_within_a_minute(started, workdir, time.monotonic())
   assert codes == [2, 2], logs
   for log in logs:
     assert "metrics.jsonl: No space left on device; give another path" in log.splitlines()[-1]
@@ -307,9 +318,7 @@ def test_a_full_disk_on_one_host_ends_all(config_file, tmp_path):
 def test_a_signal_to_one_before_the_first_step_ends_both_at_once(config_file, tmp_path):
   workdir = tmp_path / "run"
   started = start(config_file, workdir, 2, before=("", STUCK))
-  while "stuck" not in (tmp_path / "run_1.log").read_text():
-    assert all(p.poll() is None for p in started), finish(started, workdir)
-    time.sleep(0.02)
+  wait_for_words("stuck", started, workdir)
   since = time.monotonic()
   started[1].send_signal(signal.SIGTERM)
   codes, logs = end_within_a_minute(started, workdir, since)
@@ -330,7 +339,7 @@ def test_a_lost_process_ends_the_other(config_file, shapes_folder, tmp_path):
   started[1].kill()
   started[1].wait()
   log = (tmp_path / "run_0.log").read_text()
-  assert f"process 1 ({socket.gethostname()}) is lost: nothing of it for 4 s" in log.splitlines()[-1]
+  assert f"process 1 ({socket.gethostname()}) is lost: nothing of it for 3 s" in log.splitlines()[-1]
 
 
 def test_distributed_without_peers_is_one_clear_error(config_file, tmp_path):

@@ -89,7 +89,7 @@ class Reading:
 
   def decoded(self) -> Iterator[int]:
     """Decodes the images from memory and forgets them; yields once a batch."""
-    pipeline.init_worker(0, 1)
+    pipeline.decode_in_one_thread()
     records = [[int(i) for i in self.plan.batch(step).records] for step in range(self.steps)]
     encoded = {i: self.source[i].image for i in set(itertools.chain(*records))}
 
@@ -104,7 +104,7 @@ class Reading:
 
   def usual(self) -> Iterator[np.ndarray]:
     """Batches of `UsualLoader`, with as many threads and images ahead as our pipeline."""
-    pipeline.init_worker(0, 1)
+    pipeline.decode_in_one_thread()
     size, load = self.plan.batch_size, UsualLoader(self.source, self.config)
     rows = pipeline.TrainRows(self.plan, range(self.steps), range(size))
     ahead = max(AHEAD * size, self.threads)

@@ -10,7 +10,10 @@ batch: fresh pages cost more than the copy.
 """
 
 import math
+import multiprocessing
 import os
+import signal
+import threading
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -223,8 +226,8 @@ def run(
     # Batched before the split over the workers, which hand out elements in turn: so they are whole batches.
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     whole = dataset.batch(batch_size, batch_fn=stack).to_iter_dataset(no_threads)
-    return iter(whole.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init_worker))
-  init_worker(0, 1)
+    return iter(whole.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init_process))
+  decode_in_one_thread()
   threads = number_of_threads(threads)
   # Threads share the images of a batch, not whole batches: that keeps what is read ahead small.
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD * batch_size, threads))
@@ -238,6 +241,21 @@ def number_of_threads(threads: int) -> int:
   return threads or len(os.sched_getaffinity(0)) + 2
 
 
-def init_worker(index: int, count: int) -> None:
+def decode_in_one_thread() -> None:
   """OpenCV decodes and shrinks each image in one thread: the images are what is done in parallel."""
   cv2.setNumThreads(0)
+
+
+def init_process(index: int, count: int) -> None:
+  """A worker process: Ctrl-C, which a terminal sends to all, is the parent's to act on; it ends with that."""
+  decode_in_one_thread()
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def end_with_parent() -> None:
+  """Grain's workers would wait for ever for one that was killed, with memory in /dev/shm."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)

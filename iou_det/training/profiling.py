@@ -1,4 +1,4 @@
-"""A window of steps under JAX's profiler, for TensorBoard (`config.train.profile_steps`)."""
+"""A window of steps under JAX's profiler, for XProf and TensorBoard (`config.train.profile_steps`)."""
 
 import tempfile
 from collections.abc import Sequence
@@ -44,4 +44,4 @@ class Profiler:
       copy.write_bytes(file.read_bytes())
     self.written.cleanup()
     self.written = None
-    logging.info(f"profile of the steps in {self.folder}; tensorboard --logdir={self.folder.parent}")
+    logging.info(f"the profile is in {self.folder}")

@@ -1,12 +1,18 @@
 """Batches do not depend on hosts, threads or workers; each image once; bad input is named."""
 
 import dataclasses
+import json
 import logging
+import os
+import signal
+import subprocess
+import sys
 import time
 from functools import partial
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from iou_det.config import base_config
@@ -263,3 +269,43 @@ def test_memory_of_a_batch_is_used_again_only_when_nothing_refers_to_it():
   kept = [stack(rows[2]), stack(rows[0])]  # the second batch's memory, then the first's or the other way
   assert address in [batch["image"].ctypes.data for batch in kept]
   np.testing.assert_array_equal(kept[1]["image"], whole)  # nothing is left of the larger image in between
+
+
+# Prints what it has read after each line of its input.
+WORKERS = """
+import sys
+if __name__ == "__main__":
+  from absl import flags
+  flags.FLAGS.mark_as_parsed()
+  from iou_det.config import base_config
+  from iou_det.data.pipeline import eval_batches
+  from iou_det.data.shapes import Shapes
+  data = base_config().data
+  data.workers = 2
+  batches = eval_batches(Shapes("val", images=400).source(), data, 8, (0, 1))
+  for line in sys.stdin:
+    print(next(batches)[0]["index"].tolist(), flush=True)
+"""
+
+
+def test_workers_ignore_ctrl_c_and_end_with_a_parent_that_was_killed(tmp_path):
+  (tmp_path / "program.py").write_text(WORKERS)
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+  environment = os.environ | {"PYTHONPATH": os.getcwd()}
+  parent = subprocess.Popen([sys.executable, tmp_path / "program.py"], env=environment, **pipes)
+
+  def read():
+    parent.stdin.write("\n")
+    parent.stdin.flush()
+    return json.loads(parent.stdout.readline())
+
+  assert read() == list(range(8)) and read() == list(range(8, 16))  # of both
+  workers = [p for p in psutil.Process(parent.pid).children() if "spawn_main" in p.cmdline()[-2]]
+  assert len(workers) == 2
+  for worker in workers:
+    worker.send_signal(signal.SIGINT)
+  for start in range(16, 160, 8):  # more than were ready
+    assert read() == list(range(start, start + 8))
+  parent.kill()
+  parent.wait()
+  assert not psutil.wait_procs(workers, timeout=20)[1]
