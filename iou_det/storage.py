@@ -2,12 +2,15 @@
 
 import json
 import os
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from etils import epath
 
 from iou_det.errors import UserError
+
+AnyPath: TypeAlias = Path | epath.Path  # of this machine, or of either kind
 
 
 def user_path(text: str | os.PathLike[str]) -> epath.Path:
@@ -15,20 +18,51 @@ def user_path(text: str | os.PathLike[str]) -> epath.Path:
   return epath.Path(text)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_whole(path: AnyPath, content: str | bytes) -> None:
   """Writes beside and renames, so that a file that is there is whole."""
   part = path.with_name(f"{path.name}.part")
   part.write_bytes(content.encode() if isinstance(content, str) else content)
   part.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-  write_whole(path, json.dumps(value) + "\n")
+def write_json(path: AnyPath, value: Any) -> int:
+  """Writes JSON, a dict with its seal (see `sealed`); returns the checksum of the file."""
+  content = (json.dumps(sealed(value) if isinstance(value, dict) else value) + "\n").encode()
+  write_whole(path, content)
+  return zlib.crc32(content)
 
 
-def read_json(path: Path, remedy: str, **options: Any) -> Any:
-  """The content of a JSON file that is there; `options` are those of `json.loads`."""
+def read_json(path: AnyPath, remedy: str, **options: Any) -> Any:
+  """The content of a JSON file that is there, without its seal; `options` are those of `json.loads`."""
+  return parse_json(path.read_bytes(), path, remedy, **options)
+
+
+def parse_json(content: bytes, path: AnyPath, remedy: str, **options: Any) -> Any:
+  """The content of a JSON file; a UserError if it is not JSON, or not what was sealed."""
   try:
-    return json.loads(path.read_bytes(), **options)
-  except ValueError as error:  # not UTF-8, or not JSON
+    value = json.loads(content, **options)
+    return unsealed(value) if isinstance(value, dict) and not options else value
+  except ValueError as error:  # not UTF-8, not JSON, or another seal
     raise UserError(f"{path} is not JSON, or not whole ({error}); {remedy}") from None
+
+
+SEAL = "crc32"  # the last key of a sealed dict
+
+
+def checksum(value: Any) -> int:
+  """The same for the same JSON, however it is spaced and its keys are ordered."""
+  as_read = json.loads(json.dumps(value))  # keys are text then
+  return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+  """With its checksum: a changed byte is seen when it is read."""
+  return value | {SEAL: checksum(value)}
+
+
+def unsealed(value: dict[str, Any]) -> dict[str, Any]:
+  """Without its checksum, or a ValueError if it has another one. Files of older versions have none."""
+  rest = {k: v for k, v in value.items() if k != SEAL}
+  if SEAL in value and value[SEAL] != checksum(rest):
+    raise ValueError("its checksum is another")
+  return rest

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from iou_det.data.source import from_files, from_rows, list_problems
 from iou_det.detector import ground_truth
 from iou_det.errors import UserError
 from iou_det.evaluation.overlap import save_candidates
-from iou_det.storage import read_json
+from iou_det.storage import parse_json, read_json
 from iou_det.weights.load import load_detector
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.run import read_config
@@ -47,7 +48,13 @@ class Results:
 
   def detections(self) -> list[dict[str, Any]]:
     """COCO results."""
-    return read_json(self.folder / "detections.json", "run iou-det eval again")
+    path, remedy = self.folder / "detections.json", "run iou-det eval again"
+    content = path.read_bytes()
+    if self.metrics.get("detections_crc32", zlib.crc32(content)) != zlib.crc32(
+      content
+    ):  # older ones have none
+      raise UserError(f"{path} is not what {self.folder / 'metrics.json'} scores; {remedy}")
+    return parse_json(content, path, remedy)
 
   @property
   def truth(self) -> dict[str, Any]:
