@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -85,6 +86,13 @@ def set_up_logging() -> None:
   threshold = lambda path: std_logging.FATAL if any(q in path for q in quiet) else std_logging.WARNING
   ours = str(Path(__file__).parent)
   handler.addFilter(lambda r: r.pathname.startswith(ours) or r.levelno >= threshold(r.pathname))
+  sys.unraisablehook = show_unraisable
+
+
+def show_unraisable(unraisable: Any) -> None:
+  """As Python does, but for what TensorStore says, hundreds of times, after the end of a save that failed."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def fail(command: str, message: str) -> None:

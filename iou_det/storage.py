@@ -1,11 +1,15 @@
-"""Files that are written whole or not at all, and JSON that is read whole or refused."""
+"""Files that are written whole or not at all, JSON that is read whole or refused, shared memory."""
 
+import errno
 import json
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import psutil
 from etils import epath
 
 from iou_det.errors import UserError
@@ -21,8 +25,12 @@ def user_path(text: str | os.PathLike[str]) -> epath.Path:
 def write_whole(path: AnyPath, content: str | bytes) -> None:
   """Writes beside and renames, so that a file that is there is whole."""
   part = path.with_name(f"{path.name}.part")
-  part.write_bytes(content.encode() if isinstance(content, str) else content)
-  part.replace(path)
+  try:
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    part.replace(path)
+  except OSError as error:
+    error.filename = error.filename or str(path)  # a full disk is told when it is written, by number alone
+    raise
 
 
 def write_json(path: AnyPath, value: Any) -> int:
@@ -66,3 +74,22 @@ def unsealed(value: dict[str, Any]) -> dict[str, Any]:
   if SEAL in value and value[SEAL] != checksum(rest):
     raise ValueError("its checksum is another")
   return rest
+
+
+SHARED = "/dev/shm"  # where Linux keeps shared memory and what processes wait on; in a container, 64 MiB
+
+
+@contextmanager
+def shared_memory(user: str, also: str = "") -> Iterator[None]:
+  """Says that it is shared memory that is missing, as the system's error names no file."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename or error.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.ENOENT):
+      raise
+    there = psutil.disk_usage(SHARED) if os.path.isdir(SHARED) else None
+    size = f"{there.free / 2**20:.1f} of {there.total / 2**20:.1f} MiB are free" if there else "there is none"
+    raise UserError(
+      f"{user}: needs shared memory, {SHARED}, that can be written ({error.strerror}; {size}); give the "
+      f"container more (docker run --shm-size=8g, in Kubernetes an emptyDir of medium Memory){also}"
+    ) from None

@@ -34,6 +34,7 @@ from iou_det.training.wloc import resolve_w_loc
 from iou_det.workdir.checkpoints import Checkpoints, has_checkpoint
 from iou_det.workdir.lock import Lock
 from iou_det.workdir.metrics import MetricsLog
+from iou_det.workdir.place import is_full, no_room
 from iou_det.workdir.probe import probe
 from iou_det.workdir.run import check_same_config, check_workdir
 
@@ -53,7 +54,12 @@ def train(
   """
   # Both to the very end: what is being saved must not be interrupted, nor another run begin.
   with Preemption() as preemption, ExitStack() as at_end:
-    return train_unless(preemption, at_end, config, user_path(workdir), devices)
+    try:
+      return train_unless(preemption, at_end, config, user_path(workdir), devices)
+    except OSError as error:
+      if is_full(error):
+        raise no_room(workdir) from None
+      raise
 
 
 def train_unless(

@@ -4,7 +4,9 @@ A step is there if its commit_success.txt is, which is written last. What is rea
 saved: the run information by its checksum, every array by its digest.
 """
 
+import gc
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -125,7 +127,7 @@ class Checkpoints:
       manager = self.manager
       manager.wait_until_finished()  # and the ones before are deleted
     needed = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**18  # and what is written about them
-    there = of_process_0(min(room(self.folder), 2**60))
+    there = of_process_0(room(self.folder))
     if there < needed:
       raise no_room(self.folder, f" ({there / 1e6:.1f} MB; a checkpoint takes {needed / 1e6:.1f})")
     run = sealed(run | {"digests": digests(state)})
@@ -157,6 +159,8 @@ class Checkpoints:
       yield
     except Exception as error:  # of TensorStore, Orbax or the system
       if is_full(error):
+        time.sleep(1.0)  # the rest of the save ends too, and what it says is held back; later it would not be
+        gc.collect()
         raise no_room(self.folder) from None
       raise
 
@@ -200,8 +204,8 @@ class Checkpoints:
   # Reading
 
   def last(self, read: Callable[[int], T]) -> tuple[int, T, dict[int, str]]:
-    """The newest step, or the one before it if that is damaged: the step, what `read` makes of it, and what is
-    wrong with the newer one. Two damaged in a row are a UserError; nothing is changed."""
+    """The newest step, or the one before it if that is damaged: the step, what `read` makes of it, and what
+    is wrong with the newer one. Two damaged in a row are a UserError; nothing is changed."""
     causes: dict[int, str] = {}
     for step in reversed(of_process_0(self.folders()[-2:])):
       try:
@@ -212,8 +216,8 @@ class Checkpoints:
       raise UserError(f"no finished checkpoint to read: there is none in {self.folder}")
     older = ", ".join(map(str, of_process_0(self.folders()[:-2]))) or "none"
     raise UserError(
-      f"{'; '.join(causes.values())}; older steps there: {older}; nothing was changed: restore a damaged one from a "
-      f"copy, move them out of {self.folder} to go on from an older one, or train in a new --workdir"
+      f"{'; '.join(causes.values())}; older steps there: {older}; nothing was changed: restore a damaged one "
+      f"from a copy, move them out of {self.folder} to go on from an older one, or train in a new --workdir"
     )
 
   def resume(self, abstract_state: PyTree, check: Callable[[dict[str, Any]], None]) -> PyTree:
@@ -229,7 +233,8 @@ class Checkpoints:
       if "digests" in run and (odd := leaf_names(abstract_state) ^ run["digests"].keys()):
         raise UserError(
           f"{self.folder / str(step)} holds other arrays than this version trains ({len(odd)}: "
-          f"{', '.join(sorted(odd)[:3])}, ...); go on with the version that made it, or train in a new --workdir"
+          f"{', '.join(sorted(odd)[:3])}, ...); go on with the version that made it, or train in a new "
+          "--workdir"
         )
       return self.restore(step, abstract_state)
 

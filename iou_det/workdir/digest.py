@@ -9,10 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, UInt32
-
-from iou_det.parallel import replicated
 
 
 def digests(state: PyTree) -> dict[str, int]:
@@ -22,8 +20,8 @@ def digests(state: PyTree) -> dict[str, int]:
   leaves = [leaf for _, leaf in named]
   if not leaves:
     return {}
-  lie = leaves[0].sharding
-  everywhere = replicated(lie.mesh) if isinstance(lie, NamedSharding) else None
+  lies = getattr(leaves[0], "sharding", None)
+  everywhere = NamedSharding(lies.mesh, PartitionSpec()) if isinstance(lies, NamedSharding) else None
   numbers = np.asarray(jax.jit(all_digests, out_shardings=everywhere)(leaves))
   return {name: int(n) for name, n in zip(names, numbers, strict=True)}
 

@@ -1,7 +1,7 @@
 """One run at a time in a workdir, and one workdir for all processes of a run: lock.json.
 
-A run that was killed leaves its lock behind. On its own machine the process tells whether it lives; on others,
-or in another container, only the lock does: a living run touches it every RENEW seconds.
+A run that was killed leaves its lock behind. On its own machine the process tells whether it lives; on
+others, or in another container, only the lock does: a living run touches it every RENEW seconds.
 """
 
 import json
@@ -180,12 +180,12 @@ class Lock:
 
   def _refusal(self, there: dict[str, Any]) -> UserError:
     return UserError(
-      f"--workdir={self.path.parent} is in use by {describe(there)}; wait for that run, end it, or give another "
-      f"--workdir (its lock is {self.path})"
+      f"--workdir={self.path.parent} is in use by {describe(there)}; wait for that run, end it, or give "
+      f"another --workdir (its lock is {self.path})"
     )
 
   def _check_all_see_it(self) -> None:
-    """Raises a UserError in all processes if one does not find process 0's lock in its own view of the path."""
+    """Raises a UserError in all processes if one does not find process 0's lock where it looks."""
     if jax.process_count() == 1:
       return
     until = time.monotonic() + SEEN

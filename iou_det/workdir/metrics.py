@@ -7,7 +7,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from iou_det.storage import AnyPath, write_whole
+from iou_det.storage import AnyPath, shared_memory, write_whole
 
 
 def read_metrics(path: AnyPath, last_step: int = sys.maxsize) -> list[dict[str, Any]]:
@@ -30,7 +30,8 @@ class MetricsLog:
     path = workdir / "metrics.jsonl"
     write_whole(path, "".join(json.dumps(row) + "\n" for row in read_metrics(path, start_step)))
     self.file = path.open("a")
-    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+    with shared_memory("the log for TensorBoard"):
+      self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
   def write(self, step: int, row: dict[str, float]) -> None:
     self.file.write(json.dumps({"step": step, **row}) + "\n")

@@ -1,9 +1,8 @@
 """What the place of a workdir can do: room, renames, names that are taken for patterns."""
 
 import errno
-import gc
-import math
 import os
+import sys
 
 import psutil
 from etils import epath
@@ -22,13 +21,13 @@ def check_name(workdir: str | os.PathLike[str]) -> None:
   path = str(epath.Path(workdir).absolute())
   if taken := sorted({c for c in path if c in PATTERN}):
     raise UserError(
-      f"--workdir={workdir}: checkpoints under {path} could not be read again, as {' '.join(taken)} stand for a "
-      f"pattern there; give a path without {' '.join(PATTERN)}"
+      f"--workdir={workdir}: checkpoints under {path} could not be read again, as {' '.join(taken)} stand "
+      f"for a pattern there; give a path without {' '.join(PATTERN)}"
     )
 
 
 def renames_folders(path: epath.Path) -> bool:
-  """Whether a folder is renamed in one go: not in buckets, and not where they (or other things) are mounted."""
+  """Whether a folder is renamed in one go: not in buckets, and not where they (or others) are mounted."""
   if not is_local(path):
     return False
   real = os.path.realpath(path)
@@ -37,25 +36,23 @@ def renames_folders(path: epath.Path) -> bool:
   return not max(mounts, key=lambda p: len(p.mountpoint)).fstype.startswith("fuse") if mounts else True
 
 
-def room(folder: epath.Path) -> float:
+def room(folder: epath.Path) -> int:
   """Bytes that may still be written there, as far as can be told."""
-  if not is_local(folder):
-    return math.inf
-  there = os.statvfs(folder)
-  return there.f_bavail * there.f_frsize if there.f_blocks else math.inf
+  there = os.statvfs(folder) if is_local(folder) else None
+  return there.f_bavail * there.f_frsize if there and there.f_blocks else sys.maxsize
 
 
 def is_full(error: BaseException | None) -> bool:
   """Whether an error, or what it came of, is that of a full disk or quota."""
   if error is None:
     return False
-  gc.collect()  # what is left of a save would complain at the very end
   full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
   said = any(text in str(error) for text in ("No space left", "quota exceeded"))
   return full or said or is_full(error.__cause__ or error.__context__)
 
 
-def no_room(folder: epath.Path, also: str = "") -> UserError:
+def no_room(folder: str | os.PathLike[str], also: str = "") -> UserError:
   return UserError(
-    f"no space left in {folder}{also}; earlier checkpoints are kept; make room and give the same command again"
+    f"no space left in {folder}{also}; earlier checkpoints are kept; make room and give the same command "
+    "again"
   )

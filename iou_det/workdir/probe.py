@@ -41,12 +41,12 @@ def probe(workdir: str | os.PathLike[str]) -> None:
     checkpoints.restore(0, {"probe": shape})
   except Damaged as error:
     raise UserError(
-      f"--workdir={workdir}: a checkpoint that was written there for a trial does not come back ({error}); give "
-      "another path"
+      f"--workdir={workdir}: a checkpoint that was written there for a trial does not come back ({error}); "
+      "give another path"
     ) from None
   except OSError as error:
     if is_full(error):
-      raise no_room(place.parent) from None
+      raise no_room(workdir) from None
     raise UserError(
       f"--workdir={workdir}: no checkpoint can be written there ({error.strerror or error}); give another "
       "path"
