@@ -22,7 +22,7 @@ def probe(workdir: str | os.PathLike[str]) -> None:
   """
   check_name(workdir)
   place = epath.Path(workdir).absolute() / PROBE
-  made = [p for p in (place, *place.parents) if not p.exists()]
+  made = [p for p in place.parents if not p.exists()]
   lead = jax.process_index() == 0
   mesh = Mesh(np.array(jax.devices()), ("devices",))
   values = np.arange(jax.device_count(), dtype=np.int32)
@@ -39,6 +39,7 @@ def probe(workdir: str | os.PathLike[str]) -> None:
     multihost_utils.sync_global_devices("the probe is written")
     shape = jax.ShapeDtypeStruct(values.shape, values.dtype, sharding=sharding)
     checkpoints.restore(0, {"probe": shape})
+    multihost_utils.sync_global_devices("the probe is read")
   except Damaged as error:
     raise UserError(
       f"--workdir={workdir}: a checkpoint that was written there for a trial does not come back ({error}); "
@@ -52,14 +53,9 @@ def probe(workdir: str | os.PathLike[str]) -> None:
       "path"
     ) from None
   finally:
-    multihost_utils.sync_global_devices("the probe is read")
     if lead:
+      if place.exists():
+        place.rmtree()
       for path in made:
-        remove(path, whole=path == place)
-
-
-def remove(path: epath.Path, *, whole: bool) -> None:
-  if whole:
-    path.rmtree(missing_ok=True)
-  elif path.is_dir() and not any(path.iterdir()):
-    path.rmdir()
+        if path.is_dir() and not any(path.iterdir()):
+          path.rmdir()

@@ -25,6 +25,7 @@ from iou_det.parallel import device_mesh, to_device
 from iou_det.training.loop import train
 from iou_det.training.step import create_state, make_train_step
 from iou_det.weights.load import load_detector
+from iou_det.workdir.checkpoints import has_checkpoint
 from tests.tiny import tiny_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -185,6 +186,10 @@ def test_other_data_in_the_same_workdir_are_refused(reference, shapes_folder, tm
   message = r"trained on other data \(4 categories and 4 steps an epoch; .* 4 and 3"
   with pytest.raises(UserError, match=message):
     train(tiny_config(tmp_path), reference[0], devices=jax.devices()[:1])
+  # As many of the same names: only the boxes differ.
+  export_coco(Shapes("train", images=32, height=64, width=96, seed=1), tmp_path)
+  with pytest.raises(UserError, match=r"trained on other data: image ids, sizes, boxes"):
+    train(tiny_config(tmp_path), reference[0], devices=jax.devices()[:1])
 
 
 @pytest.mark.parametrize("end, message", [(100, "or not whole"), (0, "or not whole"), ("[]", "no settings")])
@@ -200,7 +205,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_images(shapes_folder, tmp_p
   config.train.update(learning_rate=1e12, warmup_steps=0, clip_norm=1e30)
   with pytest.raises(UserError, match=r"step \d+: the loss is (nan|inf).*images with ids \d+"):
     train(config, tmp_path, devices=jax.devices()[:1])
-  assert not any((tmp_path / "checkpoints").iterdir())
+  assert not has_checkpoint(tmp_path)
 
 
 def test_bad_settings_leave_no_trace(shapes_folder, tmp_path):
@@ -226,8 +231,8 @@ def test_damaged_checkpoint_is_one_clear_error(reference, tmp_path):
   for file in (copy / "checkpoints" / "8" / "state").rglob("*"):
     if file.is_file():
       file.write_bytes(b"")
-  with pytest.raises(UserError, match=r"checkpoints/8 cannot be read.*other steps there: 4"):
-    load_detector(copy)
+  with pytest.raises(UserError, match=r"checkpoints/8 cannot be read.*other steps there: 4; give one"):
+    load_detector(copy, "8")
   assert load_detector(copy, "4").trained_steps == 4
   with pytest.raises(UserError, match="last, best or a saved step"):
     load_detector(copy, "7")

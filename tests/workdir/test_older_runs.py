@@ -27,7 +27,7 @@ from iou_det.workdir.run import read_config
 from tests.same import assert_same_detections
 from tests.tiny import tiny_config
 
-GOLDEN = Path(__file__).parent / "golden" / "workdir"
+GOLDEN = Path(__file__).parents[1] / "golden" / "workdir"
 
 
 def iou_det(*arguments):
