@@ -146,13 +146,6 @@ def train_unless(
     epoch, rest = divmod(step, plan.steps_per_epoch)
     return step == last_step or (rest == 0 and epoch % every == 0)
 
-  def overdue(step: int) -> bool:
-    """Whether to save by time: one process asks at every step, several at rows of the log only."""
-    now, last = time.monotonic(), 60 * t.checkpoint_minutes
-    if jax.process_count() == 1:
-      return now - saved > last
-    return step % t.log_every == 0 and of_process_0(now - saved + now - since > last)
-
   metrics: dict[str, Any] | None = None
   batches = train_batches(source, plan, d, range(start_step, last_step), input_share(mesh))
   window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log line, on the device
@@ -164,7 +157,6 @@ def train_unless(
     if start_step and due(start_step, t.eval_epochs) and start_step not in checkpoints.scores:
       metrics = score(start_step)  # its evaluation was cut off, or there is nothing left to train
     waited, since = 0.0, time.monotonic()
-    saved = since
     for step in range(start_step + 1, last_step + 1):
       before = time.monotonic()
       batch, portrait = next(batches)
@@ -184,8 +176,10 @@ def train_unless(
 
       stop = preemption.requested()
       to_score = due(step, t.eval_epochs)
-      to_save = stop or to_score or due(step, t.checkpoint_epochs) or overdue(step)
-      if step % t.log_every == 0 or to_save or step == start_step + 1:
+      to_log = step % t.log_every == 0
+      to_save = stop or to_score or due(step, t.checkpoint_epochs)
+      to_save = to_save or checkpoints.overdue(t.checkpoint_minutes, time.monotonic() - since, to_log)
+      if to_log or to_save or step == start_step + 1:
         rows = jax.device_get(window)
         check_finite(rows, step - len(rows), plan, source)
         checkpoints.check()
@@ -205,7 +199,6 @@ def train_unless(
 
       if to_save:
         save(step)
-        saved = time.monotonic()
       if stop:
         checkpoints.wait()
         raise Preempted

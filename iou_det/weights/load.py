@@ -16,6 +16,7 @@ from iou_det.detector import Detector
 from iou_det.errors import UserError
 from iou_det.network import make_model, variable_shapes
 from iou_det.parallel import abstract, device_mesh, split_state
+from iou_det.processes import of_process_0
 from iou_det.weights.foreign import read_foreign
 from iou_det.weights.saved import FILE, Saved, is_saved, read_saved
 from iou_det.workdir.checkpoints import Checkpoints, Damaged
@@ -84,7 +85,7 @@ def find_run(workdir: Path, step: str) -> Stored:
       for cause in damaged.values():
         logging.error(f"{cause}; step {number} is taken in its place")
       return number, value
-    number = checkpoints.step_number(step)
+    number = of_process_0(checkpoints.step_number(step))
     try:
       return number, read(number)
     except Damaged as error:

@@ -92,6 +92,7 @@ class Checkpoints:
     self.workdir = epath.Path(workdir).absolute()
     self.folder = self.workdir / "checkpoints"
     self.keep = keep
+    self.saved = time.monotonic()  # when a save began, or nothing was there to save
     rows = read_metrics(self.workdir / "metrics.jsonl")
     self.scores = {row["step"]: ap for row in rows for name, ap in row.items() if name.endswith("/AP")}
     if read_only and not self.folder.is_dir():
@@ -132,8 +133,20 @@ class Checkpoints:
       raise no_room(self.folder, f" ({there / 1e6:.1f} MB; a checkpoint takes {needed / 1e6:.1f})")
     run = sealed(run | {"digests": digests(state)})
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+    self.saved = time.monotonic()
     with self._saving():
       manager.save(step, args=items)
+
+  def overdue(self, minutes: float, interval: float, to_log: bool) -> bool:
+    """Whether the last save is so long ago.
+
+    One process may ask at every step. Of several, the first decides, at rows of the log (`to_log`), for all
+    of the next interval (seconds, as long as the one that ends): to agree at every step would slow it.
+    """
+    age = time.monotonic() - self.saved
+    if jax.process_count() == 1:
+      return age > 60 * minutes
+    return to_log and of_process_0(age + interval > 60 * minutes)
 
   def check(self) -> None:
     """A UserError if what is being saved in the background has failed; to be called now and then."""
