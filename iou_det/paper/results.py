@@ -22,7 +22,7 @@ from iou_det.evaluation.overlap import save_candidates
 from iou_det.storage import parse_json, read_json
 from iou_det.weights.load import load_detector
 from iou_det.workdir.metrics import read_metrics
-from iou_det.workdir.run import read_config
+from iou_det.workdir.run import read_checked_config
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Results:
 
     A FileNotFoundError says that it has not been scored.
     """
-    config = read_config(workdir)
+    config = read_checked_config(workdir)
     folder = workdir / "eval" / (config.data.val_split + (f"_{variant}" if variant else ""))
     metrics = read_json(folder / "metrics.json", "run iou-det eval again")
     return cls(workdir, folder, config, metrics, read_metrics(workdir / "metrics.jsonl"))

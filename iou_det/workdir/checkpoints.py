@@ -305,9 +305,13 @@ class Checkpoints:
   def run_information(self, step: int) -> dict[str, Any]:
     """The JSON saved beside the state: data position, config, category table, digests of the arrays."""
     with self._reading(step):
-      path = self.folder / str(step) / "run" / "metadata"
-      run = parse_json(path.read_bytes(), path, "it is damaged")
+      run = self.own_run_information(step)
     return run
+
+  def own_run_information(self, step: int) -> dict[str, Any]:
+    """The same for one process alone."""
+    path = self.folder / str(step) / "run" / "metadata"
+    return parse_json(path.read_bytes(), path, "it is damaged")
 
   def _as_saved(self, step: int, tree: PyTree) -> PyTree:
     """The arrays that were read, or Damaged if their digests are not those that were saved."""

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from iou_det import config as config_lib
 from iou_det.errors import UserError
 from iou_det.storage import AnyPath, read_json
+from iou_det.workdir.checkpoints import Checkpoints
 from iou_det.workdir.place import check_name
 from iou_det.workdir.probe import PROBE
 
@@ -20,6 +21,15 @@ def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
     why = "is not a training run (it has no config.json)"
     raise UserError(f"--workdir={workdir} {why}; give train's --workdir")
   return config_lib.from_dict(read_json(path, "restore it, or train in a new --workdir"))
+
+
+def read_checked_config(workdir: AnyPath) -> ConfigDict:
+  """The same, compared with the newest checkpoint that is there; for one process that reads no weights."""
+  config = read_config(workdir)
+  checkpoints = Checkpoints(workdir)
+  for step in checkpoints.steps()[-1:]:
+    check_same_config(config, checkpoints.own_run_information(step), workdir)
+  return config
 
 
 def check_workdir(workdir: AnyPath, config: ConfigDict) -> None:

@@ -4,9 +4,12 @@ import errno
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
+import psutil
 import pytest
+from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from iou_det.errors import UserError
@@ -15,9 +18,25 @@ from iou_det.training.loop import train
 from iou_det.workdir import probe as probe_module
 from iou_det.workdir.checkpoints import Checkpoints
 from iou_det.workdir.metrics import read_metrics
+from iou_det.workdir.place import renames_folders
 from iou_det.workdir.probe import probe
 from iou_det.workdir.run import check_workdir
 from tests.tiny import tiny_config
+
+
+def test_folders_are_not_renamed_where_buckets_are_mounted(tmp_path, monkeypatch):
+  mount = SimpleNamespace(mountpoint=str(tmp_path), fstype="fuse.gcsfuse")
+  root = SimpleNamespace(mountpoint="/", fstype="ext4")
+  monkeypatch.setattr(psutil, "disk_partitions", lambda all: [root, mount])
+  assert not renames_folders(epath.Path(tmp_path / "run")) and not renames_folders(
+    epath.Path("gs://bucket/run")
+  )
+  checkpoints = Checkpoints(tmp_path / "run")
+  checkpoints.save(1, {"x": jax.numpy.ones(3)}, {})
+  checkpoints.close()
+  assert checkpoints.steps() == [1]
+  monkeypatch.setattr(psutil, "disk_partitions", lambda all: [root])
+  assert renames_folders(epath.Path(tmp_path / "run"))
 
 
 def test_a_pattern_in_the_path_is_refused(tmp_path):
@@ -84,6 +103,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(unseen, small_disk):
   done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
   assert done.stdout.startswith(f"no space left in {small_disk}"), done
   assert "earlier checkpoints are kept; make room" in done.stdout
+  assert ("a checkpoint takes 0.7)" in done.stdout) == (not unseen)
   assert not done.stderr
   there = Checkpoints(small_disk, keep=9)
   steps = there.steps()
