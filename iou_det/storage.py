@@ -22,6 +22,26 @@ def user_path(text: str | os.PathLike[str]) -> epath.Path:
   return epath.Path(text)
 
 
+def absolute(path: AnyPath) -> epath.Path:
+  """Not by epath's own `absolute`, which puts the current folder before gs://."""
+  return epath.Path(path) if in_bucket(path) else epath.Path(path).absolute()
+
+
+def in_bucket(path: AnyPath) -> bool:
+  return os.fspath(path).startswith("gs://")
+
+
+def on_object_store(path: AnyPath) -> bool:
+  """Whether each change of a file uploads all of it: in a bucket, and where FUSE mounts one (or another)."""
+  if in_bucket(path):
+    return True
+  real = os.path.realpath(path)
+  holds = lambda point: os.path.commonpath([real, point]) == point
+  mounts = [p for p in psutil.disk_partitions(all=True) if holds(p.mountpoint)]
+  kind = max(mounts, key=lambda p: len(p.mountpoint)).fstype if mounts else ""
+  return kind == "fuse" or (kind.startswith("fuse.") and kind != "fuse.fuse-overlayfs")  # a container's disk
+
+
 def write_whole(path: AnyPath, content: str | bytes) -> None:
   """Writes beside and renames, so that a file that is there is whole."""
   part = path.with_name(f"{path.name}.part")

@@ -25,10 +25,10 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from iou_det.errors import UserError
 from iou_det.processes import of_process_0
-from iou_det.storage import parse_json, sealed
+from iou_det.storage import absolute, on_object_store, parse_json, sealed
 from iou_det.workdir.digest import digests
 from iou_det.workdir.metrics import read_metrics
-from iou_det.workdir.place import is_full, no_room, renames_folders, room
+from iou_det.workdir.place import is_full, no_room, room
 
 AVERAGE = "average"  # the key of the parameters' average in the optimizer's state
 COMMITTED = "commit_success.txt"  # Orbax writes it last, whether it renames the folder then or not
@@ -89,7 +89,7 @@ class Checkpoints:
   """
 
   def __init__(self, workdir: str | PathLike[str], keep: int = 1, read_only: bool = False):
-    self.workdir = epath.Path(workdir).absolute()
+    self.workdir = absolute(epath.Path(workdir))
     self.folder = self.workdir / "checkpoints"
     self.keep = keep
     self.saved = time.monotonic()  # when a save began, or nothing was there to save
@@ -108,7 +108,7 @@ class Checkpoints:
         [managers.LatestN(self.keep), BestScored(self.scores)]
       ),
       atomicity_options=ocp.options.AtomicityOptions(
-        mode.ATOMIC_RENAME if renames_folders(self.folder) else mode.COMMIT_FILE
+        mode.COMMIT_FILE if on_object_store(self.folder) else mode.ATOMIC_RENAME  # there it is not atomic
       ),
       cleanup_tmp_directories=True,
     )

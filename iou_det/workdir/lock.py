@@ -24,8 +24,7 @@ from jax.experimental import multihost_utils
 
 from iou_det.errors import UserError
 from iou_det.processes import of_process_0
-from iou_det.storage import read_json, sealed, write_json
-from iou_det.workdir.place import is_local
+from iou_det.storage import in_bucket, read_json, sealed, write_json
 
 FILE = "lock.json"
 RENEW = 15.0  # seconds between touches
@@ -115,7 +114,7 @@ class Lock:
       try:
         if not self._is_ours():
           return  # see `check`
-        if is_local(self.path):
+        if not in_bucket(self.path):
           os.utime(self.path)  # also where no room is left
         else:
           self._write()
@@ -124,7 +123,7 @@ class Lock:
 
   def _take(self) -> None:
     self.path.parent.mkdir(parents=True, exist_ok=True)
-    if is_local(self.path):
+    if not in_bucket(self.path):
       try:
         with open(self.path, "x") as file:
           file.write(json.dumps(sealed(self.owner)) + "\n")

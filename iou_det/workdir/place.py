@@ -1,24 +1,20 @@
-"""What the place of a workdir can do: room, renames, names that are taken for patterns."""
+"""What the place of a workdir can do: its room, and names that are taken for patterns."""
 
 import errno
 import os
 import sys
 
-import psutil
 from etils import epath
 
 from iou_det.errors import UserError
+from iou_det.storage import absolute, in_bucket
 
 PATTERN = "[]*?"
 
 
-def is_local(path: epath.Path) -> bool:
-  return "://" not in str(path)
-
-
 def check_name(workdir: str | os.PathLike[str]) -> None:
   """Refuses a path in which Orbax sees a pattern: it would find none of the files that it wrote."""
-  path = str(epath.Path(workdir).absolute())
+  path = str(absolute(epath.Path(workdir)))
   if taken := sorted({c for c in path if c in PATTERN}):
     raise UserError(
       f"--workdir={workdir}: checkpoints under {path} could not be read again, as {' '.join(taken)} stand "
@@ -26,19 +22,9 @@ def check_name(workdir: str | os.PathLike[str]) -> None:
     )
 
 
-def renames_folders(path: epath.Path) -> bool:
-  """Whether a folder is renamed in one go: not in buckets, and not where they (or others) are mounted."""
-  if not is_local(path):
-    return False
-  real = os.path.realpath(path)
-  holds = lambda point: os.path.commonpath([real, point]) == point
-  mounts = [p for p in psutil.disk_partitions(all=True) if holds(p.mountpoint)]
-  return not max(mounts, key=lambda p: len(p.mountpoint)).fstype.startswith("fuse") if mounts else True
-
-
 def room(folder: epath.Path) -> int:
   """Bytes that may still be written there, as far as can be told."""
-  there = os.statvfs(folder) if is_local(folder) else None
+  there = None if in_bucket(folder) else os.statvfs(folder)
   return there.f_bavail * there.f_frsize if there and there.f_blocks else sys.maxsize
 
 

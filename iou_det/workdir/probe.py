@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from iou_det.errors import UserError
+from iou_det.storage import absolute, in_bucket
 from iou_det.workdir.checkpoints import Checkpoints, Damaged
 from iou_det.workdir.place import check_name, is_full, no_room
 
@@ -21,8 +22,8 @@ def probe(workdir: str | os.PathLike[str]) -> None:
   Leaves no folder that was not there. A UserError says why the place will not do.
   """
   check_name(workdir)
-  place = epath.Path(workdir).absolute() / PROBE
-  made = [p for p in place.parents if not p.exists()]
+  place = absolute(epath.Path(workdir)) / PROBE
+  made = [] if in_bucket(place) else [p for p in place.parents if not p.exists()]
   lead = jax.process_index() == 0
   mesh = Mesh(np.array(jax.devices()), ("devices",))
   values = np.arange(jax.device_count(), dtype=np.int32)

@@ -13,12 +13,11 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from iou_det.errors import UserError
-from iou_det.storage import shared_memory
+from iou_det.storage import on_object_store, shared_memory
 from iou_det.training.loop import train
 from iou_det.workdir import probe as probe_module
 from iou_det.workdir.checkpoints import Checkpoints
 from iou_det.workdir.metrics import read_metrics
-from iou_det.workdir.place import renames_folders
 from iou_det.workdir.probe import probe
 from iou_det.workdir.run import check_workdir
 from tests.tiny import tiny_config
@@ -28,15 +27,13 @@ def test_folders_are_not_renamed_where_buckets_are_mounted(tmp_path, monkeypatch
   mount = SimpleNamespace(mountpoint=str(tmp_path), fstype="fuse.gcsfuse")
   root = SimpleNamespace(mountpoint="/", fstype="ext4")
   monkeypatch.setattr(psutil, "disk_partitions", lambda all: [root, mount])
-  assert not renames_folders(epath.Path(tmp_path / "run")) and not renames_folders(
-    epath.Path("gs://bucket/run")
-  )
+  assert on_object_store(tmp_path / "run") and on_object_store(epath.Path("gs://bucket/run"))
   checkpoints = Checkpoints(tmp_path / "run")
   checkpoints.save(1, {"x": jax.numpy.ones(3)}, {})
   checkpoints.close()
   assert checkpoints.steps() == [1]
   monkeypatch.setattr(psutil, "disk_partitions", lambda all: [root])
-  assert renames_folders(epath.Path(tmp_path / "run"))
+  assert not on_object_store(tmp_path / "run")
 
 
 def test_a_pattern_in_the_path_is_refused(tmp_path):
