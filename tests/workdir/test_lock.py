@@ -109,8 +109,10 @@ def test_a_run_touches_its_lock_and_notices_that_it_was_taken(tmp_path, monkeypa
   with Lock(tmp_path) as lock:
     old = time.time() - 1000
     os.utime(path, (old, old))
-    while path.stat().st_mtime == old:
+    until = time.monotonic() + 20
+    while path.stat().st_mtime == old and time.monotonic() < until:
       time.sleep(0.01)
+    assert path.stat().st_mtime > old
     lock.check()
     write_lock(tmp_path, 1, 0.0)
     with pytest.raises(UserError, match=r"is used by another run by now .process 1 on pod-3"):
