@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -98,10 +99,18 @@ def set_up_logging() -> None:
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
   handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-  # Orbax warns of its own defaults at every turn; what goes wrong in it comes as an exception.
-  threshold = lambda path: std_logging.ERROR if "/orbax/" in path else std_logging.WARNING
+  # Orbax warns of its own defaults at every turn; what goes wrong in it and its tasks comes as an exception.
+  quiet = ("/orbax/", "/asyncio/")
+  threshold = lambda path: std_logging.FATAL if any(q in path for q in quiet) else std_logging.WARNING
   ours = str(Path(__file__).parent)
   handler.addFilter(lambda r: r.pathname.startswith(ours) or r.levelno >= threshold(r.pathname))
+  sys.unraisablehook = show_unraisable
+
+
+def show_unraisable(unraisable: Any) -> None:
+  """As Python does, but for what TensorStore says, hundreds of times, after the end of a save that failed."""
+  if str(unraisable.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(unraisable)
 
 
 def fail(command: str, message: str) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -28,7 +27,7 @@ from iou_det.network import look, suppression
 from iou_det.ops.detection import Detections, suppress
 from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_device
 from iou_det.processes import by_process_0
-from iou_det.storage import write_json, write_whole
+from iou_det.storage import AnyPath, write_json, write_whole
 
 NEVER: Callable[[], bool] = lambda: False
 
@@ -39,13 +38,13 @@ class Evaluation(NamedTuple):
   metrics: dict[str, Any]
   results: coco.Results
 
-  def write(self, folder: Path, *, step: int, split: str) -> dict[str, Any]:
+  def write(self, folder: AnyPath, *, step: int, split: str) -> dict[str, Any]:
     """Writes detections.json and metrics.json (process 0 alone); returns the metrics, all of them."""
     metrics = self.metrics | {"step": step, "split": split}
     if jax.process_index() == 0:
       folder.mkdir(parents=True, exist_ok=True)
-      write_whole(folder / "detections.json", self.results.as_json())
-      write_json(folder / "metrics.json", metrics)
+      checksum = write_whole(folder / "detections.json", self.results.as_json())
+      write_json(folder / "metrics.json", metrics | {"detections_crc32": checksum})
       counts = f"{len(self.results)} detections of {metrics['images']} images"
       logging.info(f"wrote {folder / 'detections.json'} ({counts})")
     return metrics

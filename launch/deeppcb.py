@@ -36,7 +36,7 @@ def convert(clone: str | Path, destination: str | Path) -> dict[str, tuple[int, 
   """
   data, destination = Path(clone) / "PCBData", Path(destination)
   if destination.exists():
-    raise UserError(f"{destination} exists already; remove it or give another destination")
+    raise UserError(f"{destination} exists already; give another destination")
   part = destination.with_name(destination.name + ".part")
   shutil.rmtree(part, ignore_errors=True)
   try:

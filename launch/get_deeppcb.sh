@@ -8,7 +8,7 @@ if [ $# -ne 1 ]; then
   exit 2
 fi
 if [ -e "$1" ]; then
-  echo "get_deeppcb.sh: $1 exists already; remove it or give another folder" >&2
+  echo "get_deeppcb.sh: $1 exists already; give another folder" >&2
   exit 2
 fi
 python=python3

@@ -1,7 +1,7 @@
 """`iou-det` in a process of its own, forked from one that has imported what the commands use: seconds each.
 
 The commands are not imported there, as their flags are global, and JAX has not started: it reads XLA_FLAGS
-when it does. Fresh interpreters run the commands in test_wheel.py, test_workdir.py and test_prepare.py.
+when it does. Fresh interpreters run the commands in test_wheel.py, test_older_runs.py and test_prepare.py.
 """
 
 import functools

@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from iou_det.data import images as image_files
 from iou_det.data.plan import Plan, TrainingFilter, log_shrunk
 from iou_det.data.source import Record, Source
 from iou_det.errors import UserError
+from iou_det.storage import shared_memory
 
 AHEAD = 3  # batches
 EPOCHS = 1 << 20  # more than any run has
@@ -226,13 +227,21 @@ def run(
     # Batched before the split over the workers, which hand out elements in turn: so they are whole batches.
     no_threads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     whole = dataset.batch(batch_size, batch_fn=stack).to_iter_dataset(no_threads)
-    return iter(whole.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init_process))
+    return of_processes(
+      lambda: whole.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init_process)
+    )
   decode_in_one_thread()
   threads = number_of_threads(threads)
   # Threads share the images of a batch, not whole batches: that keeps what is read ahead small.
   ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(AHEAD * batch_size, threads))
   stacked = dataset.to_iter_dataset(ahead).batch(batch_size, batch_fn=stack)
   return iter(ThreadPrefetchIterDataset(stacked, prefetch_buffer_size=1))
+
+
+def of_processes(batches: Callable[[], Iterable[HostBatch]]) -> Iterator[HostBatch]:
+  """Batches of worker processes, which come through shared memory."""
+  with shared_memory("config.data.workers", " or --config.data.workers=0"):
+    yield from batches()
 
 
 def number_of_threads(threads: int) -> int:

@@ -3,6 +3,7 @@
 The columns are small (about 60 bytes a box): images are never held, so memory is that of the boxes alone.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -132,6 +133,14 @@ class Source:
     image_id, height, width = (int(column[i]) for column in (a.image_id, a.height, a.width))
     columns = (column[rows] for column in (a.label, a.crowd, a.area, a.annotation_id))
     return Record(image_id, a.file_name[i], self.read(i), height, width, corners(a.bbox[rows]), *columns)
+
+  def fingerprint(self) -> str:
+    """The same for the same images and boxes, in the same order; pixels and file names do not count."""
+    a = self.annotations
+    hashed = hashlib.sha256(repr(self.categories).encode())
+    for column in (a.image_id, a.height, a.width, a.first, a.bbox, a.label, a.crowd):
+      hashed.update(column.tobytes())
+    return hashed.hexdigest()
 
   def first(self, count: int) -> "Source":
     """The first `count` images, or all if there are fewer."""

@@ -31,7 +31,7 @@ WHAT = "a prepared dataset"
 SIGN = "dataset_info.json in it or below"
 VERSION = "1.0.0"  # of the features that `write_split` writes
 SHARD_IMAGES = 2048
-PREPARE_AGAIN = "remove the dataset and prepare it again"
+PREPARE_AGAIN = "move the dataset away and prepare it again"
 
 
 def recognises(path: str | Path) -> bool:
@@ -156,7 +156,7 @@ def check_target(
       raise UserError(f"{folder} is a file; datasets are written to folders: give another --data_dir")
   if not (version / "dataset_info.json").is_file():
     if version.is_dir() and any(version.iterdir()):
-      raise UserError(f"{version} has files but no dataset_info.json; remove it or give another --name")
+      raise UserError(f"{version} has files but no dataset_info.json; move them away or give another --name")
     return version
   there = [s["name"] for s in read_info(version)["splits"]]
   if split in there and not overwrite:

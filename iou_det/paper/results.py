@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.evaluation.overlap import save_candidates
 from iou_det.processes import by_process_0
-from iou_det.storage import read_json
+from iou_det.storage import parse_json, read_json
 from iou_det.weights.load import load_detector
 from iou_det.workdir.metrics import read_metrics
-from iou_det.workdir.run import read_config
+from iou_det.workdir.run import read_checked_config
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,17 @@ class Results:
 
     A FileNotFoundError says that it has not been scored.
     """
-    config = read_config(workdir)
+    config = read_checked_config(workdir)
     folder = workdir / "eval" / (config.data.val_split + (f"_{variant}" if variant else ""))
     metrics = read_json(folder / "metrics.json", "run iou-det eval again")
     return cls(workdir, folder, config, metrics, read_metrics(workdir / "metrics.jsonl"))
 
   def detections(self) -> coco.Results:
-    return coco.Results.of(read_json(self.folder / "detections.json", "run iou-det eval again"))
+    path, remedy = self.folder / "detections.json", "run iou-det eval again"
+    content = path.read_bytes()
+    if self.metrics.get("detections_crc32") not in (None, zlib.crc32(content)):  # older ones have none
+      raise UserError(f"{path} is not what {self.folder / 'metrics.json'} scores; {remedy}")
+    return coco.Results.of(parse_json(content, path, remedy))
 
   @property
   def candidates(self) -> Path:

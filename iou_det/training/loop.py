@@ -1,16 +1,19 @@
 """The training loop, top to bottom: data, state, resume, steps, log, evaluate, save."""
 
 import dataclasses
+import json
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -26,18 +29,21 @@ from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, to_device
 from iou_det.preemption import Preemption
 from iou_det.processes import of_process_0
-from iou_det.storage import write_json
+from iou_det.storage import AnyPath, user_path, write_whole
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.profiling import Profiler
 from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
 from iou_det.workdir.checkpoints import Checkpoints, has_checkpoint
+from iou_det.workdir.lock import Lock
 from iou_det.workdir.metrics import MetricsLog
-from iou_det.workdir.run import check_workdir
+from iou_det.workdir.place import is_full, no_room
+from iou_det.workdir.probe import probe
+from iou_det.workdir.run import check_same_config, check_workdir
 
 
 def train(
-  config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+  config: ConfigDict, workdir: str | os.PathLike[str], devices: Sequence[jax.Device] | None = None
 ) -> dict[str, Any]:
   """Trains to the last step, from the last checkpoint in `workdir` if there is one.
 
@@ -49,12 +55,22 @@ def train(
     The last evaluation's metrics. After SIGTERM or Ctrl-C a `Preempted` is raised instead, with the state
     saved; for bad config or data, a workdir of another config or a loss that is not finite, a UserError.
   """
-  with Preemption() as preemption:  # to the very end: what is being saved must not be interrupted
-    return train_unless(preemption, config, Path(workdir), devices)
+  # Both to the very end: what is being saved must not be interrupted, nor another run begin.
+  with Preemption() as preemption, ExitStack() as at_end:
+    try:
+      return train_unless(preemption, at_end, config, user_path(workdir), devices)
+    except OSError as error:
+      if is_full(error):
+        raise no_room(workdir) from None
+      raise
 
 
 def train_unless(
-  preemption: Preemption, config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None
+  preemption: Preemption,
+  at_end: ExitStack,
+  config: ConfigDict,
+  workdir: epath.Path,
+  devices: Sequence[jax.Device] | None,
 ) -> dict[str, Any]:
   """See `train`."""
   config_lib.validate(config)
@@ -76,19 +92,28 @@ def train_unless(
 
   # State: fresh, or the last checkpoint.
   model = make_model(config, len(source.categories))
-  fresh = None if of_process_0(has_checkpoint(workdir)) else source.categories
-  state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, fresh)
+  resumes = of_process_0(has_checkpoint(workdir))
+  start_from = None if resumes else source.categories
+  state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, start_from)
   check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
   multihost_utils.sync_global_devices("all have looked into the workdir")
+  lock = at_end.enter_context(Lock(workdir))
+  if of_process_0(has_checkpoint(workdir)) != resumes:
+    raise UserError(f"--workdir={workdir}: another run saved there just now; give the same command again")
+  probe(workdir)
   if lead and not (workdir / "config.json").exists():
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", config.to_dict())
+    write_whole(workdir / "config.json", json.dumps(config.to_dict()) + "\n")
   multihost_utils.sync_global_devices("the workdir is there")
   checkpoints = Checkpoints(workdir, keep=t.keep_checkpoints)
   checkpoints.take_scores_of_process_0()
-  if checkpoints.steps():
-    check_same_data(checkpoints.run_information(checkpoints.steps()[-1]), source, plan, workdir)
-    state = checkpoints.restore(checkpoints.steps()[-1], abstract(mesh, state))
+  fingerprint = source.fingerprint()
+  if resumes:
+
+    def check(run: dict[str, Any]) -> None:
+      check_same_config(config, run, workdir)
+      check_same_data(run, source, plan, fingerprint, workdir)
+
+    state = checkpoints.resume(abstract(mesh, state), check)
   config = resolve_w_loc(config, source, workdir)
   start_step = int(state.step)
   train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
@@ -104,8 +129,9 @@ def train_unless(
   profiler = Profiler(t.profile_steps, workdir / "tensorboard")
 
   def save(step: int) -> None:
+    lock.check()
     run = {
-      "data": {"step": step, "steps_per_epoch": plan.steps_per_epoch},
+      "data": {"step": step, "steps_per_epoch": plan.steps_per_epoch, "fingerprint": fingerprint},
       "config": config.to_dict(),
       "categories": [dataclasses.asdict(c) for c in source.categories],
     }
@@ -163,10 +189,13 @@ def train_unless(
         preemption.begin(t.hang_minutes)
       stop = preemption.requested()
       to_score = due(step, t.eval_epochs)
+      to_log = step % t.log_every == 0
       to_save = stop or to_score or due(step, t.checkpoint_epochs)
-      if step % t.log_every == 0 or to_save or step == start_step + 1:
+      to_save = to_save or checkpoints.overdue(t.checkpoint_minutes, time.monotonic() - since, to_log)
+      if to_log or to_save or step == start_step + 1:
         rows = jax.device_get(window)
         check_finite(rows, step - len(rows), plan, source)
+        checkpoints.check()
         seconds = time.monotonic() - since
         row = {k: float(np.mean([r[k] for r in rows])) for k in rows[0]}
         row["boxes_cropped_away"] = float(sum(r["boxes_cropped_away"] for r in rows))  # a count, not a mean
@@ -184,6 +213,7 @@ def train_unless(
       if to_save:
         save(step)
       if stop:
+        checkpoints.wait()
         raise Preempted
       if to_score:
         metrics = score(step)
@@ -215,7 +245,9 @@ def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: So
       )
 
 
-def check_same_data(saved: dict[str, Any], source: Source, plan: Plan, workdir: Path) -> None:
+def check_same_data(
+  saved: dict[str, Any], source: Source, plan: Plan, fingerprint: str, workdir: AnyPath
+) -> None:
   """Refuses to go on with other data than a checkpoint was trained on: its order would mean other images."""
   then = (saved["categories"], saved["data"]["steps_per_epoch"])
   now = ([dataclasses.asdict(c) for c in source.categories], plan.steps_per_epoch)
@@ -224,4 +256,13 @@ def check_same_data(saved: dict[str, Any], source: Source, plan: Plan, workdir: 
       f"--workdir={workdir} was trained on other data ({len(then[0])} categories and {then[1]} steps an "
       f"epoch; {source.name} has {len(now[0])} and {now[1]}, or other names); give the same data, or another "
       "--workdir"
+    )
+  if "fingerprint" not in saved["data"]:
+    logging.info(
+      f"{workdir}: an earlier version, which did not note on which images and boxes it was trained"
+    )
+  elif saved["data"]["fingerprint"] != fingerprint:
+    raise UserError(
+      f"--workdir={workdir} was trained on other data: image ids, sizes, boxes, classes or crowds of "
+      f"{source.name} have changed since; give the data as they were, or another --workdir"
     )

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,11 @@ from iou_det.parallel import abstract, device_mesh, split_state
 from iou_det.processes import of_process_0
 from iou_det.weights.foreign import read_foreign
 from iou_det.weights.saved import FILE, Saved, is_saved, read_saved
-from iou_det.workdir.checkpoints import Checkpoints
-from iou_det.workdir.run import read_config
+from iou_det.workdir.checkpoints import Checkpoints, Damaged
+from iou_det.workdir.run import check_same_config, read_config
 
 WHAT = "a training run's folder, a file of `iou-det export` or what `iou-det import-weights` takes or wrote"
+T = TypeVar("T")
 
 
 class Stored(NamedTuple):
@@ -30,8 +31,8 @@ class Stored(NamedTuple):
 
   config: ConfigDict
   categories: tuple[Category, ...]
-  step: int
-  read: Callable[[Mesh], PyTree]  # {"params": ..., "batch_stats": ...}, laid on a mesh
+  # Lays {"params": ..., "batch_stats": ...} on a mesh; with the step that they were trained for.
+  read: Callable[[Mesh], tuple[PyTree, int]]
 
 
 def detector_config(source: str | Path) -> ConfigDict:
@@ -62,31 +63,46 @@ def find_detector(source: str | Path, step: str | int = "last") -> Stored:
     raise UserError(f"--step={step}: {source} holds one detector, not the checkpoints of a run; leave it out")
   saved = read_file(path)
 
-  def read(mesh: Mesh) -> PyTree:
+  def read(mesh: Mesh) -> tuple[PyTree, int]:
     shapes = variable_shapes(saved.config, len(saved.categories))
     if jax.tree.map(jnp.shape, saved.variables) != jax.tree.map(jnp.shape, shapes):
       raise UserError(
         f"{path} holds other arrays than its config describes; write it anew by `iou-det export`"
       )
-    return jax.device_put(saved.variables, split_state(mesh, shapes))
+    return jax.device_put(saved.variables, split_state(mesh, shapes)), saved.step
 
-  return Stored(saved.config, saved.categories, saved.step, read)
+  return Stored(saved.config, saved.categories, read)
 
 
 def find_run(workdir: Path, step: str) -> Stored:
-  """A detector in the checkpoints of a training run."""
+  """A detector in the checkpoints of a training run; in place of a damaged last one, that before it."""
   config = read_config(workdir)
   checkpoints = Checkpoints(workdir, read_only=True)
-  number = of_process_0(checkpoints.step_number(step))
-  categories = tuple(Category(**c) for c in checkpoints.run_information(number)["categories"])
 
-  def read(mesh: Mesh) -> PyTree:
-    shapes = variable_shapes(config, len(categories))
-    variables = checkpoints.restore_variables(number, abstract(mesh, shapes), averaged=config.train.ema > 0)
-    checkpoints.close()
-    return variables
+  def of_step(read: Callable[[int], T]) -> tuple[int, T]:
+    if step == "last":
+      number, value, damaged = checkpoints.last(read)
+      for cause in damaged.values():
+        logging.error(f"{cause}; step {number} is taken in its place")
+      return number, value
+    number = of_process_0(checkpoints.step_number(step))
+    try:
+      return number, read(number)
+    except Damaged as error:
+      others = ", ".join(str(s) for s in checkpoints.steps() if s != number) or "none"
+      raise UserError(f"{error}; other steps there: {others}; give one as --step") from None
 
-  return Stored(config, categories, number, read)
+  _, run = of_step(checkpoints.run_information)
+  check_same_config(config, run, workdir)
+  categories = tuple(Category(**c) for c in run["categories"])
+
+  def read(mesh: Mesh) -> tuple[PyTree, int]:
+    shapes = abstract(mesh, variable_shapes(config, len(categories)))
+    averaged = config.train.ema > 0
+    number, variables = of_step(lambda s: checkpoints.restore_variables(s, shapes, averaged=averaged))
+    return variables, number
+
+  return Stored(config, categories, read)
 
 
 def load_detector(source: str | Path, step: str | int = "last", *, batch_size: int | None = None) -> Detector:
@@ -115,11 +131,13 @@ def load_detector(source: str | Path, step: str | int = "last", *, batch_size: i
     config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
   )
   model = make_model(config, len(stored.categories))
-  return Detector(config, model, mesh, stored.categories, stored.read(mesh), stored.step, batch_size)
+  variables, trained = stored.read(mesh)
+  return Detector(config, model, mesh, stored.categories, variables, trained, batch_size)
 
 
 def read_detector(source: str | Path, step: str = "last") -> Saved:
   """A detector on the host, for a file or to start from."""
   stored = find_detector(source, step)
   mesh = device_mesh(1, jax.local_devices()[:1])
-  return Saved(stored.config, stored.categories, jax.device_get(stored.read(mesh)), stored.step)
+  variables, trained = stored.read(mesh)
+  return Saved(stored.config, stored.categories, jax.device_get(variables), trained)

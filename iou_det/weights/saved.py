@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +46,17 @@ def write_saved(path: Path, saved: Saved) -> None:
   arrays = flax.traverse_util.flatten_dict(jax.device_get(saved.variables), sep="/")
   # safetensors writes memory as it lies, whatever the strides of a transposed array say.
   tensors = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+  metadata["crc32"] = str(checksum(metadata, tensors))
   path.parent.mkdir(parents=True, exist_ok=True)
   write_whole(path, safetensors.numpy.save(tensors, metadata))
+
+
+def checksum(metadata: dict[str, str], tensors: dict[str, np.ndarray]) -> int:
+  """Of all that a file holds but itself: a changed byte is a number, or a setting, like any other."""
+  total = zlib.crc32(json.dumps({k: v for k, v in metadata.items() if k != "crc32"}, sort_keys=True).encode())
+  for name in sorted(tensors):
+    total = zlib.crc32(tensors[name].tobytes(), zlib.crc32(f"{name} {tensors[name].shape}".encode(), total))
+  return total
 
 
 def is_saved(path: Path) -> bool:
@@ -67,6 +77,8 @@ def read_saved(path: Path) -> Saved:
   """Reads what `write_saved` wrote, see `is_saved`."""
   metadata = read_metadata(path)
   tensors = safetensors.numpy.load_file(path)
+  if metadata.get("crc32", there := str(checksum(metadata, tensors))) != there:  # older files have none
+    raise UserError(f"{path} is damaged: its checksum is another than when it was written; export it again")
   variables: dict[str, Any] = flax.traverse_util.unflatten_dict(tensors, sep="/")
   try:
     categories = tuple(Category(**c) for c in json.loads(metadata["categories"]))

@@ -31,7 +31,7 @@ def start_from_detector(
   source = config.model.init
   stored = find_detector(source)
   compare_networks(config, stored.config, source)
-  loaded = stored.read(mesh)
+  loaded, _ = stored.read(mesh)
   own, theirs = (v["params"]["classification_head"] for v in (variables, loaded))
   label_of = {c.name: k for k, c in enumerate(stored.categories)}
   names = [c.name for c in categories]

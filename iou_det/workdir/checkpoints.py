@@ -1,21 +1,44 @@
-"""Checkpoints of a run: all that is Orbax's is here."""
+"""Checkpoints of a run: all that is Orbax's is here.
 
-from collections.abc import Sequence
+A step is there if its commit_success.txt is, which is written last. What is read is compared with what was
+saved: the run information by its checksum, every array by its digest.
+"""
+
+import gc
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import cached_property
+from os import PathLike
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as managers
 
 from iou_det.errors import UserError
+from iou_det.processes import of_process_0
+from iou_det.storage import absolute, on_object_store, parse_json, sealed
+from iou_det.workdir.digest import digests
 from iou_det.workdir.metrics import read_metrics
+from iou_det.workdir.place import is_full, no_room, room
 
 AVERAGE = "average"  # the key of the parameters' average in the optimizer's state
+COMMITTED = "commit_success.txt"  # Orbax writes it last, whether it renames the folder then or not
+DAMAGED = "checkpoints_damaged"  # folder beside `checkpoints`
+NOT_NOW = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNAUTHENTICATED", "PERMISSION_DENIED")  # TensorStore's words
+T = TypeVar("T")
+
+
+class Damaged(UserError):
+  """A checkpoint that is not what was saved."""
 
 
 @dataclass
@@ -37,9 +60,9 @@ def best_step(scores: dict[int, float], steps: Sequence[int]) -> int | None:
   return max((s for s in steps if s in scores), key=lambda s: (scores[s], s), default=None)
 
 
-def has_checkpoint(workdir: str | Path) -> bool:
-  """Whether a workdir has a finished checkpoint; needs no manager and makes no folder."""
-  return any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
+def has_checkpoint(workdir: str | PathLike[str]) -> bool:
+  """Whether a workdir has a checkpoint, damaged ones included; needs no manager and makes no folder."""
+  return bool(Checkpoints(workdir).folders())
 
 
 def part_of(stored: PyTree, some: PyTree) -> PyTree:
@@ -60,35 +83,119 @@ class Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-  """The folder `workdir/checkpoints`: saves in the background, keeps the last few and the best AP."""
+  """The folder `workdir/checkpoints`: saves in the background, keeps the last few and the best AP.
 
-  def __init__(self, workdir: str | Path, keep: int = 1, read_only: bool = False):
-    self.folder = Path(workdir).absolute() / "checkpoints"
-    rows = read_metrics(Path(workdir) / "metrics.jsonl")
+  All processes have to call its methods, but for those that only list.
+  """
+
+  def __init__(self, workdir: str | PathLike[str], keep: int = 1, read_only: bool = False):
+    self.workdir = absolute(epath.Path(workdir))
+    self.folder = self.workdir / "checkpoints"
+    self.keep = keep
+    self.saved = time.monotonic()  # when a save began, or nothing was there to save
+    rows = read_metrics(self.workdir / "metrics.jsonl")
     self.scores = {row["step"]: ap for row in rows for name, ap in row.items() if name.endswith("/AP")}
     if read_only and not self.folder.is_dir():
       command = f"iou-det train --config=... --workdir={workdir}"
       raise UserError(f"{workdir} has no checkpoints; train first: {command}")
-    policy = managers.AnyPreservationPolicy([managers.LatestN(keep), BestScored(self.scores)])
-    ours = {"create": not read_only, "cleanup_tmp_directories": not read_only, "read_only": read_only}
-    options = ocp.CheckpointManagerOptions(preservation_policy=policy, **ours)
-    self.manager = Manager(self.folder, options=options, item_names=("state", "run"))
+
+  @cached_property
+  def manager(self) -> Manager:
+    """For saving alone: it deletes what it takes for unfinished."""
+    mode = ocp.options.AtomicityMode
+    options = ocp.CheckpointManagerOptions(
+      preservation_policy=managers.AnyPreservationPolicy(
+        [managers.LatestN(self.keep), BestScored(self.scores)]
+      ),
+      atomicity_options=ocp.options.AtomicityOptions(
+        mode.COMMIT_FILE if on_object_store(self.folder) else mode.ATOMIC_RENAME  # there it is not atomic
+      ),
+      cleanup_tmp_directories=True,
+    )
+    return Manager(self.folder, options=options, item_names=("state", "run"))
 
   def take_scores_of_process_0(self) -> None:
     """Lets all processes go on from the same scores: file systems may show the others an older log."""
-    steps = self.steps()
-    ours = np.array([self.scores.get(step, np.nan) for step in steps])
-    known = multihost_utils.broadcast_one_to_all(ours)
+    known = of_process_0([[step, ap] for step, ap in self.scores.items()])
     self.scores.clear()
-    self.scores |= {step: float(ap) for step, ap in zip(steps, known, strict=True) if not np.isnan(ap)}
+    self.scores |= {step: ap for step, ap in known}
+
+  # Saving
 
   def save(self, step: int, state: PyTree, run: dict[str, Any]) -> None:
     """Starts saving; `run` is JSON (config, categories, data position)."""
+    with self._saving():
+      manager = self.manager
+      manager.wait_until_finished()  # and the ones before are deleted
+    needed = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**18  # and what is written about them
+    there = of_process_0(room(self.folder))
+    if there < needed:
+      raise no_room(self.folder, f" ({there / 1e6:.1f} MB; a checkpoint takes {needed / 1e6:.1f})")
+    run = sealed(run | {"digests": digests(state)})
     items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
-    self.manager.save(step, args=items)
+    self.saved = time.monotonic()
+    with self._saving():
+      manager.save(step, args=items)
+
+  def overdue(self, minutes: float, interval: float, to_log: bool) -> bool:
+    """Whether the last save is so long ago.
+
+    One process may ask at every step. Of several, the first decides, at rows of the log (`to_log`), for all
+    of the next interval (seconds, as long as the one that ends): to agree at every step would slow it.
+    """
+    age = time.monotonic() - self.saved
+    if jax.process_count() == 1:
+      return age > 60 * minutes
+    return to_log and of_process_0(age + interval > 60 * minutes)
+
+  def check(self) -> None:
+    """A UserError if what is being saved in the background has failed; to be called now and then."""
+    with self._saving():
+      if "manager" in self.__dict__:
+        self.manager.check_for_errors()
+
+  def wait(self) -> None:
+    """Until what is being saved in the background is there."""
+    with self._saving():
+      if "manager" in self.__dict__:
+        self.manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for saves in the background."""
+    self.wait()
+    if "manager" in self.__dict__:
+      self.manager.close()
+
+  @contextmanager
+  def _saving(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # of TensorStore, Orbax or the system
+      if is_full(error):
+        time.sleep(1.0)  # the rest of the save ends too, and what it says is held back; later it would not be
+        gc.collect()
+        raise no_room(self.folder) from None
+      raise
+
+  # Which steps are there
+
+  def folders(self) -> list[int]:
+    """Steps with a folder, ascending; those are left out that a kill cut off as they were written."""
+    numbers = sorted(int(p.name) for p in list_folder(self.folder) if p.name.isdigit())
+    return [step for step in numbers if not self._unfinished(step)]
 
   def steps(self) -> list[int]:
-    return sorted(self.manager.all_steps())
+    """Finished steps, ascending."""
+    return [step for step in self.folders() if (self.folder / str(step) / COMMITTED).exists()]
+
+  def _unfinished(self, step: int) -> bool:
+    path = self.folder / str(step)
+    if (path / COMMITTED).exists():
+      return False
+    try:  # Orbax notes the time there before it writes the commit file
+      return json.loads((path / "_CHECKPOINT_METADATA").read_bytes())["commit_timestamp_nsecs"] is None
+    except (OSError, ValueError, KeyError, TypeError):
+      return False
 
   def step_number(self, step: str) -> int:
     """Turns "last", "best" or a number into a step that is there."""
@@ -107,9 +214,71 @@ class Checkpoints:
       raise UserError(f"--step={step}: must be last, best or a saved step; {known}")
     return int(step)
 
+  # Reading
+
+  def last(self, read: Callable[[int], T]) -> tuple[int, T, dict[int, str]]:
+    """The newest step, or the one before it if that is damaged: the step, what `read` makes of it, and what
+    is wrong with the newer one. Two damaged in a row are a UserError; nothing is changed."""
+    causes: dict[int, str] = {}
+    for step in reversed(of_process_0(self.folders()[-2:])):
+      try:
+        return step, read(step), causes
+      except Damaged as error:
+        causes[step] = str(error)
+    if not causes:
+      raise UserError(f"no finished checkpoint to read: there is none in {self.folder}")
+    older = ", ".join(map(str, of_process_0(self.folders()[:-2]))) or "none"
+    raise UserError(
+      f"{'; '.join(causes.values())}; older steps there: {older}; nothing was changed: restore a damaged one "
+      f"from a copy, move them out of {self.folder} to go on from an older one, or train in a new --workdir"
+    )
+
+  def resume(self, abstract_state: PyTree, check: Callable[[dict[str, Any]], None]) -> PyTree:
+    """The newest state that is whole, see `last`; a damaged newer one is set aside.
+
+    Args:
+      check: gets the run information; raises a UserError if the run may not go on from it.
+    """
+
+    def read(step: int) -> PyTree:
+      run = self.run_information(step)
+      check(run)
+      if "digests" in run and (odd := leaf_names(abstract_state) ^ run["digests"].keys()):
+        raise UserError(
+          f"{self.folder / str(step)} holds other arrays than this version trains ({len(odd)}: "
+          f"{', '.join(sorted(odd)[:3])}, ...); go on with the version that made it, or train in a new "
+          "--workdir"
+        )
+      return self.restore(step, abstract_state)
+
+    step, state, damaged = self.last(read)
+    for other, cause in damaged.items():
+      if jax.process_index() == 0:
+        where = self._set_aside(other)
+        logging.error(f"{cause}; it was set aside as {where}, and the run goes on from step {step}")
+    multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+    for later in [s for s in self.scores if s > step]:
+      del self.scores[later]
+    return state
+
+  def _set_aside(self, step: int) -> epath.Path:
+    """Moves a step's folder, and what lies beside it if it was half renamed; deletes nothing."""
+    target, copies = self.workdir / DAMAGED / str(step), 1
+    while target.exists():
+      copies += 1
+      target = target.with_name(f"{step}.{copies}")
+    target.parent.mkdir(exist_ok=True)
+    for path in list_folder(self.folder):
+      if path.name == str(step) or path.name.startswith(f"{step}."):
+        path.rename(target.with_name(target.name + path.name.removeprefix(str(step))))
+    return target
+
   def restore(self, step: int, abstract_state: PyTree) -> PyTree:
     """The state of a step; `abstract_state` gives shapes, types and where it should lie."""
-    return self._read(step, state=ocp.args.StandardRestore(abstract_state))["state"]
+    arguments = ocp.args.StandardRestore(abstract_state)
+    with self._reading(step):
+      state = ocp.StandardCheckpointHandler().restore(self.folder / str(step) / "state", args=arguments)
+    return self._as_saved(step, state)
 
   def restore_variables(self, step: int, abstract_variables: PyTree, *, averaged: bool = False) -> PyTree:
     """Parameters and norm statistics of a step; the optimizer's state is not read.
@@ -122,34 +291,64 @@ class Checkpoints:
       some["opt_state"] = {AVERAGE: {"params": some.pop("params")}}
     where = ocp.checkpoint_utils.construct_restore_args(some)
     arguments = ocp.args.PyTreeRestore(some, restore_args=where, partial_restore=True)
-    read = self._read(step, some, state=arguments)["state"]
+    folder = self.folder / str(step) / "state"
+    with self._reading(step):  # a partial restore tells neither what is missing nor what is left over
+      stored = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+      if odd := leaf_names(part_of(stored, some)) ^ leaf_names(some):
+        raise ValueError(f"of another network than config.json's, in {', '.join(sorted(odd)[:3])}, ...")
+      read = ocp.PyTreeCheckpointHandler().restore(folder, args=arguments)
+    read = self._as_saved(step, read)
     if averaged:
       read["params"] = read.pop("opt_state")[AVERAGE]["params"]
     return read
 
   def run_information(self, step: int) -> dict[str, Any]:
-    """The JSON saved beside the state: data position, config, category table."""
-    return self._read(step, run=ocp.args.JsonRestore())["run"]
+    """The JSON saved beside the state: data position, config, category table, digests of the arrays."""
+    with self._reading(step):
+      run = self.own_run_information(step)
+    return run
 
-  def _read(self, step: int, some: PyTree = None, **items: ocp.args.CheckpointArgs) -> Any:
+  def own_run_information(self, step: int) -> dict[str, Any]:
+    """The same for one process alone."""
+    path = self.folder / str(step) / "run" / "metadata"
+    return parse_json(path.read_bytes(), path, "it is damaged")
+
+  def _as_saved(self, step: int, tree: PyTree) -> PyTree:
+    """The arrays that were read, or Damaged if their digests are not those that were saved."""
+    saved = self.run_information(step).get("digests", {})  # older checkpoints have none
+    now = digests(tree) if saved else {}
+    with self._reading(step):
+      if other := [name for name, number in now.items() if number != saved.get(name)]:
+        raise ValueError(f"{len(other)} arrays are not what was saved: {', '.join(other[:3])}, ...")
+    return tree
+
+  @contextmanager
+  def _reading(self, step: int) -> Iterator[None]:
+    """Makes any failure of any process a Damaged in all of them; nothing in here may wait for the others."""
+    cause = ""
     try:
-      if some:  # a partial restore tells neither what is missing nor what is left over
-        stored = ocp.PyTreeCheckpointHandler().metadata(self.folder / str(step) / "state").tree
-        names = lambda tree: {jax.tree_util.keystr(k) for k, _ in jax.tree_util.tree_leaves_with_path(tree)}
-        if different := names(part_of(stored, some)) ^ names(some):
-          raise ValueError(
-            f"of another network than config.json's, in {', '.join(sorted(different)[:3])}, ..."
-          )
-      return self.manager.restore(step, args=ocp.args.Composite(**items))
+      if not (self.folder / str(step) / COMMITTED).exists():
+        raise FileNotFoundError(f"it has no {COMMITTED}")
+      yield
+    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+      raise
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
-      others = ", ".join(str(s) for s in self.steps() if s != step) or "none"
-      raise UserError(
-        f"the checkpoint {self.folder / str(step)} cannot be read "
-        f"({type(error).__name__}: {str(error)[:200]}); other steps there: {others}; "
-        "remove the damaged folder to go on from another, or train in a new --workdir"
-      ) from error
+      cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+      if any(word in cause for word in NOT_NOW):
+        raise
+    if jax.process_count() > 1:
+      failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(cause))))
+      if failed.size and not cause:
+        cause = f"process {failed[0]} finds it damaged"
+    if cause:
+      raise Damaged(f"the checkpoint {self.folder / str(step)} cannot be read ({cause})")
 
-  def close(self) -> None:
-    """Waits for saves in the background."""
-    self.manager.wait_until_finished()
-    self.manager.close()
+
+def leaf_names(tree: PyTree) -> set[str]:
+  """As in `digests`."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves}
+
+
+def list_folder(folder: epath.Path) -> list[epath.Path]:
+  return list(folder.iterdir()) if folder.is_dir() else []

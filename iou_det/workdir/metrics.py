@@ -3,15 +3,14 @@
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from iou_det.storage import write_whole
+from iou_det.storage import AnyPath, shared_memory, write_whole
 
 
-def read_metrics(path: Path, last_step: int = sys.maxsize) -> list[dict[str, Any]]:
+def read_metrics(path: AnyPath, last_step: int = sys.maxsize) -> list[dict[str, Any]]:
   """Lines of a metrics.jsonl up to `last_step`; a line cut short by a kill ends it."""
   rows: list[dict[str, Any]] = []
   for line in path.read_text().splitlines() if path.exists() else []:
@@ -27,11 +26,12 @@ def read_metrics(path: Path, last_step: int = sys.maxsize) -> list[dict[str, Any
 class MetricsLog:
   """metrics.jsonl and TensorBoard events; rows after the step that a run resumes from are dropped."""
 
-  def __init__(self, workdir: Path, start_step: int):
+  def __init__(self, workdir: AnyPath, start_step: int):
     path = workdir / "metrics.jsonl"
     write_whole(path, "".join(json.dumps(row) + "\n" for row in read_metrics(path, start_step)))
     self.file = path.open("a")
-    self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+    with shared_memory("the log for TensorBoard"):
+      self.board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
   def write(self, step: int, row: dict[str, float]) -> None:
     self.file.write(json.dumps({"step": step, **row}) + "\n")

@@ -135,7 +135,7 @@ def test_a_target_that_is_a_file_or_foreign_is_refused(tmp_path):
     prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "file")
   (tmp_path / "out" / "set" / "1.0.0").mkdir(parents=True)
   (tmp_path / "out" / "set" / "1.0.0" / "thesis.doc").write_text("")
-  with pytest.raises(UserError, match=r"1.0.0 has files but no dataset_info.json; remove it"):
+  with pytest.raises(UserError, match=r"1.0.0 has files but no dataset_info.json; move them away"):
     prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
 
 

@@ -23,9 +23,11 @@ from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.network import make_model
 from iou_det.parallel import device_mesh, to_device
+from iou_det.storage import read_json
 from iou_det.training.loop import train
 from iou_det.training.step import create_state, make_train_step
 from iou_det.weights.load import load_detector
+from iou_det.workdir.checkpoints import has_checkpoint
 from tests.tiny import tiny_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -63,7 +65,8 @@ def test_run_directory(reference):
   assert {"config.json", "metrics.jsonl", "tensorboard", "checkpoints", "eval"} <= {
     p.name for p in workdir.iterdir()
   }
-  assert json.loads((workdir / "eval/val/metrics.json").read_text()) == json.loads(json.dumps(metrics))
+  written = read_json(workdir / "eval/val/metrics.json", "")
+  assert written == json.loads(json.dumps(metrics)) | {"detections_crc32": written["detections_crc32"]}
   logged = rows(workdir)
   train_rows = [row for row in logged if "loss" in row]
   assert [row["step"] for row in train_rows] == [1, 2, 4, 6, 8]
@@ -203,6 +206,10 @@ def test_other_data_in_the_same_workdir_are_refused(reference, shapes_folder, tm
   message = r"trained on other data \(4 categories and 4 steps an epoch; .* 4 and 3"
   with pytest.raises(UserError, match=message):
     train(tiny_config(tmp_path), reference[0], devices=jax.devices()[:1])
+  # As many of the same names: only the boxes differ.
+  export_coco(Shapes("train", images=32, height=64, width=96, seed=1), tmp_path)
+  with pytest.raises(UserError, match=r"trained on other data: image ids, sizes, boxes"):
+    train(tiny_config(tmp_path), reference[0], devices=jax.devices()[:1])
 
 
 @pytest.mark.parametrize("end, message", [(100, "or not whole"), (0, "or not whole"), ("[]", "no settings")])
@@ -218,7 +225,7 @@ def test_loss_that_is_not_finite_stops_with_step_and_images(shapes_folder, tmp_p
   config.train.update(learning_rate=1e12, warmup_steps=0, clip_norm=1e30)
   with pytest.raises(UserError, match=r"step \d+: the loss is (nan|inf).*images with ids \d+"):
     train(config, tmp_path, devices=jax.devices()[:1])
-  assert not any((tmp_path / "checkpoints").iterdir())
+  assert not has_checkpoint(tmp_path)
 
 
 def test_bad_settings_leave_no_trace(shapes_folder, tmp_path, monkeypatch):
@@ -249,8 +256,8 @@ def test_damaged_checkpoint_is_one_clear_error(reference, tmp_path):
   for file in (copy / "checkpoints" / "8" / "state").rglob("*"):
     if file.is_file():
       file.write_bytes(b"")
-  with pytest.raises(UserError, match=r"checkpoints/8 cannot be read.*other steps there: 4"):
-    load_detector(copy)
+  with pytest.raises(UserError, match=r"checkpoints/8 cannot be read.*other steps there: 4; give one"):
+    load_detector(copy, "8")
   assert load_detector(copy, "4").trained_steps == 4
   with pytest.raises(UserError, match="last, best or a saved step"):
     load_detector(copy, "7")

@@ -30,7 +30,7 @@ def test_last_and_best_stay_over_restarts(tmp_path):
   assert reader.step_number("best") == 2
   assert reader.step_number("last") == 6
   assert reader.step_number("5") == 5
-  assert reader.run_information(2) == {"step": 2}
+  assert reader.run_information(2)["step"] == 2
   with pytest.raises(UserError, match="there are 2, 5, 6"):
     reader.step_number("4")
 
