@@ -77,8 +77,6 @@ def read_saved(path: Path) -> Saved:
   """Reads what `write_saved` wrote, see `is_saved`."""
   metadata = read_metadata(path)
   tensors = safetensors.numpy.load_file(path)
-  if metadata.get("crc32", there := str(checksum(metadata, tensors))) != there:  # older files have none
-    raise UserError(f"{path} is damaged: its checksum is another than when it was written; export it again")
   variables: dict[str, Any] = flax.traverse_util.unflatten_dict(tensors, sep="/")
   try:
     categories = tuple(Category(**c) for c in json.loads(metadata["categories"]))
@@ -86,4 +84,6 @@ def read_saved(path: Path) -> Saved:
     step = int(metadata["step"])
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f"{path}: its metadata are damaged ({error}); export it again") from None
+  if metadata.get("crc32", there := str(checksum(metadata, tensors))) != there:  # older files have none
+    raise UserError(f"{path} is damaged: its checksum is another than when it was written; export it again")
   return Saved(config, categories, {"batch_stats": {}, **variables}, step)

@@ -164,12 +164,11 @@ def test_resuming_after_kill_9_is_bit_identical(reference, shapes_folder, tmp_pa
 
 def test_restore_on_another_number_of_devices(reference, shapes_folder, tmp_path):
   workdir, _ = reference
-  train(tiny_config(shapes_folder, epochs=1), tmp_path, devices=jax.devices())
+  train(tiny_config(shapes_folder), tmp_path, devices=jax.devices())
+  shutil.rmtree(tmp_path / "checkpoints" / "8")
   saved = load_detector(tmp_path)
   assert saved.trained_steps == 4
   assert len(jax.tree.leaves(saved.params)[0].sharding.device_set) == 8
-  # Its first epoch is that of the reference: with a constant learning rate nothing else depends on `epochs`.
-  (tmp_path / "config.json").write_text((workdir / "config.json").read_text())
   train(tiny_config(shapes_folder), tmp_path, devices=jax.devices()[:1])
   assert_same(jax.device_get(saved.variables["params"]), parameters(tmp_path, "4"))
   resumed, uninterrupted = (

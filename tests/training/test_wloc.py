@@ -13,6 +13,7 @@ from iou_det.config import with_loss
 from iou_det.data import open_dataset
 from iou_det.errors import UserError
 from iou_det.network import make_anchors
+from iou_det.storage import write_json
 from iou_det.training.loop import train
 from iou_det.training.wloc import fit_w_loc
 from tests import oracles
@@ -78,7 +79,7 @@ def test_auto_is_fitted_once_and_kept_with_the_run(shapes_folder, tmp_path):
       np.testing.assert_allclose(sum(v for k, v in row.items() if k.startswith(name)), 1.0, rtol=1e-5)
 
   # Resuming reads the value that is there.
-  (tmp_path / "run" / "w_loc.json").write_text(json.dumps(kept | {"w_loc": 2.0}))
+  write_json(tmp_path / "run" / "w_loc.json", {"w_loc": 2.0})
   longer = with_loss(config)
   assert train(longer, tmp_path / "run")["images"] == 13
   assert json.loads((tmp_path / "run" / "w_loc.json").read_text())["w_loc"] == 2.0

@@ -212,6 +212,7 @@ def test_sources_that_are_none(reference, exported, tmp_path):
     load_detector(exported, batch_size=3)
   with safe_open(exported, "numpy") as file:
     metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}
+  del metadata["crc32"]  # as older files
   del tensors["params/fpn/inner_5/bias"]
   save_file(tensors, tmp_path / "other.safetensors", metadata)
   with pytest.raises(UserError, match="holds other arrays than its config describes"):
