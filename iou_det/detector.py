@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import jax
@@ -26,7 +25,7 @@ from iou_det.models.retinanet import RetinaNet
 from iou_det.network import look, suppression
 from iou_det.ops.detection import Detections, suppress
 from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_device
-from iou_det.storage import write_json
+from iou_det.storage import AnyPath, write_json
 
 NEVER: Callable[[], bool] = lambda: False
 
@@ -37,7 +36,7 @@ class Evaluation(NamedTuple):
   metrics: dict[str, Any]
   results: list[dict[str, Any]]
 
-  def write(self, folder: Path, *, step: int, split: str) -> dict[str, Any]:
+  def write(self, folder: AnyPath, *, step: int, split: str) -> dict[str, Any]:
     """Writes detections.json and metrics.json (process 0 alone); returns the metrics, all of them."""
     metrics = self.metrics | {"step": step, "split": split}
     if jax.process_index() == 0:

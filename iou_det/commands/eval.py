@@ -5,8 +5,6 @@ eval/SPLIT/metrics.json into the workdir, or into a folder beside a file, and pr
 data, and other ways to detect (--class_agnostic, --tta_flip, --tta_scales), have folders of their own there.
 """
 
-from pathlib import Path
-
 import jax
 from absl import flags
 
@@ -15,6 +13,7 @@ from iou_det.data import WHAT_A_PATH_MAY_BE, open_dataset
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.processes import Preemption, start_distributed
+from iou_det.storage import local_path, user_path
 from iou_det.weights.load import load_detector
 
 WORKDIR = common.trained_workdir()
@@ -37,6 +36,7 @@ DISTRIBUTED = common.distributed()
 def main() -> None:
   if DISTRIBUTED.value:
     start_distributed()
+  where = user_path(WORKDIR.value, write=True)
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
   variant = TEST_TIME(detector.config)
   data = detector.config.data
@@ -52,9 +52,8 @@ def main() -> None:
       interrupted=preemption.requested,
     )
     # Other data, or another way to detect, do not overwrite the figures of the run's own split.
-    where = Path(WORKDIR.value)
     folder = where if where.is_dir() else where.with_suffix("")
-    parts = [Path(DATA.value).name if DATA.value else "", split, variant]
+    parts = [local_path(DATA.value, "--data").name if DATA.value else "", split, variant]
     folder = folder / "eval" / "_".join(filter(None, parts))
     metrics = scored.write(folder, step=detector.trained_steps, split=split)
   if jax.process_index() == 0:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row
 from iou_det.paper.results import Results
 from iou_det.paper.runs import SWEEP, Reproduction, Run
+from iou_det.storage import AnyPath, local_path
 
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # columns, named as in our metrics.json
 FIVE_IOUS = ("AP50", "AP60", "AP70", "AP80", "AP90")
@@ -168,14 +168,14 @@ def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], comm
       for r in found:
         method = f"iou-det-{name}-r{r.config.model.depth}-seed{r.config.seed}"
         try:
-          zipped = results.test_dev(r, Path(reproduction.data), method, folder)
+          zipped = results.test_dev(r, local_path(reproduction.data, "--data"), method, folder)
           text += f"\nfor the evaluation server: {zipped}"
         except UserError as error:  # the table above stands without them
           text += f"\nno results for the evaluation server: {error}"
   return f"{text}\nwrote {folder}"
 
 
-def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command: str) -> str:
+def figures_of(experiment: str, workdirs: Sequence[AnyPath], folder: AnyPath, command: str) -> str:
   """Figure 2 or 3 of any scored workdirs; the first is the baseline."""
   if len(workdirs) > len(plots.COLOURS):
     raise UserError(f"--workdirs names {len(workdirs)} workdirs; a figure shows {len(plots.COLOURS)} at most")

@@ -2,7 +2,6 @@
 
 import gc
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from iou_det.errors import UserError
 from iou_det.paper.experiments import CONTROLS, EXPERIMENTS
 from iou_det.paper.results import finished
 from iou_det.paper.runs import Reproduction, Run
+from iou_det.storage import local_path
 from iou_det.training.loop import train
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.run import read_config
@@ -94,7 +94,7 @@ def done(run: Run, reproduction: Reproduction) -> bool:
 
 def prepare_smoke_data(reproduction: Reproduction) -> None:
   """The few small shapes that toy runs train and are scored on, as a COCO folder."""
-  folder = Path(reproduction.data)
+  folder = local_path(reproduction.data, "data")
   if not reproduction.smoke or (folder / "annotations" / "instances_test.json").exists():
     return
   if reproduction.preset != "shapes":

@@ -18,7 +18,7 @@ from iou_det.data.source import from_files, from_rows, list_problems
 from iou_det.detector import ground_truth
 from iou_det.errors import UserError
 from iou_det.evaluation.overlap import save_candidates
-from iou_det.storage import read_json
+from iou_det.storage import AnyPath, modified, read_json, whole_file
 from iou_det.weights.load import load_detector
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.run import read_config
@@ -28,14 +28,14 @@ from iou_det.workdir.run import read_config
 class Results:
   """A run's config, log and scores."""
 
-  workdir: Path
-  folder: Path  # with detections.json and metrics.json
+  workdir: AnyPath
+  folder: AnyPath  # with detections.json and metrics.json
   config: ConfigDict
   metrics: dict[str, Any]
   rows: list[dict[str, Any]]  # of metrics.jsonl
 
   @classmethod
-  def read(cls, workdir: Path, variant: str = "") -> "Results":
+  def read(cls, workdir: AnyPath, variant: str = "") -> "Results":
     """Of the run's own val split; `variant`: of eval/SPLIT_VARIANT, detections made in another way.
 
     A FileNotFoundError says that it has not been scored.
@@ -89,7 +89,7 @@ def read_truth(path: str, split: str, annotations: str) -> dict[str, Any]:
   return ground_truth(open_dataset(path, split), annotations)
 
 
-def finished(config: ConfigDict, workdir: Path) -> bool:
+def finished(config: ConfigDict, workdir: AnyPath) -> bool:
   """Whether a workdir has this config, was trained to its last epoch, and scored there."""
   if not (workdir / "config.json").exists():
     return False
@@ -119,7 +119,7 @@ def soft_nms(results: Results, method: str) -> Results:
   return Results.read(results.workdir, variant)
 
 
-def candidates(results: Results) -> Path:
+def candidates(results: Results) -> AnyPath:
   """File with all that entered the run's NMS, made if it is not there or older than its scores."""
   path = results.folder / "candidates.npz"
   if not newer(path, results):
@@ -133,12 +133,12 @@ def candidates(results: Results) -> Path:
   return path
 
 
-def newer(path: Path, results: Results) -> bool:
+def newer(path: AnyPath, results: Results) -> bool:
   """Whether a file was made after the run was scored."""
-  return path.exists() and path.stat().st_mtime >= (results.folder / "metrics.json").stat().st_mtime
+  return path.exists() and modified(path) >= modified(results.folder / "metrics.json")
 
 
-def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
+def test_dev(results: Results, root: Path, name: str, out: AnyPath) -> AnyPath:
   """Detects on test-dev2017 and writes what COCO's evaluation server takes: a zip with one JSON file in it.
 
   A zip that is there and newer than the run's scores stays as it is. `name` is the method's, as the server
@@ -167,8 +167,6 @@ def test_dev(results: Results, root: Path, name: str, out: Path) -> Path:
   source = from_files("test-dev2017", detector.categories, annotations, images)
   found = detector.detect(source)
   out.mkdir(parents=True, exist_ok=True)
-  part = out / f"{stem}.part"
-  with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
+  with whole_file(path) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as file:
     file.writestr(f"{stem}.json", json.dumps(found))
-  part.replace(path)
   return path

@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from iou_det.errors import Preempted, UserError
 from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, to_device
 from iou_det.processes import Preemption
-from iou_det.storage import write_json
+from iou_det.storage import AnyPath, user_path, write_json
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.step import create_state, make_train_step
 from iou_det.training.wloc import resolve_w_loc
@@ -34,12 +34,12 @@ from iou_det.workdir.run import check_workdir
 
 
 def train(
-  config: ConfigDict, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+  config: ConfigDict, workdir: str | os.PathLike[str], devices: Sequence[jax.Device] | None = None
 ) -> dict[str, Any]:
   """Trains to the last step, from the last checkpoint in `workdir` if there is one.
 
   Args:
-    workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/.
+    workdir: here or on gs://; gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/.
     devices: default: all.
 
   Returns:
@@ -47,11 +47,11 @@ def train(
     bad config or data, a workdir of another config or a loss that is not finite, a UserError.
   """
   with Preemption() as preemption:  # to the very end: what is being saved must not be interrupted
-    return train_unless(preemption, config, Path(workdir), devices)
+    return train_unless(preemption, config, user_path(workdir, write=True), devices)
 
 
 def train_unless(
-  preemption: Preemption, config: ConfigDict, workdir: Path, devices: Sequence[jax.Device] | None
+  preemption: Preemption, config: ConfigDict, workdir: AnyPath, devices: Sequence[jax.Device] | None
 ) -> dict[str, Any]:
   """See `train`."""
   config_lib.validate(config)
@@ -103,6 +103,8 @@ def train_unless(
       "categories": [dataclasses.asdict(c) for c in source.categories],
     }
     checkpoints.save(step, state, run)
+    if log:
+      log.flush()
 
   def evaluate(step: int) -> dict[str, Any]:
     asked = preemption.requested
@@ -203,7 +205,7 @@ def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: So
       )
 
 
-def check_same_data(saved: dict[str, Any], source: Source, plan: Plan, workdir: Path) -> None:
+def check_same_data(saved: dict[str, Any], source: Source, plan: Plan, workdir: AnyPath) -> None:
   """Refuses to go on with other data than a checkpoint was trained on: its order would mean other images."""
   then = (saved["categories"], saved["data"]["steps_per_epoch"])
   now = ([dataclasses.asdict(c) for c in source.categories], plan.steps_per_epoch)

@@ -1,7 +1,6 @@
 """w_loc: the localization weight that keeps the first step's loss sum (Section 3.2 and Table 4)."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +15,7 @@ from iou_det.data.source import Source
 from iou_det.errors import UserError
 from iou_det.network import forward, make_model, network_inputs
 from iou_det.parallel import device_mesh, to_device
-from iou_det.storage import read_json, write_json
+from iou_det.storage import AnyPath, read_json, write_json
 from iou_det.training.losses import loss_terms, make_targets
 from iou_det.training.step import create_state
 
@@ -92,7 +91,7 @@ def fit_w_loc(
   return [before / x for x in after]
 
 
-def resolve_w_loc(config: ConfigDict, source: Source, workdir: Path) -> ConfigDict:
+def resolve_w_loc(config: ConfigDict, source: Source, workdir: AnyPath) -> ConfigDict:
   """The config with a number for `loss.w_loc="auto"`: fitted once, then kept in workdir/w_loc.json."""
   if config.loss.w_loc != "auto":
     return config

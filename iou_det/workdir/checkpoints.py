@@ -1,18 +1,20 @@
 """Checkpoints of a run: all that is Orbax's is here."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as managers
 
 from iou_det.errors import UserError
+from iou_det.storage import absolute
 from iou_det.workdir.metrics import read_metrics
 
 AVERAGE = "average"  # the key of the parameters' average in the optimizer's state
@@ -37,9 +39,10 @@ def best_step(scores: dict[int, float], steps: Sequence[int]) -> int | None:
   return max((s for s in steps if s in scores), key=lambda s: (scores[s], s), default=None)
 
 
-def has_checkpoint(workdir: str | Path) -> bool:
+def has_checkpoint(workdir: str | os.PathLike[str]) -> bool:
   """Whether a workdir has a finished checkpoint; needs no manager and makes no folder."""
-  return any(p.name.isdigit() for p in (Path(workdir) / "checkpoints").glob("*"))
+  folder = absolute(epath.Path(workdir)) / "checkpoints"
+  return folder.is_dir() and bool(ocp.utils.checkpoint_steps(folder))
 
 
 def part_of(stored: PyTree, some: PyTree) -> PyTree:
@@ -62,9 +65,9 @@ class Manager(ocp.CheckpointManager):
 class Checkpoints:
   """The folder `workdir/checkpoints`: saves in the background, keeps the last few and the best AP."""
 
-  def __init__(self, workdir: str | Path, keep: int = 1, read_only: bool = False):
-    self.folder = Path(workdir).absolute() / "checkpoints"
-    rows = read_metrics(Path(workdir) / "metrics.jsonl")
+  def __init__(self, workdir: str | os.PathLike[str], keep: int = 1, read_only: bool = False):
+    self.folder = absolute(epath.Path(workdir)) / "checkpoints"
+    rows = read_metrics(epath.Path(workdir) / "metrics.jsonl")
     self.scores = {row["step"]: ap for row in rows for name, ap in row.items() if name.endswith("/AP")}
     if read_only and not self.folder.is_dir():
       command = f"iou-det train --config=... --workdir={workdir}"

@@ -1,24 +1,25 @@
 """Whose folder it is: the config that a run was started with."""
 
-from pathlib import Path
+import os
 
+from etils import epath
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
 from iou_det.errors import UserError
-from iou_det.storage import read_json
+from iou_det.storage import AnyPath, read_json
 
 
-def read_config(workdir: str | Path) -> ConfigDict:
+def read_config(workdir: str | os.PathLike[str]) -> ConfigDict:
   """The config that a workdir was trained with."""
-  path = Path(workdir) / "config.json"
+  path = epath.Path(workdir) / "config.json"
   if not path.is_file():
     why = "is not a training run (it has no config.json)"
     raise UserError(f"--workdir={workdir} {why}; give train's --workdir")
   return config_lib.from_dict(read_json(path, "restore it, or train in a new --workdir"))
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
+def check_workdir(workdir: AnyPath, config: ConfigDict) -> None:
   """Refuses a workdir that belongs to another config, or is not a run's."""
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir} is a file; give a new folder")
