@@ -79,6 +79,8 @@ def connect() -> Storage:
   ours = {"token": token, "use_listings_cache": False}
   fsspec.config.conf["gcs"] = ours | fsspec.config.conf.get("gcs", {})
   files = fsspec.filesystem("gcs", finalize_on_close=True)  # as epath asks for it
+  # It has no folders; gcsfs makes the bucket where it may not look at it, as with a role for objects alone.
+  files.makedirs = files.mkdir = lambda path, **options: None
   session = requests.Session()
   again = requests.adapters.Retry(
     total=2, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504), allowed_methods=None,

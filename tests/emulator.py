@@ -58,6 +58,9 @@ class Emulator:
       if bucket == PRIVATE or (bucket == READ_ONLY and writes):
         response.status = HTTPStatus.UNAUTHORIZED if bucket == PRIVATE else HTTPStatus.FORBIDDEN
         return
+      if handler is buckets.get:  # roles for objects do not let one look at the bucket itself
+        response.status = HTTPStatus.FORBIDDEN
+        return
       name = request.params.get("object_id") or (request.query.get("name") or [""])[0]
       if handler is objects.insert and "upload_id" not in request.query:
         self.written.append(name)

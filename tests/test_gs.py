@@ -257,6 +257,13 @@ def test_without_gcsfs_the_extra_is_named(here, monkeypatch):
     user_path("gs://bucket/x")
 
 
+def test_no_bucket_is_made_where_a_folder_is(here):
+  path = user_path("gs://bucket/new/folder")
+  for parents in (True, False):
+    path.mkdir(parents=parents, exist_ok=True)  # which gcsfs does by looking at the bucket
+  assert not path.exists()
+
+
 def test_an_object_is_written_whole_or_not_at_all(here):
   path = user_path("gs://bucket/whole")
   with pytest.raises(ZeroDivisionError), whole_file(path) as file:
