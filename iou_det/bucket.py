@@ -66,7 +66,9 @@ def connect() -> Storage:
   if not os.environ.get("STORAGE_EMULATOR_HOST"):
     try:
       with warnings.catch_warnings(action="ignore"):  # of credentials without a project for quotas
-        token, _ = google.auth.default(scopes=[SCOPE])
+        token, project = google.auth.default(scopes=[SCOPE])
+      # Orbax's own client of the storage wants a project named, and does nothing with it.
+      os.environ.setdefault("GOOGLE_CLOUD_PROJECT", project or "unknown")
       token.refresh(functools.partial(Request(), timeout=SECONDS))
       who = getattr(token, "service_account_email", "") or "who is logged in"
     except google.auth.exceptions.DefaultCredentialsError as error:
@@ -100,7 +102,12 @@ def check_readable(bucket: str) -> None:
 
 @functools.cache
 def check_writable(bucket: str, name: str) -> None:
-  """A UserError if no object can be written and removed beside `name`; to replace one takes both."""
+  """A UserError if no object can be written and removed beside `name`; to replace one takes both.
+
+  Nor if the bucket itself may not be looked at, which Orbax does before it saves.
+  """
+  look = "look at it (storage.buckets.get, as of the role Storage Legacy Bucket Reader)"
+  connect().ask(look, bucket, "GET", f"storage/v1/b/{bucket}")
   probe = f"{name}.probe-{uuid.uuid4().hex}"  # not inside: a workdir that is new has to be empty
   new = {"params": {"uploadType": "media", "name": probe}, "data": b"probe"}
   connect().ask("write to it", bucket, "POST", f"upload/storage/v1/b/{bucket}/o", **new)

@@ -15,6 +15,9 @@ from gcp_storage_emulator.handlers import buckets, objects
 
 BUCKET = "bucket"
 PRIVATE, READ_ONLY = "private-bucket", "read-only-bucket"  # nobody may do anything there, or write
+UNSEEN = (
+  "unseen-bucket"  # where objects may be used, but the bucket not be looked at: roles for objects are so
+)
 
 
 class Emulator:
@@ -25,7 +28,7 @@ class Emulator:
       free.bind(("localhost", 0))
       port = free.getsockname()[1]
     self.server = server.create_server("localhost", port, in_memory=True, default_bucket=BUCKET)
-    for name in (PRIVATE, READ_ONLY):
+    for name in (PRIVATE, READ_ONLY, UNSEEN):
       buckets.create_bucket(name, self.storage)
     url = f"http://localhost:{port}"
     self.environment = {
@@ -58,7 +61,7 @@ class Emulator:
       if bucket == PRIVATE or (bucket == READ_ONLY and writes):
         response.status = HTTPStatus.UNAUTHORIZED if bucket == PRIVATE else HTTPStatus.FORBIDDEN
         return
-      if handler is buckets.get:  # roles for objects do not let one look at the bucket itself
+      if handler is buckets.get and bucket == UNSEEN:
         response.status = HTTPStatus.FORBIDDEN
         return
       name = request.params.get("object_id") or (request.query.get("name") or [""])[0]

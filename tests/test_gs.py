@@ -25,7 +25,7 @@ from iou_det.errors import UserError
 from iou_det.paper.output import Output, Plot
 from iou_det.storage import absolute, local_path, user_path, whole_file
 from tests.command import COMPILE_QUICKLY, iou_det, server
-from tests.emulator import PRIVATE, READ_ONLY, emulator
+from tests.emulator import PRIVATE, READ_ONLY, UNSEEN, emulator
 
 CONFIG = """
 from tests.tiny import tinier_config
@@ -207,6 +207,7 @@ def test_buckets_that_cannot_be_used_are_told_of_at_once(here, capfd):
   for path, write, message in (
     ("gs://no-such-bucket/x", False, "there is no bucket gs://no-such-bucket"),
     (f"gs://{PRIVATE}/x", False, r"may not list objects in it \(HTTP 401\); log in by"),
+    (f"gs://{UNSEEN}/x", True, "may not look at it .*Legacy Bucket Reader.*HTTP 403"),
     (f"gs://{READ_ONLY}/x", True, r"may not write to it \(HTTP 403\); log in by"),
   ):
     with pytest.raises(UserError, match=message):
@@ -235,6 +236,7 @@ def test_credentials_that_are_refused_are_one_line(here, monkeypatch, tmp_path):
   key = {"type": "service_account", "client_email": "a@b", "private_key": pem.decode()}
   key["token_uri"] = f"{url}/token"
   (tmp_path / "key.json").write_text(json.dumps(key))
+  monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "ours")  # which `connect` would set
   monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
   with pytest.raises(UserError, match=r"the Google credentials are refused .*gcloud auth"):
     user_path("gs://bucket/x")
@@ -258,7 +260,7 @@ def test_without_gcsfs_the_extra_is_named(here, monkeypatch):
 
 
 def test_no_bucket_is_made_where_a_folder_is(here):
-  path = user_path("gs://bucket/new/folder")
+  path = user_path(f"gs://{UNSEEN}/new/folder")
   for parents in (True, False):
     path.mkdir(parents=parents, exist_ok=True)  # which gcsfs does by looking at the bucket
   assert not path.exists()
