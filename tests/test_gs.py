@@ -46,13 +46,19 @@ def storage():
 
 
 @pytest.fixture
-def here(storage, monkeypatch):
-  """This process as a user of the emulator."""
+def unconnected(storage, monkeypatch):
+  """This process as a user of the emulator, who has not asked it anything yet."""
   for name, value in storage.environment.items():
     monkeypatch.setenv(name, value)
   for cached in (bucket.connect, bucket.check_readable, bucket.check_writable):
     cached.cache_clear()
   return storage
+
+
+@pytest.fixture
+def here(unconnected):
+  bucket.connect()  # before Orbax asks for a path there by itself
+  return unconnected
 
 
 @pytest.fixture(scope="module")
@@ -219,7 +225,7 @@ def test_buckets_that_cannot_be_used_are_told_of_at_once(here, capfd):
   assert not capfd.readouterr().err
 
 
-def test_a_storage_that_does_not_answer_is_one_line_in_seconds(here, monkeypatch):
+def test_a_storage_that_does_not_answer_is_one_line_in_seconds(unconnected, monkeypatch):
   monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://localhost:1")
   begin = time.monotonic()
   with pytest.raises(UserError, match="gs://bucket cannot be reached"):
@@ -227,7 +233,7 @@ def test_a_storage_that_does_not_answer_is_one_line_in_seconds(here, monkeypatch
   assert time.monotonic() - begin < 20
 
 
-def test_credentials_that_are_refused_are_one_line(here, monkeypatch, tmp_path):
+def test_credentials_that_are_refused_are_one_line(unconnected, monkeypatch, tmp_path):
   url = os.environ["STORAGE_EMULATOR_HOST"]
   monkeypatch.delenv("STORAGE_EMULATOR_HOST")
   pem = rsa.generate_private_key(65537, 2048).private_bytes(
@@ -242,7 +248,7 @@ def test_credentials_that_are_refused_are_one_line(here, monkeypatch, tmp_path):
     user_path("gs://bucket/x")
 
 
-def test_without_credentials_one_line_of_ours_is_logged(here, monkeypatch, tmp_path, caplog, capfd):
+def test_without_credentials_one_line_of_ours_is_logged(unconnected, monkeypatch, tmp_path, caplog, capfd):
   monkeypatch.delenv("STORAGE_EMULATOR_HOST")
   monkeypatch.setattr("google.auth.compute_engine._metadata._NO_GCE_CHECK", True)
   for name in ("HOME", "CLOUDSDK_CONFIG"):
@@ -253,7 +259,7 @@ def test_without_credentials_one_line_of_ours_is_logged(here, monkeypatch, tmp_p
   assert len(caplog.records) == 1 and "no Google credentials" in caplog.text
 
 
-def test_without_gcsfs_the_extra_is_named(here, monkeypatch):
+def test_without_gcsfs_the_extra_is_named(unconnected, monkeypatch):
   monkeypatch.setitem(sys.modules, "gcsfs", None)
   with pytest.raises(UserError, match=r"need gcsfs: pip install -e '\.\[gcs\]'"):
     user_path("gs://bucket/x")
