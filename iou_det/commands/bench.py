@@ -15,7 +15,6 @@ program as written (forward, backward and update for train; what model.remat doe
 the repeats.
 """
 
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -24,6 +23,7 @@ from ml_collections import ConfigDict
 from iou_det.commands import flags as common
 from iou_det.config_args import config_from_flag
 from iou_det.errors import UserError
+from iou_det.storage import local_path
 
 KINDS = ("train", "input", "predict", "eval", "scaling")
 CONFIG = common.config("eval needs none.")
@@ -48,6 +48,8 @@ def main(arguments: list[str]) -> None:
   if len(arguments) != 1 or arguments[0] not in KINDS:
     raise UserError(f"got {' '.join(arguments) or 'nothing to measure'}; give one of {', '.join(KINDS)}")
   kind = arguments[0]
+  lines = "lines are appended to it, which a bucket cannot"
+  out = local_path(OUT.value, "--out", lines) if OUT.value else None
   if AGAINST.value and kind not in ("train", "predict"):
     raise UserError(f"--against={AGAINST.value} belongs to train and predict, not to {kind}")
   config = None if kind == "eval" else bench_config(kind)
@@ -61,7 +63,7 @@ def main(arguments: list[str]) -> None:
   from iou_det.bench import against, input, scaling, steps, synthetic
   from iou_det.data.plan import images_per_step
 
-  classes, boxes, out = CLASSES.value, BOXES.value, Path(OUT.value) if OUT.value else None
+  classes, boxes = CLASSES.value, BOXES.value
   same: dict[str, Any] = {"repeats": REPEATS.value, "out": out}
   if config is None:
     steps.bench_eval(IMAGES.value or 5000, DETECTIONS.value, classes, **same)

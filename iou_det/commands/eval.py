@@ -6,7 +6,6 @@ data, and other ways to detect (--class_agnostic, --tta_flip, --tta_scales), hav
 """
 
 import signal
-from pathlib import Path
 
 import jax
 from absl import flags
@@ -17,6 +16,7 @@ from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.preemption import Preemption
 from iou_det.processes import start_distributed
+from iou_det.storage import local_path, user_path
 from iou_det.weights.load import load_detector
 
 WORKDIR = common.trained_workdir()
@@ -39,6 +39,7 @@ DISTRIBUTED = common.distributed()
 def main() -> None:
   if DISTRIBUTED.value:
     start_distributed()
+  where = user_path(WORKDIR.value, write=True)
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
   variant = TEST_TIME(detector.config)
   data = detector.config.data
@@ -54,9 +55,8 @@ def main() -> None:
       interrupted=preemption.requested,
     )
     # Other data, or another way to detect, do not overwrite the figures of the run's own split.
-    where = Path(WORKDIR.value)
     folder = where if where.is_dir() else where.with_suffix("")
-    parts = [Path(DATA.value).name if DATA.value else "", split, variant]
+    parts = [local_path(DATA.value, "--data").name if DATA.value else "", split, variant]
     folder = folder / "eval" / "_".join(filter(None, parts))
     metrics = scored.write(folder, step=detector.trained_steps, split=split)
   if jax.process_index() == 0:

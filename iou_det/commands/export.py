@@ -11,7 +11,6 @@ Both programs take uint8 RGB images [batch, height, width, 3] and return boxes, 
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -19,7 +18,7 @@ from absl import flags
 from iou_det.commands import flags as common
 from iou_det.errors import UserError
 from iou_det.network import make_model
-from iou_det.storage import write_json, write_whole
+from iou_det.storage import user_path, write_json, write_whole
 from iou_det.weights.load import read_detector
 from iou_det.weights.onnx import to_onnx
 from iou_det.weights.program import describe
@@ -34,9 +33,9 @@ TEST_TIME = common.test_time()
 
 
 def main() -> None:
+  out = user_path(OUT.value, write=True)
   saved = read_detector(WORKDIR.value, STEP.value)
   TEST_TIME(saved.config)
-  out = Path(OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   if FORMAT.value == "safetensors":
     if out.suffix != ".safetensors":
@@ -51,4 +50,4 @@ def main() -> None:
       about: dict[str, Any] = describe(saved.categories)
       about["categories"] = json.loads(about["categories"])
       write_json(out.with_suffix(f"{out.suffix}.json"), about)
-  print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, {len(saved.categories)} classes, step {saved.step}")
+  print(f"{out}: {out.stat().length / 1e6:.1f} MB, {len(saved.categories)} classes, step {saved.step}")

@@ -9,12 +9,11 @@ OUT/detector.safetensors: weights, config and category table. Sizes, normalisati
 losses are those of the published detectors; a file does not say whether it was trained with others.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from iou_det.data import coco
 from iou_det.errors import UserError
+from iou_det.storage import local_path, user_path
 from iou_det.weights import saved
 from iou_det.weights.foreign import FORMATS, read_foreign
 
@@ -38,12 +37,12 @@ def main(arguments: list[str]) -> None:
       f"give one FILE, got {len(arguments)}: iou-det import-weights --from=FORMAT FILE --out=DIR"
     )
   (source,), key = arguments, FROM.value
+  out = user_path(OUT.value, write=True) / saved.FILE
   annotated: tuple = ()
   if ANNOTATIONS.value:
-    path = Path(ANNOTATIONS.value)
+    path = local_path(ANNOTATIONS.value, "--annotations")
     annotated = coco.read_categories(path, coco.load_json(path)["categories"], ("id", "name"))
   detector = read_foreign(source, key, annotated=annotated, norm_eps=NORM_EPS.value)
-  out = Path(OUT.value) / saved.FILE
   saved.write_saved(out, detector)
   print(f"wrote {out}: {len(detector.categories)} classes")
   print(f"detects as {key} does; {FORMATS[key].differs}")

@@ -9,7 +9,7 @@ as stored (EXIF rotation is not applied).
 """
 
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import PurePath
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ from iou_det.data.images import Image, image_files
 from iou_det.data.pipeline import decode_image
 from iou_det.data.source import corners
 from iou_det.errors import UserError
-from iou_det.storage import write_json
+from iou_det.storage import AnyPath, user_path, write_json, write_whole
 from iou_det.weights.load import load_detector
 
 WORKDIR = common.trained_workdir()
@@ -37,12 +37,13 @@ SCORE = flags.DEFINE_float("score", 0.3, "Boxes below this are not drawn.", lowe
 SHEET = 12  # pictures on the contact sheet
 
 
-def write_image(path: Path, picture: np.ndarray) -> None:
-  if not cv2.imwrite(str(path), picture[..., ::-1]):  # it raises nothing
-    raise UserError(f"{path} cannot be written; is --out a folder with room in it?")
+def write_image(path: AnyPath, picture: np.ndarray) -> None:
+  _, png = cv2.imencode(".png", picture[..., ::-1])
+  write_whole(path, png.tobytes())
 
 
 def main(arguments: list[str]) -> None:
+  out = user_path(OUT.value, write=True)
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
   TEST_TIME(detector.config)
   given = [*IMAGES.value, *arguments]
@@ -63,7 +64,6 @@ def main(arguments: list[str]) -> None:
     images = (decode_image(source[i]) for i in range(len(source)))
     a = source.annotations
     names, truth = list(a.file_name), [corners(a.bbox[a.rows(i)]) for i in range(len(a))]
-  out = Path(OUT.value)
   out.mkdir(parents=True, exist_ok=True)
 
   rows: list[dict] = []
@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> None:
       detector.classes,
       ground_truth=boxes,
     )
-    write_image(out / f"{i:05d}_{Path(name).stem}.png", picture)
+    write_image(out / f"{i:05d}_{PurePath(name).stem}.png", picture)
     if len(pictures) < SHEET:
       pictures.append(picture)
   write_image(out / "contact_sheet.png", contact_sheet(pictures))

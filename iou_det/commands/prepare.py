@@ -6,13 +6,12 @@ of another size than annotated; boxes with unknown categories or numbers that ar
 and nothing is written, unless --skip_bad. Boxes of no area or outside their image are counted and kept.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from iou_det.data.checks import check_coco, report
 from iou_det.data.source import from_files
 from iou_det.data.tfds import check_target, prepare_dataset
+from iou_det.storage import local_path
 
 IMAGES = flags.DEFINE_string("images", None, "Folder of the images.", required=True)
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "COCO-format instances JSON.", required=True)
@@ -24,11 +23,13 @@ OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace the split if it is th
 
 
 def main() -> None:
-  images, name, split, data_dir = Path(IMAGES.value), NAME.value, SPLIT.value, Path(DATA_DIR.value)
+  given = (IMAGES, ANNOTATIONS, DATA_DIR)
+  images, annotations, data_dir = (local_path(flag.value, f"--{flag.name}") for flag in given)
+  name, split = NAME.value, SPLIT.value
   title, overwrite = f"{name}/{split}", OVERWRITE.value
   # First what needs no look at the data: a mistake shows at once.
   check_target(name, split, data_dir, None, overwrite=overwrite)
-  coco = check_coco(images, Path(ANNOTATIONS.value), skip_bad=SKIP_BAD.value)
+  coco = check_coco(images, annotations, skip_bad=SKIP_BAD.value)
   print(report(coco, title))
   source = from_files(title, coco.categories, coco.annotations, images)
   version = prepare_dataset(source, name=name, split=split, data_dir=data_dir, overwrite=overwrite)

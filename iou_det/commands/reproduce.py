@@ -12,7 +12,6 @@ your own: iou-det reproduce fig2 --workdirs=runs/a,runs/b --workdir=W.
 import shlex
 import sys
 from functools import partial
-from pathlib import Path
 
 from absl import flags
 
@@ -22,6 +21,7 @@ from iou_det.paper.experiments import EXPERIMENTS, detect_more, figures_of, writ
 from iou_det.paper.reproduce import dry_run, plan, prepare_smoke_data, run_all
 from iou_det.paper.runs import PRESETS, Reproduction
 from iou_det.processes import by_process_0, start_distributed
+from iou_det.storage import local_path, user_path
 
 PRESET = flags.DEFINE_enum("preset", "shapes", PRESETS, "What to train on; coco is the paper's protocol.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs, tables and figures.", required=True)
@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> None:
   experiment = arguments[0]
   if CONTROLS.value and experiment not in ("table2", "all"):
     raise UserError(f"--controls belongs to table2, not to {experiment}")
-  workdir = Path(WORKDIR.value)
+  workdir = user_path(WORKDIR.value, write=True)
   command = shlex.join(["iou-det", "reproduce", *sys.argv[1:]])
   if WORKDIRS.value:
     if experiment not in ("fig2", "fig3") or len(WORKDIRS.value) < 2:
@@ -52,11 +52,13 @@ def main(arguments: list[str]) -> None:
     given = [f.name for f in (PRESET, DATA, SEEDS, DRY_RUN, SMOKE) if f.present]
     if given:
       raise UserError(f"--{given[0]} has no meaning with --workdirs, which trains nothing; leave it out")
-    text = figures_of(experiment, [Path(w) for w in WORKDIRS.value], workdir / experiment, command)
+    text = figures_of(experiment, [user_path(w) for w in WORKDIRS.value], workdir / experiment, command)
     by_process_0(partial(print, text))
     return
   if SMOKE.value and DATA.value:
     raise UserError("--smoke trains on shapes that it makes itself; leave out --data")
+  if SMOKE.value:
+    local_path(WORKDIR.value, "--smoke makes its data in --workdir:", "give one, or --data and no --smoke")
   data = str(workdir / "smoke_data") if SMOKE.value else DATA.value
   if PRESET.value == "coco" and not data and experiment != "fig1":
     raise UserError("--preset=coco needs --data=DIR: a COCO folder, or what TFDS or `prepare` made of it")

@@ -14,7 +14,8 @@ from iou_det.processes import start_distributed
 from iou_det.training.loop import train
 
 CONFIG = common.config()
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and metrics.", required=True)
+WORKDIR_HELP = "Folder for checkpoints, logs and metrics; gs://BUCKET/FOLDER is one too."
+WORKDIR = flags.DEFINE_string("workdir", None, WORKDIR_HELP, required=True)
 DISTRIBUTED = common.distributed()
 
 

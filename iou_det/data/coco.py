@@ -15,7 +15,7 @@ from absl import logging
 
 from iou_det.data.source import Annotations, Category, Problem, Source, from_files, from_rows, list_problems
 from iou_det.errors import UserError
-from iou_det.storage import read_json
+from iou_det.storage import local_path, read_json
 
 WHAT = "a COCO folder"
 SIGN = "annotations/instances_SPLIT.json"
@@ -74,7 +74,7 @@ def read_coco(path: str | Path, *, distinct_names: bool = True) -> CocoFile:
   `Problem`; a file that cannot be used as a whole (missing, no JSON, a list missing or empty, an ambiguous
   category table, as far as `distinct_names` asks for) is a UserError.
   """
-  path = Path(path)
+  path = local_path(path, "annotation file")
   content = load_json(path)
   categories = read_categories(path, content["categories"], ("id", "name") if distinct_names else ("id",))
   coco = CocoFile(categories, from_rows([], []), records=len(content["images"]) + len(content["annotations"]))

@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
 from iou_det.errors import UserError
+from iou_det.storage import local_path
 
 # Boxes refer to the pixels as stored: no rotation by EXIF.
 DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -32,7 +33,7 @@ Image = np.ndarray | str | os.PathLike[str]  # pixels, or the path of a file
 def image_files(arguments: Sequence[str]) -> list[Path]:
   """Files, and for folders their JPEG and PNG files by name; one that is none, or cut off, is refused."""
   files: list[Path] = []
-  for path in map(Path, arguments):
+  for path in [local_path(argument, "image") for argument in arguments]:
     if path.is_dir():
       inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
       if not inside:
@@ -65,7 +66,7 @@ def read_encoded(path: Path) -> bytes:
 
 def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
   """RGB pixels of a JPEG or PNG file as stored: EXIF rotation is not applied, an alpha channel ignored."""
-  pixels = decode(read_encoded(Path(path)))
+  pixels = decode(read_encoded(local_path(path, "image")))
   if pixels is None:
     raise UserError(f"{path}: not a readable JPEG or PNG image")
   return pixels

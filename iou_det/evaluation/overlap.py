@@ -7,7 +7,6 @@ detections may share an object. That is not COCO's matching, which gives an obje
 
 from collections import defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
@@ -18,6 +17,7 @@ from scipy import stats
 
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
+from iou_det.storage import AnyPath, local_copy, whole_file
 
 LOCATED = 0.5  # a detection with this IoU or more is on its object, as in AP50
 
@@ -125,17 +125,15 @@ def as_boxes(results: coco.Results) -> Boxes:
   return Boxes(results.image_id, results.category_id, corners, results.score.astype(np.float64))
 
 
-def save_candidates(path: Path, results: coco.Results) -> None:
+def save_candidates(path: AnyPath, results: coco.Results) -> None:
   """Writes what `Detector.detect` returns with config.eval.nms "none" and max_detections for all, as .npz."""
-  part = path.with_suffix(".part")
-  with part.open("wb") as file:
+  with whole_file(path) as file:
     np.savez_compressed(file, **as_boxes(results)._asdict())
-  part.replace(path)  # a file that is there is whole
 
 
-def load_candidates(path: Path) -> Boxes:
+def load_candidates(path: AnyPath) -> Boxes:
   try:
-    with np.load(path) as file:
+    with local_copy(path) as copy, np.load(copy) as file:
       return Boxes(**file)
   except OSError as error:
     raise UserError(f"cannot read the candidates {path}: {error.strerror or error}") from error

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +14,7 @@ from iou_det.paper.report import Intervals, Row
 from iou_det.paper.results import Results
 from iou_det.paper.runs import SWEEP, Reproduction, Run, run_config
 from iou_det.processes import by_process_0
+from iou_det.storage import AnyPath, local_path
 
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl")  # columns, named as in our metrics.json
 FIVE_IOUS = ("AP50", "AP60", "AP70", "AP80", "AP90")
@@ -162,7 +162,7 @@ def detect_more(experiment: str, reproduction: Reproduction, runs: Sequence[Run]
       method = f"iou-det-{run.name}-r{depth}-seed{run.seed}"
       try:
         zipped = results.test_dev(
-          workdir, Path(reproduction.data), method, folder_of(experiment, reproduction)
+          workdir, local_path(reproduction.data, "--data"), method, folder_of(experiment, reproduction)
         )
         text += f"\nfor the evaluation server: {zipped}"
       except UserError as error:  # the table stands without them
@@ -170,7 +170,7 @@ def detect_more(experiment: str, reproduction: Reproduction, runs: Sequence[Run]
   return text
 
 
-def folder_of(experiment: str, reproduction: Reproduction) -> Path:
+def folder_of(experiment: str, reproduction: Reproduction) -> AnyPath:
   return reproduction.workdir / reproduction.name / experiment
 
 
@@ -197,7 +197,7 @@ def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], comm
   return f"{text}\nwrote {folder}"
 
 
-def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command: str) -> str:
+def figures_of(experiment: str, workdirs: Sequence[AnyPath], folder: AnyPath, command: str) -> str:
   """Figure 2 or 3 of any scored workdirs; the first is the baseline. All processes together."""
   if len(workdirs) > len(plots.COLOURS):
     raise UserError(f"--workdirs names {len(workdirs)} workdirs; a figure shows {len(plots.COLOURS)} at most")
@@ -217,7 +217,7 @@ def figures_of(experiment: str, workdirs: Sequence[Path], folder: Path, command:
   return by_process_0(draw)
 
 
-def scored_rows(workdirs: Sequence[Path]) -> list[Row]:
+def scored_rows(workdirs: Sequence[AnyPath]) -> list[Row]:
   rows: list[Row] = []
   for workdir in workdirs:
     if str(workdir) in [row.label for row in rows]:

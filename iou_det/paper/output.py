@@ -2,16 +2,18 @@
 
 import contextlib
 import csv
+import io
 import math
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from iou_det.storage import AnyPath, whole_file, write_whole
 
 Cell = str | float | int | None
 Rows = Sequence[Sequence[Cell]]
@@ -40,7 +42,7 @@ STYLE: dict[str, Any] = {
 class Output:
   """A folder of tables and plots, made when something is written, and what each of them says about itself."""
 
-  folder: Path
+  folder: AnyPath
   source: str  # where the numbers come from (data, split, epochs, seeds), a sentence for captions
   command: str
   smoke: bool = False  # toy size: tables, plots and every row of a CSV say SMOKE
@@ -53,7 +55,7 @@ class Output:
     parts = [*stamp, caption, markdown(columns, rows, formats), f"Made by `{self.command}`"]
     text = "\n\n".join(parts) + "\n"
     self.csv(name, columns, rows)
-    (self.folder / f"{name}.md").write_text(text, encoding="utf-8")
+    write_whole(self.folder / f"{name}.md", text)
     return text
 
   def csv(self, name: str, columns: Sequence[str], rows: Rows) -> None:
@@ -62,10 +64,11 @@ class Output:
       columns, rows = [*columns, "stamp"], [[*row, SMOKE] for row in rows]
     check(columns, rows)
     self.folder.mkdir(parents=True, exist_ok=True)
-    with (self.folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
-      writer = csv.writer(file, lineterminator="\n")
-      writer.writerow(columns)
-      writer.writerows([[float(c) if isinstance(c, float) else c for c in row] for row in rows])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows([[float(c) if isinstance(c, float) else c for c in row] for row in rows])
+    write_whole(self.folder / f"{name}.csv", text.getvalue())
 
 
 @dataclass(frozen=True)
@@ -95,10 +98,10 @@ class Plot:
         behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.5}
         across = figure.text(0.5, 0.5, SMOKE, color="#B00000", alpha=0.6, bbox=behind)
         across.set(ha="center", va="center", rotation=18, fontsize=40, in_layout=False)
-      stem = self.output.folder / self.name
       self.output.folder.mkdir(parents=True, exist_ok=True)
-      figure.savefig(f"{stem}.png")
-      figure.savefig(f"{stem}.svg", metadata={"Date": None})
+      for kind, metadata in (("png", {}), ("svg", {"Date": None})):
+        with whole_file(self.output.folder / f"{self.name}.{kind}") as file:
+          figure.savefig(file, format=kind, metadata=metadata)
 
   def csv(self, columns: Sequence[str], rows: Rows) -> None:
     self.output.csv(self.name, columns, rows)

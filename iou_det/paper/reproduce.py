@@ -3,7 +3,6 @@
 import gc
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from iou_det.paper.experiments import CONTROLS, EXPERIMENTS
 from iou_det.paper.results import finished
 from iou_det.paper.runs import Reproduction, Run
 from iou_det.processes import by_process_0
+from iou_det.storage import local_path
 from iou_det.training.loop import train
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.run import read_config
@@ -110,7 +110,7 @@ def prepare_smoke_data(reproduction: Reproduction) -> None:
     return
   if reproduction.preset != "shapes":
     raise UserError(f"--smoke runs on shapes, not on --preset={reproduction.preset}; give --preset=shapes")
-  folder = Path(reproduction.data)
+  folder = local_path(reproduction.data, "data")
 
   def make() -> None:
     if not (folder / "annotations" / "instances_test.json").exists():

@@ -21,7 +21,7 @@ from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.evaluation.overlap import save_candidates
 from iou_det.processes import by_process_0
-from iou_det.storage import parse_json, read_json
+from iou_det.storage import AnyPath, modified, parse_json, read_json, whole_file
 from iou_det.weights.load import load_detector
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.run import read_checked_config
@@ -31,14 +31,14 @@ from iou_det.workdir.run import read_checked_config
 class Results:
   """A run's config, log and scores."""
 
-  workdir: Path
-  folder: Path  # with detections.json and metrics.json
+  workdir: AnyPath
+  folder: AnyPath  # with detections.json and metrics.json
   config: ConfigDict
   metrics: dict[str, Any]
   rows: list[dict[str, Any]]  # of metrics.jsonl
 
   @classmethod
-  def read(cls, workdir: Path, variant: str = "") -> "Results":
+  def read(cls, workdir: AnyPath, variant: str = "") -> "Results":
     """Of the run's own val split; `variant`: of eval/SPLIT_VARIANT, detections made in another way.
 
     A FileNotFoundError says that it has not been scored.
@@ -56,7 +56,7 @@ class Results:
     return coco.Results.of(parse_json(content, path, remedy))
 
   @property
-  def candidates(self) -> Path:
+  def candidates(self) -> AnyPath:
     """The file that `find_candidates` makes."""
     return self.folder / "candidates.npz"
 
@@ -100,7 +100,7 @@ def read_truth(path: str, split: str, annotations: str) -> dict[str, Any]:
   return ground_truth(open_dataset(path, split), annotations)
 
 
-def finished(config: ConfigDict, workdir: Path) -> bool:
+def finished(config: ConfigDict, workdir: AnyPath) -> bool:
   """Whether a workdir has this config, was trained to its last epoch, and scored there."""
   if not (workdir / "config.json").exists():
     return False
@@ -114,7 +114,7 @@ def finished(config: ConfigDict, workdir: Path) -> bool:
   return last["epoch"] >= config.train.epochs and results.metrics["step"] == last["step"]
 
 
-def soft_nms(workdir: Path, method: str) -> None:
+def soft_nms(workdir: AnyPath, method: str) -> None:
   """Scores a run's last checkpoint with soft-NMS ("linear" or "gaussian"), unless that was done before.
 
   This, `find_candidates` and `test_dev` are for all processes: they detect together, process 0 says whether.
@@ -137,7 +137,7 @@ def soft_nms(workdir: Path, method: str) -> None:
   scored.write(workdir / "eval" / f"{d.val_split}_{variant}", step=detector.trained_steps, split=d.val_split)
 
 
-def find_candidates(workdir: Path) -> None:
+def find_candidates(workdir: AnyPath) -> None:
   """Makes the file of all that entered a run's hard NMS, if it is not there or older than its scores."""
 
   def wanted() -> int | None:
@@ -158,12 +158,12 @@ def find_candidates(workdir: Path) -> None:
   by_process_0(lambda: save_candidates(Results.read(workdir).candidates, found))
 
 
-def newer(path: Path, results: Results) -> bool:
+def newer(path: AnyPath, results: Results) -> bool:
   """Whether a file was made after the run was scored."""
-  return path.exists() and path.stat().st_mtime >= (results.folder / "metrics.json").stat().st_mtime
+  return path.exists() and modified(path) >= modified(results.folder / "metrics.json")
 
 
-def test_dev(workdir: Path, root: Path, name: str, out: Path) -> Path:
+def test_dev(workdir: AnyPath, root: Path, name: str, out: AnyPath) -> AnyPath:
   """Detects on test-dev2017 and writes what COCO's evaluation server takes: a zip with one JSON file in it.
 
   A zip that is there and newer than the run's scores stays as it is. `name` is the method's, as the server
@@ -192,10 +192,9 @@ def test_dev(workdir: Path, root: Path, name: str, out: Path) -> Path:
 
   def write() -> None:
     out.mkdir(parents=True, exist_ok=True)
-    part = out / f"{stem}.part"
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file, file.open(f"{stem}.json", "w") as inside:
-      inside.writelines(found.as_json())
-    part.replace(path)
+    with whole_file(path) as whole, zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as file:
+      with file.open(f"{stem}.json", "w") as inside:
+        inside.writelines(found.as_json())
 
   by_process_0(write)
   return path

@@ -6,7 +6,6 @@ W/runs/PRESET/NAME/seedS is the workdir that `iou-det train` would make of the s
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -15,6 +14,7 @@ from iou_det.config import W_LOC, W_LOC_R101, with_loss
 from iou_det.config_args import read_config_file, shipped_configs
 from iou_det.errors import UserError
 from iou_det.paper.results import Results
+from iou_det.storage import AnyPath
 
 PRESETS = ("coco", "deeppcb", "shapes")
 SWEEP = (0.5, 1.0, 2.0, 3.0, 4.5)  # localization weights of `wloc_sweep`
@@ -66,7 +66,7 @@ class Run:
 class Reproduction:
   """The folder of a reproduction's runs, and what they are trained on."""
 
-  workdir: Path
+  workdir: AnyPath
   preset: str
   data: str = ""  # replaces the preset's `data.path`
   smoke: bool = False  # toy size, to show that the commands work
@@ -75,7 +75,7 @@ class Reproduction:
   def name(self) -> str:
     return self.preset + ("_smoke" if self.smoke else "")
 
-  def folder(self, run: Run) -> Path:
+  def folder(self, run: Run) -> AnyPath:
     return self.workdir / "runs" / self.name / run.folder
 
   def config(self, run: Run) -> ConfigDict:

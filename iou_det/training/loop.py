@@ -48,7 +48,7 @@ def train(
   """Trains to the last step, from the last checkpoint in `workdir` if there is one.
 
   Args:
-    workdir: gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/.
+    workdir: here or on gs://; gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/.
     devices: default: all.
 
   Returns:
@@ -58,7 +58,7 @@ def train(
   # Both to the very end: what is being saved must not be interrupted, nor another run begin.
   with Preemption() as preemption, ExitStack() as at_end:
     try:
-      return train_unless(preemption, at_end, config, user_path(workdir), devices)
+      return train_unless(preemption, at_end, config, user_path(workdir, write=True), devices)
     except OSError as error:
       if is_full(error):
         raise no_room(workdir) from None
@@ -136,6 +136,8 @@ def train_unless(
       "categories": [dataclasses.asdict(c) for c in source.categories],
     }
     checkpoints.save(step, state, run)
+    if log:
+      log.flush()
 
   def evaluate(step: int) -> dict[str, Any]:
     asked = preemption.requested

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from iou_det.errors import UserError
+from iou_det.storage import local_copy, user_path
 
 SUFFIXES = (".safetensors", ".pth", ".pkl")
 WRAPPERS = ("model", "state_dict")  # where training checkpoints keep the tensors
@@ -42,11 +43,16 @@ def read_tensors(source: str | Path) -> TensorFile:
   Raises:
     UserError: it is not there, not whole, of another kind, or holds what is no plain tensor.
   """
-  path = Path(source).expanduser()
-  if path.suffix not in SUFFIXES and not path.exists():
-    path = download(str(source))
-  if not path.is_file() or path.suffix not in SUFFIXES:
+  given = user_path(source).expanduser()
+  if given.suffix not in SUFFIXES and not given.exists():
+    given = user_path(download(str(source)))
+  if not given.is_file() or given.suffix not in SUFFIXES:
     raise UserError(f"it is not there or of another kind; give {EXPECTED}")
+  with local_copy(given) as path:
+    return read_file(path)
+
+
+def read_file(path: Path) -> TensorFile:
   if path.suffix == ".pth":
     return read_pth(path)
   if path.suffix == ".pkl":

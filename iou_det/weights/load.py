@@ -1,7 +1,7 @@
 """One door to every detector: a run's folder, an exported file, a foreign checkpoint."""
 
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -17,6 +17,7 @@ from iou_det.errors import UserError
 from iou_det.network import make_model, variable_shapes
 from iou_det.parallel import abstract, device_mesh, split_state
 from iou_det.processes import of_process_0
+from iou_det.storage import AnyPath, local_copy, user_path
 from iou_det.weights.foreign import read_foreign
 from iou_det.weights.saved import FILE, Saved, is_saved, read_saved
 from iou_det.workdir.checkpoints import Checkpoints, Damaged
@@ -35,26 +36,27 @@ class Stored(NamedTuple):
   read: Callable[[Mesh], tuple[PyTree, int]]
 
 
-def detector_config(source: str | Path) -> ConfigDict:
+def detector_config(source: str | os.PathLike[str]) -> ConfigDict:
   """The config of a detector, without a look at its weights or at the devices."""
   path = one_file(source)
   return read_config(path) if path.is_dir() else read_file(path).config
 
 
-def read_file(path: Path) -> Saved:
-  return read_saved(path) if is_saved(path) else read_foreign(path)
+def read_file(path: AnyPath) -> Saved:
+  with local_copy(path) as file:
+    return read_saved(file) if is_saved(file) else read_foreign(file)
 
 
-def one_file(source: str | Path) -> Path:
+def one_file(source: str | os.PathLike[str]) -> AnyPath:
   """The path of a source, of its one file if it is a folder with one."""
-  path = Path(source)
+  path = user_path(source)
   path = path / FILE if (path / FILE).is_file() else path
   if not path.exists():
     raise UserError(f"{source}: there is no such file or folder; give {WHAT}")
   return path
 
 
-def find_detector(source: str | Path, step: str | int = "last") -> Stored:
+def find_detector(source: str | os.PathLike[str], step: str | int = "last") -> Stored:
   """A detector by its path, see `load_detector`."""
   path = one_file(source)
   if path.is_dir():
@@ -74,7 +76,7 @@ def find_detector(source: str | Path, step: str | int = "last") -> Stored:
   return Stored(saved.config, saved.categories, read)
 
 
-def find_run(workdir: Path, step: str) -> Stored:
+def find_run(workdir: AnyPath, step: str) -> Stored:
   """A detector in the checkpoints of a training run; in place of a damaged last one, that before it."""
   config = read_config(workdir)
   checkpoints = Checkpoints(workdir, read_only=True)
@@ -105,12 +107,14 @@ def find_run(workdir: Path, step: str) -> Stored:
   return Stored(config, categories, read)
 
 
-def load_detector(source: str | Path, step: str | int = "last", *, batch_size: int | None = None) -> Detector:
+def load_detector(
+  source: str | os.PathLike[str], step: str | int = "last", *, batch_size: int | None = None
+) -> Detector:
   """A detector to call on images, on all devices.
 
   Args:
-    source: the folder of a training run, a file of `iou-det export`, a folder of `iou-det import-weights`,
-      or a file that import-weights takes.
+    source: here or on gs://: the folder of a training run, a file of `iou-det export`, a folder of
+      `iou-det import-weights`, or a file that import-weights takes.
     step: of a run: "last", "best" (the highest AP) or a number.
     batch_size: images in a batch, a multiple of the number of devices; default: the config's
       `eval.batch_size`, rounded up to one, or fewer if the first call has fewer.
@@ -135,7 +139,7 @@ def load_detector(source: str | Path, step: str | int = "last", *, batch_size: i
   return Detector(config, model, mesh, stored.categories, variables, trained, batch_size)
 
 
-def read_detector(source: str | Path, step: str = "last") -> Saved:
+def read_detector(source: str | os.PathLike[str], step: str = "last") -> Saved:
   """A detector on the host, for a file or to start from."""
   stored = find_detector(source, step)
   mesh = device_mesh(1, jax.local_devices()[:1])

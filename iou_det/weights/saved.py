@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from iou_det import config as config_lib
 from iou_det.data.source import Category
 from iou_det.errors import UserError
-from iou_det.storage import write_whole
+from iou_det.storage import AnyPath, write_whole
 
 FILE = "detector.safetensors"  # its name in a folder
 VERSION = "iou-det detector 1"  # the metadata's "format"
@@ -32,7 +32,7 @@ class Saved(NamedTuple):
   step: int = 0  # that it was trained for
 
 
-def write_saved(path: Path, saved: Saved) -> None:
+def write_saved(path: AnyPath, saved: Saved) -> None:
   """Writes one file that any machine can read: without the paths of this machine's data."""
   config = ConfigDict(saved.config.to_dict())
   config.data.update(path="", val_annotations="")
