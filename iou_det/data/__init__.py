@@ -20,6 +20,11 @@ def open_dataset(path: str | Path, split: str) -> Source:
   return format_of(path).open_split(path, split)
 
 
+def is_here(path: str | Path) -> bool:
+  """Whether a path says something about this machine; an address (gs://) is the same on each."""
+  return _embedded.recognises(path) or "://" in str(path) or Path(path).exists()
+
+
 def format_of(path: str | Path) -> Any:
   """The format of what is at a path."""
   for known in FORMATS:

@@ -18,6 +18,8 @@ from iou_det.errors import UserError
 
 SUFFIXES = (".safetensors", ".pth", ".pkl")
 WRAPPERS = ("model", "state_dict")  # where training checkpoints keep the tensors
+TORCH = "torch, or give a .safetensors file"
+HUB = "-e '.[pretrained]'"
 SAVE = "only tensors are loaded; save them with torch.save(model.state_dict(), path)"
 EXPECTED = (
   f"a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or a Hugging Face id such as "
@@ -42,10 +44,8 @@ def read_tensors(source: str | Path) -> TensorFile:
   Raises:
     UserError: it is not there, not whole, of another kind, or holds what is no plain tensor.
   """
-  path = Path(source).expanduser()
-  if path.suffix not in SUFFIXES and not path.exists():
-    path = download(str(source))
-  if not path.is_file() or path.suffix not in SUFFIXES:
+  path = find(source) or download(str(source))
+  if not path.is_file():
     raise UserError(f"it is not there or of another kind; give {EXPECTED}")
   if path.suffix == ".pth":
     return read_pth(path)
@@ -57,6 +57,22 @@ def read_tensors(source: str | Path) -> TensorFile:
     raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
 
 
+def find(source: str | Path) -> Path | None:
+  """The path of a file by its name, or None for a hub id; a UserError for another, or if its reader is not
+  installed. Reads nothing."""
+  path = Path(source).expanduser()
+  if path.suffix in SUFFIXES:
+    if path.suffix == ".pth":
+      library("torch", TORCH)
+    return path
+  if path.exists():
+    raise UserError(f"it is not there or of another kind; give {EXPECTED}")
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    raise UserError(f"it is not a file and not a Hugging Face id; give {EXPECTED}")
+  library("huggingface_hub", HUB)
+  return None
+
+
 def library(name: str, install: str) -> Any:
   try:
     return importlib.import_module(name)
@@ -66,9 +82,7 @@ def library(name: str, install: str) -> Any:
 
 def download(source: str) -> Path:
   """Path in the hub's cache of model.safetensors, downloaded if it is not there."""
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-    raise UserError(f"it is not a file and not a Hugging Face id; give {EXPECTED}")
-  hub = library("huggingface_hub", "-e '.[pretrained]'")
+  hub = library("huggingface_hub", HUB)
   try:
     return Path(hub.hf_hub_download(source, "model.safetensors"))
   except (OSError, ValueError) as error:  # what the hub's errors (network, no such model) derive from
@@ -80,7 +94,7 @@ def download(source: str) -> Path:
 
 def read_pth(path: Path) -> TensorFile:
   """Reads a PyTorch state dict or training checkpoint; torch's weights-only loader runs no code."""
-  torch = library("torch", "torch, or give a .safetensors file")
+  torch = library("torch", TORCH)
   try:
     content = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # the unpickler raises whatever a damaged file leads it to
