@@ -11,7 +11,7 @@
 #   --runtime: v2-alpha-tpuv6e (v6e), v2-alpha-tpuv5 (v5p), v2-alpha-tpuv5-lite (v5e), tpu-ubuntu2204-base (v4).
 #   --keep leaves the slice running, as Ctrl-C does; the same command goes on with it. Only what is committed is sent.
 #   Before a slice is asked for, `iou-det train --check_only` checks FLAGS on that here (installing into .venv if there
-#   is no iou-det); --no_check leaves it out, for what only the slice can read (--config=finetune:init=bucket/...).
+#   is no iou-det); --no_check leaves it out, for what only the slice can read (finetune:init=bucket/...).
 #
 # Needs gcloud, logged in, on a machine that stays on. Compute Engine gives a spot VM 30 s to save.
 # Tested: the commands, preemption and reruns, with a stub of gcloud. Not run: on a TPU.

@@ -13,7 +13,7 @@
 #   The cluster: xpk cluster create --enable-gcsfuse-csi-driver; with --spot, nodes that get at most 30 s to save.
 #   The tracked files, as they are staged, are built into an image: that needs docker. Before that `iou-det train
 #   --check_only` checks FLAGS on them here (installing into .venv if there is no iou-det); --no_check leaves it out,
-#   for what only the cluster can read, as the detector of --config=finetune:init=/bucket/...
+#   for what only the cluster can read, as the detector of finetune:init=/bucket/...
 #
 # Tested: the options against xpk's own parser; its dry run's manifest (code 75 is among those that restart).
 # Not run: on a cluster.

@@ -21,7 +21,7 @@ EXPECTED_EXTRA = re.compile("|".join(UNNEEDED.values()))
 
 
 def find_pretrained(config: ConfigDict) -> Path | None:
-  """The path that section `model` names, None for a hub id; a UserError if it cannot be used. Reads nothing."""
+  """The path that section `model` names, None for a hub id; a UserError if unusable. Reads nothing."""
   try:
     if config.norm == "gn":
       raise UserError(
