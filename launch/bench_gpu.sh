@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures training, detection, scoring and (with a COCO folder) the input pipeline on one GPU, beside torchvision
-# where it is installed; writes OUT/bench.jsonl and OUT/bench.md. Needs an installed iou-det (pip install -e
-# '.[cuda12,fast-eval]'). What has not begun after 6 1/2 minutes is left out, and listed.
+# where it is installed; writes OUT/bench.jsonl and OUT/bench.md. Needs an installed iou-det (pip install
+# -c launch/constraints.txt -e '.[cuda12,fast-eval]'). What has not begun after 6 1/2 minutes is left out, and listed.
 # Usage: bench_gpu.sh [--toy] [OUT=runs/bench] [COCO_FOLDER]
 # --toy runs all of it on a CPU at toy size in one or two minutes, to see that it works; its figures mean nothing.
 set -uo pipefail

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes .venv with this project in it. Sourced by demo.sh and test.sh: source launch/install.sh [EXTRAS]
+# Makes .venv with this project in it, at the releases of constraints.txt: source launch/install.sh [EXTRAS]
 # PYTHON names another interpreter; Python 3.11 or newer is needed.
 python=""
 for candidate in "${PYTHON:-}" python3 python3.13 python3.12 python3.11; do
@@ -14,5 +14,5 @@ if [ -z "$python" ]; then
 fi
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 echo "installing iou-det${1:-} into .venv (about a minute)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -e ".${1:-}"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e ".${1:-}"
 PATH="$PWD/.venv/bin:$PATH"

@@ -12,6 +12,9 @@
 #   multi_gpu.sh -- --config=configs/retinanet.py --config.data.path=coco --workdir=runs/coco
 #   multi_gpu.sh --nodes=2 --node=0 --coordinator=10.0.0.1:8476 -- --config=... --workdir=/nfs/coco  (then --node=1)
 #
+# Install: pip install -c launch/constraints.txt -e '.[cuda12,pretrained,fast-eval]'
+# `iou-det train --check_only FLAGS` checks the flags on a machine without GPUs.
+#
 # Tested: on a CPU, one process trained and two formed a JAX group; signals and reruns with a stub in place of iou-det.
 # Not run: on several GPUs, on several machines.
 set -euo pipefail

@@ -6,7 +6,7 @@ SECONDS=0
 source launch/install.sh "[test]"
 # For the export to ONNX: what jax2onnx imports, without what it would take back to an older orbax-checkpoint.
 python -m pip install --quiet --disable-pip-version-check --no-deps \
-  jax2onnx onnx onnxruntime onnx-ir sympy mpmath
+  -c launch/constraints.txt jax2onnx onnx onnxruntime onnx-ir sympy mpmath
 echo "== ruff (${SECONDS} s)"
 ruff check .
 ruff format --check .

@@ -11,15 +11,24 @@ from iou_det.commands import flags as common
 from iou_det.config_args import config_from_flag
 from iou_det.evaluation import coco
 from iou_det.processes import start_distributed
+from iou_det.storage import user_path
+from iou_det.training.checks import check_without_devices
 from iou_det.training.loop import train
 
 CONFIG = common.config()
 WORKDIR_HELP = "Folder for checkpoints, logs and metrics; gs://BUCKET/FOLDER is one too."
 WORKDIR = flags.DEFINE_string("workdir", None, WORKDIR_HELP, required=True)
 DISTRIBUTED = common.distributed()
+CHECK_ONLY = flags.DEFINE_bool(
+  "check_only", False, "Check all that needs no accelerator, say what could not be checked here, and end."
+)
 
 
 def main() -> None:
+  if CHECK_ONLY.value:
+    jax.config.update("jax_platforms", "cpu")  # before JAX looks for devices: another run may have them
+    print(*check_without_devices(config_from_flag(CONFIG), user_path(WORKDIR.value, write=True)), sep="\n")
+    return
   if DISTRIBUTED.value:
     start_distributed()
   metrics = train(config_from_flag(CONFIG), WORKDIR.value)

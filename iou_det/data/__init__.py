@@ -21,6 +21,11 @@ def open_dataset(path: str | os.PathLike[str], split: str) -> Source:
   return format_of(path).open_split(path, split)
 
 
+def is_here(path: str | os.PathLike[str]) -> bool:
+  """Whether a path says something about this machine; an address (gs://) is the same on each."""
+  return _embedded.recognises(path) or "://" in str(path) or os.path.exists(path)
+
+
 def format_of(path: str | os.PathLike[str]) -> Any:
   """The format of what is at a path."""
   folder = local_path(path, "data path")

@@ -18,11 +18,10 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
-from iou_det.data import open_dataset
 from iou_det.data.pipeline import train_batches
-from iou_det.data.plan import Plan, images_per_step, make_plan
+from iou_det.data.plan import Plan, images_per_step
 from iou_det.data.source import Source
-from iou_det.detector import Detector, ground_truth
+from iou_det.detector import Detector
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation.coco import choose_backend
 from iou_det.network import make_model
@@ -30,6 +29,7 @@ from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, t
 from iou_det.preemption import Preemption
 from iou_det.processes import of_process_0
 from iou_det.storage import AnyPath, user_path, write_whole
+from iou_det.training.checks import open_data
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.profiling import Profiler
 from iou_det.training.step import create_state, make_train_step
@@ -81,13 +81,8 @@ def train_unless(
 
   # Data: what there is, and the order of all batches as a function of (seed, step).
   d, t = config.data, config.train
-  source, val_source = open_dataset(d.path, d.train_split), open_dataset(d.path, d.val_split)
-  if source.categories != val_source.categories:
-    both = f"{d.train_split!r} and {d.val_split!r} of {d.path}"
-    raise UserError(f"splits {both} have different category tables")
-  truth = ground_truth(val_source, d.val_annotations)  # fail now rather than at the first evaluation
   backend = choose_backend(config.eval.backend)
-  plan = make_plan(source, config)
+  source, val_source, truth, plan = open_data(config)
   last_step = t.epochs * plan.steps_per_epoch
 
   # State: fresh, or the last checkpoint.

@@ -15,10 +15,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from iou_det.errors import UserError
-from iou_det.storage import local_copy, user_path
+from iou_det.storage import AnyPath, local_copy, user_path
 
 SUFFIXES = (".safetensors", ".pth", ".pkl")
 WRAPPERS = ("model", "state_dict")  # where training checkpoints keep the tensors
+TORCH = "torch, or give a .safetensors file"
+HUB = "-e '.[pretrained]'"
 SAVE = "only tensors are loaded; save them with torch.save(model.state_dict(), path)"
 EXPECTED = (
   f"a file ending in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, or a Hugging Face id such as "
@@ -43,10 +45,8 @@ def read_tensors(source: str | Path) -> TensorFile:
   Raises:
     UserError: it is not there, not whole, of another kind, or holds what is no plain tensor.
   """
-  given = user_path(source).expanduser()
-  if given.suffix not in SUFFIXES and not given.exists():
-    given = user_path(download(str(source)))
-  if not given.is_file() or given.suffix not in SUFFIXES:
+  given = find(source) or user_path(download(str(source)))
+  if not given.is_file():
     raise UserError(f"it is not there or of another kind; give {EXPECTED}")
   with local_copy(given) as path:
     return read_file(path)
@@ -63,6 +63,22 @@ def read_file(path: Path) -> TensorFile:
     raise UserError(f"{path} is not a whole safetensors file ({error}); get it again") from error
 
 
+def find(source: str | Path) -> AnyPath | None:
+  """The path of a file by its name, or None for a hub id; a UserError for another, or if its reader is not
+  installed. Reads nothing."""
+  path = user_path(source).expanduser()
+  if path.suffix in SUFFIXES:
+    if path.suffix == ".pth":
+      library("torch", TORCH)
+    return path
+  if path.exists():
+    raise UserError(f"it is not there or of another kind; give {EXPECTED}")
+  if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    raise UserError(f"it is not a file and not a Hugging Face id; give {EXPECTED}")
+  library("huggingface_hub", HUB)
+  return None
+
+
 def library(name: str, install: str) -> Any:
   try:
     return importlib.import_module(name)
@@ -72,9 +88,7 @@ def library(name: str, install: str) -> Any:
 
 def download(source: str) -> Path:
   """Path in the hub's cache of model.safetensors, downloaded if it is not there."""
-  if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
-    raise UserError(f"it is not a file and not a Hugging Face id; give {EXPECTED}")
-  hub = library("huggingface_hub", "-e '.[pretrained]'")
+  hub = library("huggingface_hub", HUB)
   try:
     return Path(hub.hf_hub_download(source, "model.safetensors"))
   except (OSError, ValueError) as error:  # what the hub's errors (network, no such model) derive from
@@ -86,7 +100,7 @@ def download(source: str) -> Path:
 
 def read_pth(path: Path) -> TensorFile:
   """Reads a PyTorch state dict or training checkpoint; torch's weights-only loader runs no code."""
-  torch = library("torch", "torch, or give a .safetensors file")
+  torch = library("torch", TORCH)
   try:
     content = torch.load(path, map_location="cpu", weights_only=True)
   except Exception as error:  # the unpickler raises whatever a damaged file leads it to

@@ -14,9 +14,23 @@ from ml_collections import ConfigDict
 
 from iou_det.errors import UserError
 from iou_det.models import backbone_class
-from iou_det.weights.files import UNNEEDED, listed, read_tensors
+from iou_det.storage import AnyPath
+from iou_det.weights.files import UNNEEDED, find, listed, read_tensors
 
 EXPECTED_EXTRA = re.compile("|".join(UNNEEDED.values()))
+
+
+def find_pretrained(config: ConfigDict) -> AnyPath | None:
+  """The path that section `model` names, None for a hub id; a UserError if unusable. Reads nothing."""
+  try:
+    if config.norm == "gn":
+      raise UserError(
+        "it holds batch-norm weights, which norm='gn' has no place for; set model.norm to 'frozen_bn' or "
+        "model.pretrained to an empty string"
+      )
+    return find(config.pretrained)
+  except UserError as error:
+    raise UserError(f"model.pretrained={config.pretrained!r}: {error}") from error.__cause__
 
 
 def load_pretrained(config: ConfigDict, variables: PyTree) -> PyTree:
@@ -31,12 +45,8 @@ def load_pretrained(config: ConfigDict, variables: PyTree) -> PyTree:
     UserError: the source cannot be read, or its tensors are not exactly this backbone's.
   """
   source = config.pretrained
+  find_pretrained(config)
   try:
-    if config.norm == "gn":
-      raise UserError(
-        "it holds batch-norm weights, which norm='gn' has no place for; set model.norm to 'frozen_bn' or "
-        "model.pretrained to an empty string"
-      )
     tensors = read_tensors(source).tensors
     used = {name: tensor for name, tensor in tensors.items() if not EXPECTED_EXTRA.fullmatch(name)}
     backbone = {collection: tree["backbone"] for collection, tree in variables.items()}

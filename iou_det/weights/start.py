@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from iou_det.config import differences
 from iou_det.data.source import Category
 from iou_det.errors import UserError
-from iou_det.weights.load import find_detector
+from iou_det.weights.load import Stored, find_detector
 
 TRAINING_ONLY = ("init", "pretrained", "frozen_stages", "prior", "dtype", "remat")  # no part of the network
 
@@ -28,9 +28,7 @@ def start_from_detector(
   Raises:
     UserError: it is a detector of another network; says which settings would make this its network.
   """
-  source = config.model.init
-  stored = find_detector(source)
-  compare_networks(config, stored.config, source)
+  source, stored = config.model.init, detector_to_start_from(config)
   loaded, _ = stored.read(mesh)
   own, theirs = (v["params"]["classification_head"] for v in (variables, loaded))
   label_of = {c.name: k for k, c in enumerate(stored.categories)}
@@ -49,6 +47,13 @@ def start_from_detector(
   if config.model.pretrained:
     logging.info(f"model.pretrained={config.model.pretrained} is not read: model.init has a backbone")
   return loaded
+
+
+def detector_to_start_from(config: ConfigDict) -> Stored:
+  """The detector `config.model.init`, its weights not read; a UserError if it is of another network."""
+  stored = find_detector(config.model.init)
+  compare_networks(config, stored.config, config.model.init)
+  return stored
 
 
 def compare_networks(config: ConfigDict, theirs: ConfigDict, source: str) -> None:

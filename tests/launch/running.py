@@ -50,6 +50,10 @@ def checkout(tmp_path: Path, name: str) -> Path:
   return folder
 
 
+def checked(flags: list[str]) -> list[str]:
+  return ["iou-det", "train", "--check_only", *flags]
+
+
 def run_in(folder: Path, name: str, *arguments: str) -> subprocess.CompletedProcess:
   command = ["bash", f"launch/{name}", *arguments]
   return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)

@@ -12,7 +12,20 @@ import jsonschema
 import pytest
 import yaml
 
-from tests.launch.running import LAUNCH, OVERLAP, POD, QUOTED, TOOLS, TRAIN, XPK, calls, checkout, dry, run_in
+from tests.launch.running import (
+  LAUNCH,
+  OVERLAP,
+  POD,
+  QUOTED,
+  TOOLS,
+  TRAIN,
+  XPK,
+  calls,
+  checked,
+  checkout,
+  dry,
+  run_in,
+)
 
 CREATE = "queued-resources create n --node-id=n --accelerator-type=v5litepod-16 --runtime-version=r".split()
 SCP = ["tpu-vm", "scp", "build/iou_det.tar.gz", "n:", "--worker=all"]
@@ -34,11 +47,16 @@ def test_tpu_pod_commands():
     ["mkdir", "-p", "build"],
     ["git", "archive", "--format=tar.gz", "--output=build/iou_det.tar.gz", "HEAD"],
   ]
-  train = f"--command=cd iou_det && flock .lock .venv/bin/iou-det train --distributed {QUOTED}"
+  sent = [["rm", "-rf", "build/sent"], ["mkdir", "build/sent"]]
+  sent.append(["tar", "-xzf", "build/iou_det.tar.gz", "-C", "build/sent"])
+  assert made[2:6] == [*sent, ["env", "-C", "build/sent", "PYTHONPATH=.", *checked(TRAIN)]]
+  made[2:6] = []
+  train = f"--command=cd iou_det && export JAX_COORDINATOR_PORT=8476 && flock .lock .venv/bin/iou-det train --distributed {QUOTED}"
   assert all(words[-2:] == ["--zone=z", "--project=p"] for words in made[2:])
   made = [tpu(words[:-1]) for words in made[2:]]
   assert made == [[*CREATE, "--spot"], SCP, ["install"], [*SSH, train], DELETE]
-  made = [tpu(words) for words in dry("tpu_pod.sh", *POD, "--keep", "--", *TRAIN)[2:]]
+  unchecked = dry("tpu_pod.sh", *POD, "--keep", "--no_check", "--", *TRAIN)
+  made = [tpu(words) for words in unchecked[2:]]
   assert made == [CREATE, SCP, ["install"], [*SSH, train]]
 
 
@@ -68,7 +86,9 @@ def test_tpu_pod_installation_is_bash():
       0,
     ),
     # A failure of training itself.
-    (["", "ACTIVE", "ACTIVE"], [2], "create scp install train delete", 2),
+    (["", "ACTIVE", "ACTIVE"], [1], "create scp install train delete", 1),
+    # Bad input: what was waited for is kept.
+    (["", "ACTIVE"], [2], "create scp install train", 2),
   ],
 )
 def test_tpu_pod_requeues(stubs, tmp_path, states, codes, steps, code):
@@ -77,11 +97,27 @@ def test_tpu_pod_requeues(stubs, tmp_path, states, codes, steps, code):
   done = run_in(checkout(tmp_path, "tpu_pod.sh"), "tpu_pod.sh", *POD, "--", *TRAIN)
   assert done.returncode == code, done.stderr
   names = {tuple(CREATE): "create", tuple(SCP): "scp", ("install",): "install", tuple(DELETE): "delete"}
-  made = [tpu(words) for words in calls(stubs)]
+  first, *others = calls(stubs)
+  assert first == checked(TRAIN)
+  assert ("n is kept: mend it and run the same command" in done.stderr) == (code == 2)
+  made = [tpu(words) for words in others]
   assert " ".join(names.get(tuple(w), "train") for w in made if w[1:2] != ["list"]) == steps
   listed = ["queued-resources", "list", "--filter=name~/n$", "--format=value(state.state)"]
   assert [w for w in made if w[1:2] == ["list"]] == [listed] * len(states)
   assert (stubs / "states").read_text() == (stubs / "codes").read_text() == ""
+
+
+@pytest.mark.parametrize(("name", "arguments"), [("tpu_pod.sh", POD), ("xpk.sh", XPK)])
+def test_flags_are_checked_before_hardware_is_asked_for(stubs, tmp_path, name, arguments):
+  """On what is sent: the check runs in a copy of it."""
+  (stubs / "checks").write_text("2\n")
+  folder = checkout(tmp_path, name)
+  (folder / "not_sent").touch()
+  (stubs / "iou-det").write_text((stubs / "iou-det").read_text().replace("case", "ls > $STUBS/seen; case", 1))
+  done = run_in(folder, name, *arguments, "--", *TRAIN)
+  assert done.returncode == 2
+  assert calls(stubs) == [checked(TRAIN)]
+  assert (stubs / "seen").read_text() == "launch\n"
 
 
 def test_tpu_pod_request_fails(stubs, tmp_path):
@@ -105,19 +141,22 @@ def test_xpk_commands(stubs, tmp_path):
   create += ["--num-slices=2", "--base-docker-image=python:3.12", "--script-dir=build/xpk"]
   create += ["--storage=s", "--zone=z"]
   create += ["--max-restarts=20", "--restart-on-exit-codes=75", "--termination-grace-period-seconds=90"]
-  create += [f"--command=pip install --quiet -e '.[tpu]' && exec iou-det train --distributed {QUOTED}"]
+  install = "pip install --quiet -c launch/constraints.txt -e '.[tpu,pretrained,fast-eval,gcs]'"
+  create += [
+    f"--command=export JAX_COORDINATOR_PORT=8476 && {install} && exec iou-det train --distributed {QUOTED}"
+  ]
   assert made[:2] == [
     ["rm", "-rf", "build/xpk"],
     ["git", "checkout-index", "--all", "--prefix=build/xpk/"],
   ]
-  assert made[2] == create
+  assert made[2:4] == [["env", "-C", "build/xpk", "PYTHONPATH=.", *checked(TRAIN)], create]
   assert accepted(create, "xpk workload create")
   assert not accepted([*create, "--grace=9"], "xpk workload create")
 
   folder = checkout(tmp_path, "xpk.sh")
   done = run_in(folder, "xpk.sh", *XPK, "--zone=z", "--slices=2", "--", *TRAIN)
   assert done.returncode == 0, done.stderr
-  assert calls(stubs) == [create]
+  assert calls(stubs) == [checked(TRAIN), create]
   assert (folder / "build/xpk/launch/xpk.sh").read_text() == (LAUNCH / "xpk.sh").read_text()
   delete = done.stdout.strip().removeprefix("when it is done: ")
   assert delete == "xpk workload delete --workload=n --cluster=c --zone=z"
@@ -172,3 +211,4 @@ def test_skypilot_run_tpu(stubs):
   done, made = run_task("skypilot_tpu.yaml", stubs)
   assert done.returncode == 75
   assert made == [["iou-det", "train", "--distributed", "--config=configs/shapes.py", "--workdir=/bucket/a"]]
+  assert "JAX_COORDINATOR_PORT=8476 " in (stubs / "env").read_text()

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import pytest
 
-from tests.launch.running import LAUNCH, OVERLAP, QUOTED, ROOT, TRAIN, calls, dry, run
+from tests.launch.running import LAUNCH, OVERLAP, QUOTED, ROOT, TRAIN, calls, checked, dry, run
 
 
 def test_multi_gpu_commands(stubs):
@@ -74,8 +74,9 @@ def test_multi_gpu_passes_signals_on(stubs, sent):
 def test_slurm_commands(stubs):
   step = ["srun", "--gpu-bind=none", "--kill-on-bad-exit=0", "iou-det", "train", "--distributed", *TRAIN]
   made = run("slurm.sbatch", "--dry_run", *TRAIN).stdout.splitlines()
-  assert made[:2] == [f"XLA_FLAGS={OVERLAP}", shlex.join(step[:-2]) + QUOTED.removeprefix(TRAIN[0])]
-  assert made[2:] == ["after exit code 75: scontrol requeue $SLURM_JOB_ID"]
+  assert made[:2] == [f"XLA_FLAGS={OVERLAP}", f"iou-det train --check_only {QUOTED}"]
+  assert made[2] == shlex.join(step[:-2]) + QUOTED.removeprefix(TRAIN[0])
+  assert made[3:] == ["after exit code 75: scontrol requeue $SLURM_JOB_ID"]
   settings = re.findall(r"^#SBATCH (.*)$", (LAUNCH / "slurm.sbatch").read_text(), re.MULTILINE)
   assert {"--signal=TERM@90", "--requeue", "--open-mode=append"} <= set(settings)
 
@@ -88,7 +89,17 @@ def test_slurm_requeues_75_only(stubs, monkeypatch, code):
   assert done.returncode == code
   train = ["train", "--distributed", *TRAIN]
   expected = [["srun", "--gpu-bind=none", "--kill-on-bad-exit=0", "iou-det", *train], ["iou-det", *train]]
-  assert calls(stubs) == expected + [["scontrol", "requeue", "42"]] * (code == 75)
+  assert calls(stubs) == [checked(TRAIN), *expected, *[["scontrol", "requeue", "42"]] * (code == 75)]
+
+
+def test_slurm_checks_once_before_srun(stubs, monkeypatch):
+  (stubs / "checks").write_text("2\n")
+  monkeypatch.setenv("SLURM_JOB_ID", "42")
+  assert run("slurm.sbatch", *TRAIN, folder=stubs).returncode == 2
+  assert calls(stubs) == [checked(TRAIN)]
+  monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # requeued: it trained before
+  assert run("slurm.sbatch", *TRAIN, folder=stubs).returncode == 0
+  assert [c[0] for c in calls(stubs)[1:]] == ["srun", "iou-det"]
 
 
 def test_slurm_ends_when_cancelled(stubs, monkeypatch):
@@ -98,18 +109,19 @@ def test_slurm_ends_when_cancelled(stubs, monkeypatch):
   command = ["bash", str(LAUNCH / "slurm.sbatch"), *TRAIN]
   with subprocess.Popen(command, cwd=stubs, start_new_session=True) as process:
     until = time.time() + 30
-    while len(calls(stubs)) < 2 or (stubs / "codes").read_text():
+    while len(calls(stubs)) < 3 or (stubs / "codes").read_text():
       assert time.time() < until
       time.sleep(0.02)
     time.sleep(0.3)
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(30) == -signal.SIGTERM
-  assert [c[0] for c in calls(stubs)] == ["srun", "iou-det"]
+  assert [c[0] for c in calls(stubs)] == ["iou-det", "srun", "iou-det"]
 
 
 # What `iou-det train --distributed` does first, and what it then sees.
 GROUP = """#!/usr/bin/env {python}
-import os, jax
+import os, sys, jax
+if "--check_only" in sys.argv: sys.exit()
 given = {{
   name: int(os.environ[variable])
   for name, variable in (("num_processes", "JAX_NUM_PROCESSES"), ("process_id", "JAX_PROCESS_ID"))
