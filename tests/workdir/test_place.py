@@ -12,6 +12,7 @@ import pytest
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
+from iou_det import cli
 from iou_det.errors import UserError
 from iou_det.storage import on_object_store, shared_memory
 from iou_det.training.loop import train
@@ -112,6 +113,16 @@ def test_a_full_disk_is_one_line_and_loses_nothing(unseen, small_disk):
   there.save(99, {"x": jax.numpy.ones(3)}, {})
   there.close()
   assert there.steps() == [*steps, 99]
+
+
+def test_what_tensorstore_says_after_a_failed_save_is_held_back(monkeypatch):
+  """It may come hundreds of times, or not at all: that depends on the moment."""
+  shown = []
+  monkeypatch.setattr(sys, "__unraisablehook__", shown.append)
+  told = [SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "another")]
+  for each in told:
+    cli.show_unraisable(each)
+  assert shown == told[1:]
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
