@@ -58,12 +58,10 @@ def read_tensors(source: str | Path) -> TensorFile:
 
 
 def find(source: str | Path) -> Path | None:
-  """The path of a file by its name, or None for a hub id; a UserError for another, or if its reader is not
-  installed. Reads nothing."""
+  """The path of a file by its name, or None for a hub id; a UserError for another, or without the hub's
+  client. Reads nothing."""
   path = Path(source).expanduser()
   if path.suffix in SUFFIXES:
-    if path.suffix == ".pth":
-      library("torch", TORCH)
     return path
   if path.exists():
     raise UserError(f"it is not there or of another kind; give {EXPECTED}")

@@ -29,7 +29,7 @@ def test_all_is_checked_where_all_is_here(here, shapes_folder):
     "not checked: that config.train.batch_size=8 and config.eval.batch_size=16 divide over the devices",
     out.splitlines()[-1],
   ]
-  assert out.splitlines()[-1].startswith("checked: flags, config, extras, data (4 classes, 2 steps an epoch)")
+  assert out.splitlines()[-1].startswith("checked: flags, config, extras, data (4 classes, 4 steps an epoch)")
   assert out.endswith("parameters), workdir\n")
   assert list(here.iterdir()) == []
 
