@@ -16,6 +16,7 @@ from iou_det.network import make_model
 from iou_det.parallel import device_mesh
 from iou_det.storage import AnyPath, in_bucket, user_path
 from iou_det.training.step import create_state
+from iou_det.weights.files import TORCH, library
 from iou_det.weights.pretrained import find_pretrained, load_pretrained
 from iou_det.weights.start import detector_to_start_from
 from iou_det.workdir.checkpoints import has_checkpoint
@@ -89,6 +90,8 @@ def check_without_devices(config: ConfigDict, workdir: AnyPath) -> list[str]:
       checked.append("model.pretrained")
     else:
       not_here("model.pretrained")
+      if path.suffix == ".pth":
+        library("torch", TORCH)
 
   check_workdir(workdir, config)
   if in_bucket(workdir) or workdir.is_dir() or workdir.parent.is_dir():

@@ -64,12 +64,10 @@ def read_file(path: Path) -> TensorFile:
 
 
 def find(source: str | Path) -> AnyPath | None:
-  """The path of a file by its name, or None for a hub id; a UserError for another, or if its reader is not
-  installed. Reads nothing."""
+  """The path of a file by its name, or None for a hub id; a UserError for another, or without the hub's
+  client. Reads nothing."""
   path = user_path(source).expanduser()
   if path.suffix in SUFFIXES:
-    if path.suffix == ".pth":
-      library("torch", TORCH)
     return path
   if path.exists():
     raise UserError(f"it is not there or of another kind; give {EXPECTED}")

@@ -51,7 +51,8 @@ def test_tpu_pod_commands():
   sent.append(["tar", "-xzf", "build/iou_det.tar.gz", "-C", "build/sent"])
   assert made[2:6] == [*sent, ["env", "-C", "build/sent", "PYTHONPATH=.", *checked(TRAIN)]]
   made[2:6] = []
-  train = f"--command=cd iou_det && export JAX_COORDINATOR_PORT=8476 && flock .lock .venv/bin/iou-det train --distributed {QUOTED}"
+  train = "--command=cd iou_det && export JAX_COORDINATOR_PORT=8476 && "
+  train += f"flock .lock .venv/bin/iou-det train --distributed {QUOTED}"
   assert all(words[-2:] == ["--zone=z", "--project=p"] for words in made[2:])
   made = [tpu(words[:-1]) for words in made[2:]]
   assert made == [[*CREATE, "--spot"], SCP, ["install"], [*SSH, train], DELETE]
