@@ -44,8 +44,9 @@ BETWEEN_0_AND_1 = Rule("between 0 and 1, exclusive", lambda v: 0 < v < 1)
 RISING_PAIR = Rule(
   "two numbers above 0, the second not below the first", lambda v: len(v) == 2 and 0 < v[0] <= v[1]
 )
-NO_OR_RISING_PAIR = Rule(
-  "() or two numbers above 0, the second not below the first", lambda v: not len(v) or RISING_PAIR.holds(v)
+NO_OR_STEPS = Rule(
+  "() or two whole numbers above 0, the second not below the first",
+  lambda v: len(v) == 0 or (RISING_PAIR.holds(v) and all(isinstance(x, int) for x in v)),
 )
 THREE = Rule("three numbers", lambda v: len(v) == 3)
 THREE_ABOVE_0 = Rule("three numbers above 0", lambda v: len(v) == 3 and min(v) > 0)
@@ -171,7 +172,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "checkpoint_minutes": Setting(10.0, ABOVE_0, runtime=True),  # and so long after the last at latest
     "keep_checkpoints": Setting(2, ABOVE_0, runtime=True),  # the last so many, and the one with the best AP
     "hang_minutes": Setting(30.0, ABOVE_0, runtime=True),  # without a step: show stacks, exit with 75
-    "profile_steps": Setting((), NO_OR_RISING_PAIR, runtime=True),  # first and last step that are profiled
+    "profile_steps": Setting((), NO_OR_STEPS, runtime=True),  # first and last step that are profiled
   },
   "eval": {
     "batch_size": Setting(16, ABOVE_0, runtime=True),

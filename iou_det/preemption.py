@@ -58,14 +58,14 @@ class Preemption:
     if self._told and leaving.listening():
       unheeded.append(self._told[0])
 
-  def begin(self, hang_minutes: float) -> None:
-    """The first step is done: from now on there is something to save, and steps that may hang.
+  def watch(self, hang_minutes: float) -> None:
+    """Ends the process if `requested` is not called for so long, outside `leaving.unhurried`."""
+    threading.Thread(target=self._watch, args=(hang_minutes,), name="hang", daemon=True).start()
 
-    Ends the process if `requested` is not called for so long, outside `leaving.unhurried`.
-    """
+  def begin(self) -> None:
+    """The first step is done: from now on there is something to save."""
     self._begun = True
     processes.expect_beats(True)
-    threading.Thread(target=self._watch, args=(hang_minutes,), name="hang", daemon=True).start()
 
   def requested(self) -> bool:
     """Whether to save and stop now; once for every step and every batch of an evaluation."""

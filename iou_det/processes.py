@@ -139,9 +139,12 @@ def _listen() -> None:
     if (act := _notice) and _value(NOTICE) is not None:
       act()
     if second % SECONDS == 0:
-      _store().key_value_set(f"{BEAT}{jax.process_index()}", f"{second} {host}", allow_overwrite=True)
-      if jax.process_index() == 0:
-        beats.look()
+      try:
+        _store().key_value_set(f"{BEAT}{jax.process_index()}", f"{second} {host}", allow_overwrite=True)
+        if jax.process_index() == 0:
+          beats.look()
+      except jax.errors.JaxRuntimeError as error:
+        _store_is_lost(error)
 
 
 class Beats:
@@ -177,6 +180,11 @@ def _value(key: str) -> str | None:
   try:
     return _store().key_value_try_get(key)
   except jax.errors.JaxRuntimeError as error:
-    if "NOT_FOUND" in str(error) or _ended.is_set():
-      return None
+    if "NOT_FOUND" not in str(error):
+      _store_is_lost(error)
+    return None
+
+
+def _store_is_lost(error: Exception) -> None:
+  if not _ended.is_set():
     leaving.leave(EXIT_PREEMPTED, f"process 0 is lost ({str(error).splitlines()[0]})", tell=False)

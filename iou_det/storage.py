@@ -158,6 +158,16 @@ def unsealed(value: dict[str, Any]) -> dict[str, Any]:
   return rest
 
 
+def move(path: epath.Path, target: epath.Path) -> None:
+  """A folder to another name; a bucket has none, so that each file of it gets the other name there."""
+  if not in_bucket(path):
+    path.rename(target)
+    return
+  name = os.fspath(path)
+  for source in bucket.connect().files.find(name):
+    bucket.connect().files.mv(source, os.fspath(target) + source.removeprefix(name.removeprefix("gs://")))
+
+
 def modified(path: AnyPath) -> float:
   """When a file was written, in seconds; whole ones in a bucket."""
   return path.stat().mtime if in_bucket(path) else os.stat(path).st_mtime  # type: ignore[union-attr]

@@ -24,6 +24,7 @@ from iou_det import bucket, load_detector
 from iou_det.errors import UserError
 from iou_det.paper.output import Output, Plot
 from iou_det.storage import absolute, local_path, user_path, whole_file
+from iou_det.workdir.checkpoints import Checkpoints
 from tests.command import COMPILE_QUICKLY, iou_det, server
 from tests.emulator import PRIVATE, READ_ONLY, UNSEEN, emulator
 
@@ -282,3 +283,16 @@ def test_an_object_is_written_whole_or_not_at_all(here):
   with whole_file(path) as file:
     file.write(content)
   assert here.read("whole") == content
+
+
+def test_a_damaged_checkpoint_is_set_aside(here):
+  """With all its files, and without the numbers that begin alike; nothing of it stays behind."""
+  workdir = user_path("gs://bucket/aside", write=True)
+  written = {f"{step}/{name}": f"{step} {name}" for step in (5, 55) for name in ("a", "state/d/b")}
+  for name, text in written.items():
+    (workdir / "checkpoints" / name).write_text(text)
+  where = Checkpoints(workdir)._set_aside(5)
+  assert str(where) == "gs://bucket/aside/checkpoints_damaged/5"
+  assert [(where / name).read_text() for name in ("a", "state/d/b")] == ["5 a", "5 state/d/b"]
+  assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["55"]
+  assert (workdir / "checkpoints/55/state/d/b").read_text() == "55 state/d/b"

@@ -129,7 +129,7 @@ def test_a_signal_that_came_too_late_for_a_run_ends_the_command_before_its_next_
   handlers = {number: signal.getsignal(number) for number in preemption.SIGNALS}
   try:
     with preemption.Preemption() as first:
-      first.begin(hang_minutes=1.0)
+      first.begin()
       leaving.acts[signal.SIGTERM](signal.SIGTERM)  # in scoring, say
       assert first.requested()
     with pytest.raises(SystemExit, match="75"), preemption.Preemption():

@@ -165,7 +165,7 @@ def detect_more(experiment: str, reproduction: Reproduction, runs: Sequence[Run]
           workdir, local_path(reproduction.data, "--data"), method, folder_of(experiment, reproduction)
         )
         text += f"\nfor the evaluation server: {zipped}"
-      except UserError as error:  # the table stands without them
+      except results.NoTestDev as error:  # the table stands without them
         text += f"\nno results for the evaluation server: {error}"
   return text
 

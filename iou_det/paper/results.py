@@ -163,6 +163,10 @@ def newer(path: AnyPath, results: Results) -> bool:
   return path.exists() and modified(path) >= modified(results.folder / "metrics.json")
 
 
+class NoTestDev(UserError):
+  """The images are not there; raised in all processes, so that all can go on."""
+
+
 def test_dev(workdir: AnyPath, root: Path, name: str, out: AnyPath) -> AnyPath:
   """Detects on test-dev2017 and writes what COCO's evaluation server takes: a zip with one JSON file in it.
 
@@ -184,8 +188,8 @@ def test_dev(workdir: AnyPath, root: Path, name: str, out: AnyPath) -> AnyPath:
   todo = by_process_0(wanted)
   if todo is None:
     return path
-  if "error" in todo:  # in all processes, so that all can go on
-    raise UserError(todo["error"])
+  if "error" in todo:
+    raise NoTestDev(todo["error"])
   detector = load_detector(workdir, str(todo["step"]))
   annotations = from_rows(todo["images"], [[] for _ in todo["images"]])
   found = detector.detect(from_files("test-dev2017", detector.categories, annotations, images))

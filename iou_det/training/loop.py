@@ -27,7 +27,7 @@ from iou_det.evaluation.coco import choose_backend
 from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, to_device
 from iou_det.preemption import Preemption
-from iou_det.processes import of_process_0
+from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, user_path, write_whole
 from iou_det.training.checks import open_data
 from iou_det.training.diagnostics import as_row, make_diagnostics
@@ -87,13 +87,13 @@ def train_unless(
 
   # State: fresh, or the last checkpoint.
   model = make_model(config, len(source.categories))
-  resumes = of_process_0(has_checkpoint(workdir))
+  resumes = by_process_0(lambda: has_checkpoint(workdir))
   start_from = None if resumes else source.categories
   state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, start_from)
   check_workdir(workdir, config)  # after all other checks: a config that cannot train leaves no trace
   multihost_utils.sync_global_devices("all have looked into the workdir")
   lock = at_end.enter_context(Lock(workdir))
-  if of_process_0(has_checkpoint(workdir)) != resumes:
+  if by_process_0(lambda: has_checkpoint(workdir)) != resumes:
     raise UserError(f"--workdir={workdir}: another run saved there just now; give the same command again")
   probe(workdir)
   if lead and not (workdir / "config.json").exists():
@@ -130,9 +130,9 @@ def train_unless(
       "config": config.to_dict(),
       "categories": [dataclasses.asdict(c) for c in source.categories],
     }
-    checkpoints.save(step, state, run)
     if log:
-      log.flush()
+      log.flush()  # first: rows behind the last checkpoint are dropped, missing ones are not made again
+    checkpoints.save(step, state, run)
 
   def evaluate(step: int) -> dict[str, Any]:
     asked = preemption.requested
@@ -158,6 +158,7 @@ def train_unless(
   running: deque[jax.Array] = deque()
   bar = progress_bar(total=last_step, initial=start_step, unit="step", desc="train")
   try:
+    preemption.watch(t.hang_minutes)
     if preemption.requested():  # while all this was made ready: there is nothing to save
       raise Preempted
     if start_step and due(start_step, t.eval_epochs) and start_step not in checkpoints.scores:
@@ -183,7 +184,7 @@ def train_unless(
       bar.update()
 
       if step == start_step + 1:
-        preemption.begin(t.hang_minutes)
+        preemption.begin()
       stop = preemption.requested()
       to_score = due(step, t.eval_epochs)
       to_log = step % t.log_every == 0
@@ -223,11 +224,13 @@ def train_unless(
     logging.warning(f"{preemption.reason}: what was trained is saved; the same command goes on from here")
     raise
   finally:
-    bar.close()
-    profiler.close()
-    if log:
-      log.close()
-    checkpoints.close()  # waits for what is being saved
+    try:
+      bar.close()
+      profiler.close()
+      if log:
+        log.close()
+    finally:
+      checkpoints.close()  # waits for what is being saved
 
 
 def check_finite(rows: list[dict[str, Any]], before: int, plan: Plan, source: Source) -> None:

@@ -24,8 +24,8 @@ from jaxtyping import PyTree
 from orbax.checkpoint import checkpoint_managers as managers
 
 from iou_det.errors import UserError
-from iou_det.processes import of_process_0
-from iou_det.storage import absolute, on_object_store, parse_json, sealed
+from iou_det.processes import by_process_0, of_process_0
+from iou_det.storage import absolute, move, on_object_store, parse_json, sealed
 from iou_det.workdir.digest import digests
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.place import is_full, no_room, room
@@ -128,7 +128,7 @@ class Checkpoints:
       manager = self.manager
       manager.wait_until_finished()  # and the ones before are deleted
     needed = 1.1 * sum(x.nbytes for x in jax.tree.leaves(state)) + 2**18  # and what is written about them
-    there = of_process_0(room(self.folder))
+    there = by_process_0(lambda: room(self.folder))
     if there < needed:
       raise no_room(self.folder, f" ({there / 1e6:.1f} MB; a checkpoint takes {needed / 1e6:.1f})")
     run = sealed(run | {"digests": digests(state)})
@@ -206,9 +206,11 @@ class Checkpoints:
     if step == "last":
       return steps[-1]
     if step == "best":
-      best = best_step(self.scores, steps)
+      best = best_step(self.scores, self.folders())
       if best is None:
         raise UserError(f"--step=best: no checkpoint was evaluated; {known}; use --step=last")
+      if best not in steps:
+        raise UserError(f"--step=best: the checkpoint {self.folder / str(best)} has no {COMMITTED}; {known}")
       return best
     if not step.isdigit() or int(step) not in steps:
       raise UserError(f"--step={step}: must be last, best or a saved step; {known}")
@@ -270,7 +272,7 @@ class Checkpoints:
     target.parent.mkdir(exist_ok=True)
     for path in list_folder(self.folder):
       if path.name == str(step) or path.name.startswith(f"{step}."):
-        path.rename(target.with_name(target.name + path.name.removeprefix(str(step))))
+        move(path, target.with_name(target.name + path.name.removeprefix(str(step))))
     return target
 
   def restore(self, step: int, abstract_state: PyTree) -> PyTree:
@@ -330,11 +332,11 @@ class Checkpoints:
       if not (self.folder / str(step) / COMMITTED).exists():
         raise FileNotFoundError(f"it has no {COMMITTED}")
       yield
-    except (MemoryError, PermissionError, jax.errors.JaxRuntimeError):
+    except (MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:  # Orbax and TensorStore raise many types for a damaged folder
       cause = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-      if any(word in cause for word in NOT_NOW):
+      if not_now(error) or any(word in cause for word in NOT_NOW):
         raise
     if jax.process_count() > 1:
       failed = np.flatnonzero(multihost_utils.process_allgather(np.array(bool(cause))))
@@ -342,6 +344,13 @@ class Checkpoints:
         cause = f"process {failed[0]} finds it damaged"
     if cause:
       raise Damaged(f"the checkpoint {self.folder / str(step)} cannot be read ({cause})")
+
+
+def not_now(error: Exception) -> bool:
+  """Whether an error is of the way to the storage, not of what lies there."""
+  of_network = type(error).__module__.split(".")[0] in ("gcsfs", "aiohttp", "google", "requests")
+  lacking = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+  return of_network or (isinstance(error, OSError) and not isinstance(error, lacking))
 
 
 def leaf_names(tree: PyTree) -> set[str]:

@@ -25,11 +25,12 @@ from jax.experimental import multihost_utils
 from iou_det import leaving
 from iou_det.errors import UserError
 from iou_det.processes import of_process_0
-from iou_det.storage import in_bucket, read_json, sealed, write_json
+from iou_det.storage import in_bucket, on_object_store, read_json, sealed, write_json
 
 FILE = "lock.json"
 RENEW = 15.0  # seconds between touches
 STALE = 60.0  # seconds without one, after which a run is taken for dead
+STALE_MOUNTED, SEEN_MOUNTED = 180.0, 90.0  # the same where a bucket is mounted: it is looked up once a minute
 SETTLE = 0.3  # seconds in which a second one that takes the lock at the same time has written it too
 SEEN = 10.0  # seconds within which what process 0 wrote is seen by all; NFS keeps what it knows of a folder
 CHANGED = "is used by another run by now"
@@ -48,7 +49,10 @@ class Lock:
     self.owner = {
       "host": socket.gethostname(), "pid": me.pid, "started": me.create_time(), "machine": machine(),
       "time": time.time(), "nonce": uuid.uuid4().hex}  # fmt: skip
+    mounted = on_object_store(self.path) and not in_bucket(self.path)
+    self.stale, self.seen = (STALE_MOUNTED, SEEN_MOUNTED) if mounted else (STALE, SEEN)
     self._ended = threading.Event()
+    self._renewing = threading.Thread(target=self._renew, name="lock", daemon=True)
     self._lead = jax.process_index() == 0
 
   def __enter__(self) -> "Lock":
@@ -57,7 +61,7 @@ class Lock:
       try:
         self._take()
         leaving.at_exit.append(self._leave)
-        threading.Thread(target=self._renew, name="lock", daemon=True).start()
+        self._renewing.start()
       except UserError as error:
         refusal = str(error)
       except OSError as error:
@@ -89,6 +93,8 @@ class Lock:
 
   def _leave(self) -> None:
     self._ended.set()
+    if self._renewing.is_alive():  # in a bucket, its write would bring the file back
+      self._renewing.join(5)
     if self._leave in leaving.at_exit:
       leaving.at_exit.remove(self._leave)
     if self._lead and self._read().get("nonce") == self.owner["nonce"]:
@@ -97,18 +103,32 @@ class Lock:
   def _read(self) -> dict[str, Any]:
     """The lock that is there; {} for none, or one that cannot be read."""
     try:
+      return self._content()
+    except OSError:
+      return {}
+
+  def _content(self) -> dict[str, Any]:
+    try:
       lock = read_json(self.path, "")
-    except (OSError, UserError):
+    except (FileNotFoundError, UserError):
       return {}
     return lock if isinstance(lock, dict) else {}
 
   def _is_ours(self) -> bool:
-    """Asked a few times where nothing is read, as it is between two versions of a file in a bucket."""
+    """Asked a few times where nothing is read, as it is between two versions of a file in a bucket.
+
+    Also if the storage does not answer: that says nothing about whose it is.
+    """
+    silent = False
     for _ in range(3):
-      if there := self._read():
-        break
+      try:
+        if there := self._content():
+          return there.get("nonce") == self.owner["nonce"]
+        silent = False
+      except Exception:  # of the system or of gcsfs
+        silent = True
       time.sleep(SETTLE)
-    return there.get("nonce") == self.owner["nonce"]
+    return silent
 
   def _write(self) -> None:
     write_json(self.path, self.owner)
@@ -122,7 +142,7 @@ class Lock:
           os.utime(self.path)  # also where no room is left
         else:
           self._write()
-      except OSError as error:  # tried again; others wait for STALE seconds
+      except Exception as error:  # of the system or of gcsfs; tried again, others wait for STALE seconds
         logging.warning(f"{self.path} cannot be renewed ({error})")
 
   def _take(self) -> None:
@@ -153,13 +173,13 @@ class Lock:
       logging.warning(f"{self.path.parent} was locked by {describe(there)}, which is not running any more")
       return
     age = self._age()
-    if age < STALE:
+    if age < self.stale:
       logging.info(
-        f"{self.path} is of {describe(there)}: watching for {STALE:.0f} s whether that run goes on"
+        f"{self.path} is of {describe(there)}: watching for {self.stale:.0f} s whether that run goes on"
       )
-      before, until = (self._mtime(), there), time.monotonic() + STALE
+      before, until = (self._mtime(), there), time.monotonic() + self.stale
       while time.monotonic() < until:
-        time.sleep(min(1.0, STALE / 10))
+        time.sleep(min(1.0, self.stale / 10))
         if not self.path.exists():
           return
         if (self._mtime(), now := self._read()) != before:
@@ -191,7 +211,7 @@ class Lock:
     """Raises a UserError in all processes if one does not find process 0's lock where it looks."""
     if jax.process_count() == 1:
       return
-    until = time.monotonic() + SEEN
+    until = time.monotonic() + self.seen
     while not (seen := self._read().get("nonce") == self.owner["nonce"]) and time.monotonic() < until:
       time.sleep(0.5)
     name = np.frombuffer(socket.gethostname().encode()[:64].ljust(64), np.uint8)

@@ -1,5 +1,6 @@
 """Every file of a checkpoint deleted, cut or changed: what is read is what was saved, or it is not used."""
 
+import errno
 import json
 import logging
 import shutil
@@ -199,3 +200,23 @@ def test_an_exported_detector_is_read_as_it_was_written_or_not_at_all(reference,
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x04]) + whole[place + 1 :])
     with pytest.raises(UserError, match=r"damaged|not a whole"):
       read_saved(path)
+
+
+def test_the_best_step_is_not_replaced_in_silence(two_steps, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(two_steps, workdir)
+  (workdir / "metrics.jsonl").write_text('{"step": 3, "val/AP": 0.1}\n{"step": 6, "val/AP": 0.2}\n')
+  assert Checkpoints(workdir).step_number("best") == 6
+  (workdir / "checkpoints/6/commit_success.txt").unlink()
+  with pytest.raises(UserError, match=r"checkpoints/6 has no commit_success.txt; there are 3 in"):
+    Checkpoints(workdir).step_number("best")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "no answer"), ConnectionResetError("gone")])
+def test_a_storage_that_does_not_answer_is_no_damage(two_steps, monkeypatch, error):
+  def read(self, step):
+    raise error
+
+  monkeypatch.setattr(Checkpoints, "own_run_information", read)
+  with pytest.raises(type(error)):
+    Checkpoints(two_steps).last(Checkpoints(two_steps).run_information)

@@ -1,5 +1,6 @@
 """A second run in a workdir is refused while the first lives, and goes on when it does not."""
 
+import errno
 import json
 import logging
 import os
@@ -118,3 +119,17 @@ def test_a_run_touches_its_lock_and_notices_that_it_was_taken(tmp_path, monkeypa
     with pytest.raises(UserError, match=r"is used by another run by now .process 1 on pod-3"):
       lock.check()
   assert path.exists()  # it is theirs
+
+
+def test_a_storage_that_does_not_answer_takes_no_lock_away(tmp_path, monkeypatch):
+  with Lock(tmp_path) as lock:
+    monkeypatch.setattr(lock_module, "SETTLE", 0.01)
+    read = lock_module.read_json
+
+    def silent(*_, **__):
+      raise OSError(errno.ESTALE, "stale")
+
+    monkeypatch.setattr(lock_module, "read_json", silent)
+    lock.check()
+    monkeypatch.setattr(lock_module, "read_json", read)
+  assert not (tmp_path / "lock.json").exists()
