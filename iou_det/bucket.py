@@ -59,7 +59,11 @@ def connect() -> Storage:
     from google.auth.transport.requests import Request
   except ImportError:
     raise UserError("paths on gs:// need gcsfs: pip install -e '.[gcs]'") from None
-  for name in ("gcsfs", "google"):  # what fails comes as an exception; here they log it as well, at length
+  for name in (
+    "gcsfs",
+    "google",
+    "urllib3",
+  ):  # what fails comes as an exception; they log it too
     std_logging.getLogger(name).setLevel(std_logging.CRITICAL)
   token: Any = "anon"
   who = "the emulator's user"

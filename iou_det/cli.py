@@ -114,7 +114,8 @@ def show_unraisable(unraisable: Any) -> None:
 
 
 def fail(command: str, message: str) -> None:
-  """Prints one line and exits with code 2."""
+  """Prints one line and exits with code 2; what libraries say of their own ends then would only hide it."""
+  sys.unraisablehook = lambda unraisable: None
   line = f"iou-det {command}: " + " ".join(message.split())
   if leaving.tell_others:
     leaving.leave(2, line)

@@ -41,6 +41,7 @@ for option in name zone type runtime bucket; do
 done
 [ $# -gt 1 ] || fail "no flags for iou-det train; give them after --"
 shift
+[[ " $*" =~ \ --workdir=(bucket/|gs://) ]] || fail "--workdir must be under bucket/ or gs://: the slice's disks go with it"
 cd "$(dirname "$0")/.."
 
 run() {

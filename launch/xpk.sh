@@ -41,6 +41,7 @@ for option in name cluster type storage; do
 done
 [ $# -gt 1 ] || fail "no flags for iou-det train; give them after --"
 shift
+[[ " $*" =~ \ --workdir=(/|gs://) ]] || fail "--workdir must be in the storage, /... or gs://: a pod's disk goes with it"
 cd "$(dirname "$0")/.."
 
 run() {

@@ -1,5 +1,6 @@
 """What is checked before training: by `train`, and by `--check_only` as far as it needs no devices."""
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from iou_det.weights.files import TORCH, library
 from iou_det.weights.pretrained import find_pretrained, load_pretrained
 from iou_det.weights.start import detector_to_start_from
 from iou_det.workdir.checkpoints import has_checkpoint
+from iou_det.workdir.lock import Lock
 from iou_det.workdir.probe import probe
 from iou_det.workdir.run import check_workdir
 
@@ -95,7 +97,8 @@ def check_without_devices(config: ConfigDict, workdir: AnyPath) -> list[str]:
 
   check_workdir(workdir, config)
   if in_bucket(workdir) or workdir.is_dir() or workdir.parent.is_dir():
-    probe(workdir)
+    with Lock(workdir) if workdir.is_dir() else nullcontext():  # another run may be at it
+      probe(workdir)
     checked.append("workdir (a small checkpoint was written, read and removed)")
   else:
     lines.append(f"not checked: that --workdir={workdir} can be written; {workdir.parent} is not there")

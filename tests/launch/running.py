@@ -8,8 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 LAUNCH = ROOT / "launch"
 TOOLS = json.loads((ROOT / "tests" / "golden" / "launch_tools.json").read_text())
-TRAIN = ["--config=configs/retinanet.py", "--config.data.canvas=(600,1000)", "--workdir=runs/a b"]
-QUOTED = r"--config=configs/retinanet.py --config.data.canvas=\(600\,1000\) --workdir=runs/a\ b"
+TRAIN = ["--config=configs/retinanet.py", "--config.data.canvas=(600,1000)", "--workdir=gs://b/runs/a b"]
+QUOTED = r"--config=configs/retinanet.py --config.data.canvas=\(600\,1000\) --workdir=gs://b/runs/a\ b"
 OVERLAP = "--xla_gpu_enable_latency_hiding_scheduler=true"
 POD = ["--name=n", "--zone=z", "--type=v5litepod-16", "--runtime=r", "--bucket=b"]
 XPK = ["--name=n", "--cluster=c", "--type=v5litepod-16", "--storage=s"]

@@ -46,6 +46,8 @@ def test_head_says_what_was_run(name):
     ("tpu_pod.sh", [*POD, "--preemptible", "--", *TRAIN], "unknown option --preemptible"),
     ("tpu_pod.sh", [*POD[:-1], "--", *TRAIN], "--bucket=... is missing"),
     ("tpu_pod.sh", POD, "no flags for iou-det train"),
+    ("tpu_pod.sh", [*POD, "--", "--config=shapes", "--workdir=runs/a"], "must be under bucket/ or gs://"),
+    ("xpk.sh", [*XPK, "--", "--config=shapes", "--workdir=runs/a"], "must be in the storage"),
     ("xpk.sh", [*XPK, "--spot", "--", *TRAIN], "unknown option --spot"),
     ("xpk.sh", [*XPK[1:], "--", *TRAIN], "--name=... is missing"),
     ("xpk.sh", [*XPK, "--"], "no flags for iou-det train"),
