@@ -101,3 +101,15 @@ def test_where_a_change_uploads_the_file_it_is_written_at_checkpoints(kind, tmp_
   assert [row["step"] for row in read_metrics(path)] == [1, 2]
   (event,) = events.iterdir()
   assert event.stat().st_size > before or local
+
+
+def test_rows_that_are_missing_are_told(tmp_path, caplog):
+  with caplog.at_level("WARNING", "absl"):
+    log = MetricsLog(tmp_path, 0)
+    log.write(3, {"loss": 1.0})
+    log.close()
+    MetricsLog(tmp_path, 3).close()
+    assert not caplog.records
+    (tmp_path / "metrics.jsonl").unlink()
+    MetricsLog(tmp_path, 3).close()
+  assert "metrics.jsonl lacks rows before step 3" in caplog.text

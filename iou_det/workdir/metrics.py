@@ -71,7 +71,12 @@ class MetricsLog:
 
   def __init__(self, workdir: AnyPath, start_step: int):
     self.path = workdir / "metrics.jsonl"
-    self.lines = [line_of(row) for row in read_metrics(self.path, start_step)]
+    rows = read_metrics(self.path, start_step)
+    if max((row["step"] for row in rows), default=0) < start_step:  # each checkpoint has a row
+      logging.warning(
+        f"{self.path} lacks rows before step {start_step}: what was logged is lost, training is not"
+      )
+    self.lines = [line_of(row) for row in rows]
     write_whole(self.path, "".join(self.lines))
     self.events = workdir / "tensorboard"
     self.gathered = tempfile.TemporaryDirectory() if on_object_store(workdir) else None
