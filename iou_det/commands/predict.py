@@ -17,7 +17,7 @@ from absl import flags
 
 from iou_det.commands import flags as common
 from iou_det.commands.drawing import contact_sheet, draw_detections
-from iou_det.data import open_dataset
+from iou_det.data import Reading, open_dataset
 from iou_det.data.images import Image, image_files
 from iou_det.data.pipeline import decode_image
 from iou_det.data.source import corners
@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> None:
   else:
     if not detector.config.data.path:
       raise UserError(f"{WORKDIR.value} names no data, so no --split; give image files or folders")
-    source = open_dataset(detector.config.data.path, SPLIT.value)
+    source = open_dataset(detector.config.data.path, SPLIT.value, Reading.of(detector.config.data))
     source = source.first(LIMIT.value or len(source))
     images = (decode_image(source[i]) for i in range(len(source)))
     a = source.annotations

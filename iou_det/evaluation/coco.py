@@ -197,13 +197,15 @@ def table(metrics: dict[str, Any]) -> str:
   return "\n".join([*lines, "", " AP of each class", *per_class, "", total])
 
 
-def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
+def load_ground_truth(
+  ground_truth: dict[str, Any] | str | Path, skip_bad: bool = False
+) -> tuple[dict[str, Any], str]:
   """COCO annotations, numbered from 1 (scoring needs no ids from outside), and their name in messages.
 
   A file is checked whole, see `read_coco`; content in memory for what scoring needs.
   """
   if isinstance(ground_truth, dict):
-    source, content, without_id = "the ground truth", ground_truth, 0
+    source, content = "the ground truth", ground_truth
     fields = {"images": {"id"}, "categories": {"id"}, "annotations": {"image_id", "category_id", "bbox"}}
     for name, needed in fields.items():
       if lacking := [row for row in content.get(name, [{}]) if not needed <= row.keys()]:
@@ -211,13 +213,14 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
     images, categories = ([a[k] for a in content["annotations"]] for k in ("image_id", "category_id"))
     refuse_unknown_ids(content, source, images, categories, "annotations")
   else:
-    source, file = str(ground_truth), read_coco(ground_truth, distinct_names=False)
-    file.refuse_bad_records("mend them")
-    content, without_id = to_coco(file.categories, file.annotations), file.defaults["id"]
+    source, labels = str(ground_truth), read_coco(ground_truth)
+    labels.settle(skip_bad)
+    labels.log(source)
+    content = to_coco(labels.categories, labels.annotations)
   defaults = lambda a: {"id": 0, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]}
   annotations = [defaults(a) | a for a in content["annotations"]]
   ids = {a["id"] for a in annotations}
-  if without_id or 0 in ids or len(ids) < len(annotations):
+  if 0 in ids or len(ids) < len(annotations):
     logging.warning("%s: annotation ids that are missing, 0 or repeated were renumbered for scoring", source)
   # All of them: pycocotools makes floats of ids and takes 0 for "no match", hotcoco refuses negative ones.
   annotations = [a | {"id": i} for i, a in enumerate(annotations, 1)]
