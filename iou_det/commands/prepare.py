@@ -6,9 +6,9 @@
 With --data every split of a folder of any known format (docs/data.md), or the one of --split; otherwise one
 split whose images and annotations are given, run once for each. The dataset is the folder DATA_DIR/NAME, for
 --config.data.path. Every picture is decoded and every annotation checked; a report is printed. Bad records
-(images that are missing, truncated or of another size than annotated; boxes with unknown categories or numbers
-that are not finite; ...) are listed and nothing is written, unless --skip_bad. Boxes of no area or outside
-their image are counted and kept.
+(images that are missing, truncated or of another size than annotated; boxes with unknown categories or
+numbers that are not finite; ...) are listed and nothing is written, unless --skip_bad. Boxes of no area or
+outside their image are counted and kept.
 """
 
 from pathlib import Path

@@ -57,7 +57,7 @@ def remark_boxes(labels: Labels) -> None:
   x, y, w, h = a.bbox.T
   outside = (x < -TOLERANCE) | (y < -TOLERANCE)
   outside |= (x + w > a.width[image] + TOLERANCE) | (y + h > a.height[image] + TOLERANCE)
-  empty = np.flatnonzero(np.diff(a.first) == 0)
+  empty = np.flatnonzero(np.diff(a.first) == 0).tolist()
   labels.remark("images without boxes", len(empty), (a.file_name[i] for i in empty))
   twice = [name for name, n in Counter(a.file_name).items() if n > 1]
   labels.remark("file names given twice", len(twice), twice)
@@ -88,7 +88,9 @@ def report(labels: Labels, title: str) -> str:
   per_class = ", ".join(f"{c.name} {n}" for c, n in zip(labels.categories, counts, strict=True))
   lines = [f"{title}: {len(labels.annotations)} images, {len(labels.annotations.bbox)} boxes"]
   lines.append(f"  boxes per class: {per_class}")
-  lines += [f"  {trait}: {remark}" for trait, remark in labels.remarks.items()]
+  lines += [f"  {trait}: {remark}" for trait, remark in labels.remarks.items() if remark.number]
+  if not_there := [trait for trait, remark in labels.remarks.items() if not remark.number]:
+    lines.append(f"  looked for and not found: {'; '.join(not_there)}")
   if labels.problems:
     dropped = f"{len(labels.problems)}, and {labels.dropped_boxes} boxes of dropped images"
     lines += [f"  bad records dropped: {dropped}", *(f"    {p}" for p in labels.problems[:LISTED])]

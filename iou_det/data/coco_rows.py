@@ -121,6 +121,8 @@ def read_tolerantly(path: Path, content: bytes) -> Numbered:
   for number, row in enumerate(lists["annotations"]):
     given = box_row(row, image_ids, category_ids, taken)
     if isinstance(given, BoxRow):
+      if given.id is None and row.get("id") is not None:
+        given.id = number + 1
       boxes.append(given)
       at_box.append(number)
     else:
@@ -208,9 +210,6 @@ def box_row(
   id = row.get("id")
   if id is not None and (id := whole(id, taken)) is None:
     taken["annotation ids that are no whole numbers (their place taken)"] += 1
-  for key in ("area", "iscrowd", "id"):
-    if key in row and row[key] is None:
-      taken["null for an absent value"] += 1
   x, y, w, h = map(float, box)
   return BoxRow(image_id, category_id, (x, y, w, h), None if area is None else float(area), crowd, id)
 

@@ -39,8 +39,8 @@ def divide(
   if in_val.all() or not in_val.any():
     without = "train" if in_val.all() else "val"
     raise UserError(
-      f"--val_fraction={fraction:g} of {len(a)} images ({groups} different ones) leaves {without} without any; "
-      "give another fraction, or more images"
+      f"--val_fraction={fraction:g} of {len(a)} images ({groups} different ones) leaves {without} none; give "
+      "another fraction, or more images"
     )
   chosen = in_val[group]
   return {name: labels.select(np.flatnonzero(which)) for name, which in (("train", ~chosen), ("val", chosen))}
