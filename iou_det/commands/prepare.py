@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import flags
 
 from iou_det.data import EXIF, FILE_FORMATS, Reading, format_of, read_labels
-from iou_det.data.checks import check_pictures, remark_boxes, report
+from iou_det.data.checks import check_all, report
 from iou_det.data.divide import divide
 from iou_det.data.labels import Labels
 from iou_det.data.tfds import check_target, existing_categories, prepare_dataset
@@ -54,12 +54,10 @@ def main() -> None:
   parts: dict[str, Labels] = {}
   for split in names:
     labels = read(split)
-    contents = check_pictures(labels, EXIF_FLAG.value)
-    labels.settle(SKIP_BAD.value)
-    remark_boxes(labels)
+    contents = check_all(labels, EXIF_FLAG.value, SKIP_BAD.value)
     print(report(labels, f"{NAME.value}/{split}"))
     if FRACTION.value:
-      parts = divide(labels, contents[contents > 0], FRACTION.value, SEED.value)
+      parts = divide(labels, contents, FRACTION.value, SEED.value)
       print("\n".join(f"{NAME.value}/{s}: {len(p.annotations)} of them" for s, p in parts.items()))
     else:
       parts[split] = labels

@@ -15,6 +15,18 @@ TOLERANCE = 1e-6  # pixels a box may overhang by rounding
 LISTED = 1000  # places of bad records in a report
 
 
+def check_all(labels: Labels, exif: str, skip_bad: bool) -> UInt64[np.ndarray, " images"]:
+  """Checks everything, refuses or drops what is bad, notes what is remarkable.
+
+  Returns:
+    For each image that is left a number that those of the same content share.
+  """
+  contents = check_pictures(labels, exif)
+  labels.settle(skip_bad)
+  remark_boxes(labels)
+  return contents[contents > 0]
+
+
 def check_pictures(labels: Labels, exif: str) -> UInt64[np.ndarray, " images"]:
   """Decodes every image file; adds what is wrong with some, and their traits.
 

@@ -6,6 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from iou_det.data.coco import read_pair
+
 CATEGORIES = [{"id": 9, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 5, "name": "a very big bird"}]
 
 
@@ -72,3 +74,10 @@ def assert_same_records(a, b, exactly=True):
         np.testing.assert_array_equal(getattr(x, name), getattr(y, name))
       else:
         np.testing.assert_allclose(getattr(x, name), getattr(y, name), rtol=1e-6, atol=1e-3)
+
+
+def open_pair(images, file):
+  """A source of a folder of images and an annotation file."""
+  labels = read_pair(images, file)
+  labels.settle(False)
+  return labels.source("pair", "auto")
