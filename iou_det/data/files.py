@@ -1,5 +1,6 @@
 """The image files of a data set: found by the names that annotations give them, read by their place."""
 
+import errno
 import os
 import re
 import unicodedata
@@ -11,6 +12,10 @@ from pathlib import Path
 import numpy as np
 
 START = 1 << 16  # bytes that nearly always hold a picture's header
+LARGEST_TEXT = 1 << 26  # bytes: no text file of one picture has as many
+PICTURES = tuple(
+  ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .jp2 .heic .heif .avif .ppm .pgm".split()
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,37 @@ def listing(folder: Path) -> set[str]:
       return {e.name for e in entries if e.is_file()}
   except (OSError, ValueError):  # a name with a zero in it
     return set()
+
+
+def is_picture(name: str) -> bool:
+  """By its suffix; hidden files, as macOS leaves them beside others (._NAME), are none."""
+  return name.lower().endswith(PICTURES) and not name.startswith(".")
+
+
+def pictures(folder: Path) -> dict[str, list[str]]:
+  """The picture files in a folder, in the order of the alphabet, by their names without suffix."""
+  found: dict[str, list[str]] = {}
+  for name in sorted(filter(is_picture, listing(folder))):
+    found.setdefault(os.path.splitext(name)[0], []).append(name)
+  return found
+
+
+def read_text_file(path: Path) -> bytes:
+  """A file of annotations of one picture; an OSError also for one so large that it is something else."""
+  with path.open("rb") as file:
+    content = file.read(LARGEST_TEXT + 1)
+  if len(content) > LARGEST_TEXT:
+    raise OSError(errno.EFBIG, f"more than {LARGEST_TEXT >> 20} MB, no annotations of one picture")
+  return content
+
+
+def subfolders(folder: Path) -> list[Path]:
+  """In the order of the alphabet, without hidden ones."""
+  try:
+    with os.scandir(folder) as entries:
+      return [folder / n for n in sorted(e.name for e in entries if e.is_dir()) if not n.startswith(".")]
+  except OSError:
+    return []
 
 
 def below(folders: Sequence[Path], avoid: Sequence[Path]) -> dict[str, list[str]]:

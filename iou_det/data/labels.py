@@ -169,6 +169,18 @@ class Labels:
     return Problem(f"{name} (image id {image_id})", what, image_id=image_id)
 
 
+def alphabet(names: Iterable[str]) -> tuple[Category, ...]:
+  """The categories of a format that has only their names: numbered from 1 in the order of the alphabet."""
+  return tuple(Category(i, name) for i, name in enumerate(sorted(set(names)), 1))
+
+
+def exchanged(corners: Float64[np.ndarray, "boxes 4"], box_at: Callable[[int], str]) -> list[Problem]:
+  """Of boxes (xmin, ymin, xmax, ymax) whose first corner is not the upper left one."""
+  bad = np.flatnonzero((corners[:, :2] > corners[:, 2:]).any(axis=1)).tolist()
+  what = lambda i: "xmin {:g}, ymin {:g}, xmax {:g}, ymax {:g}: min is above max".format(*corners[i])
+  return [Problem(box_at(i), what(i), "exchanged") for i in bad]
+
+
 def make_labels(
   where: Path,
   categories: tuple[Category, ...],
