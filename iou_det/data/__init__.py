@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from iou_det.data import coco, shapes, tfds, voc
+from iou_det.data import coco, csv, shapes, tfds, voc, yolo
 from iou_det.data.checks import check_pictures
 from iou_det.data.labels import Labels
 from iou_det.data.source import Source
@@ -16,7 +16,7 @@ from iou_det.storage import local_path
 # Asked in this order; the first is embedded, no folder. A format's module has NAME, WHAT (such a path in
 # words), SIGN (what is looked for in it), recognises(path), splits(path) and either open_split(path, split),
 # a Source, or, where anybody may have written the files, read_split(path, split), Labels to be checked.
-FORMATS: tuple[Any, ...] = (shapes, tfds, coco, voc)
+FORMATS: tuple[Any, ...] = (shapes, tfds, coco, voc, yolo, csv)
 FILE_FORMATS = tuple(f for f in FORMATS if hasattr(f, "read_split"))
 FILE_FORMATS = tuple(f for f in FORMATS if hasattr(f, "read_split"))
 NAMES = tuple(f.NAME for f in FORMATS)

@@ -78,6 +78,7 @@ class Labels:
   records: int = 0  # images and annotations in the file, good or bad
   dropped_boxes: int = 0  # boxes that went with their image
   files: Files | None = None  # of the images; None: not looked for
+  shares: bool = False  # boxes are shares of their image's sides, until `find_sizes`
   own_ids: bool = True  # the file says its category ids; else they are places in the alphabet of the names
 
   def remark(self, trait: str, number: int, examples: Iterable[str] = ()) -> None:
@@ -159,7 +160,11 @@ class Labels:
         continue
       turned = header.orientation >= 5 and exif != "ignore"
       a.height[i], a.width[i] = (header.width, header.height) if turned else (header.height, header.width)
-    if len(lacking):
+    if self.shares:
+      sides = np.column_stack([a.width, a.height])[a.image_of_box()].astype(np.float64)
+      self.annotations = replace(a, bbox=a.bbox * np.tile(sides, 2), area=a.area * sides.prod(axis=1))
+      self.shares = False
+    elif len(lacking):
       self.remark("images without height or width (taken from the files)", len(lacking))
 
   def file_problem(self, i: int, what: str) -> Problem:

@@ -1,0 +1,263 @@
+"""YOLO folders: which pictures the splits have, where their label files are, what the classes are called."""
+
+import os
+import re
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import yaml
+
+from iou_det.data.files import LARGEST_TEXT, is_picture, listing, subfolders
+from iou_det.errors import UserError
+
+YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+CLASSES = (
+  "obj.names",
+  "classes.txt",
+  "classes.names",
+  "_darknet.labels",
+  "labels.txt",
+  "predefined_classes.txt",
+)
+IMAGES = ("images", "jpegimages")  # in a path: where `labels` stands in that of a label file
+LABEL_LINE = rb"\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*\Z"
+
+
+class Split(NamedTuple):
+  """Names of pictures, and folders that they are relative to."""
+
+  names: list[str]
+  folders: list[Path]
+
+
+class Described(NamedTuple):
+  """A data.yaml. All its values are texts: `no` is a class's name, not False."""
+
+  file: Path | None
+  content: dict[str, Any]
+
+
+def root_of(path: str | Path) -> Path:
+  """The folder of a data set, which may also be given by its data.yaml."""
+  return Path(path).parent if Path(path).suffix in (".yaml", ".yml") else Path(path)
+
+
+def yaml_of(path: Path) -> Path | None:
+  """The file that describes a folder (or is given), by its name, or else the only one with names."""
+  if path.suffix in (".yaml", ".yml") and path.is_file():
+    return path
+  there = listing(path)
+  if known := [path / name for name in YAMLS if name in there]:
+    return known[0]
+  others = [
+    path / n for n in sorted(there) if n.endswith((".yaml", ".yml")) and (path / n).stat().st_size < 1 << 20
+  ]
+  others = [file for file in others if re.search(rb"(?m)^[\"']?names[\"']?\s*:", file.read_bytes())]
+  return others[0] if len(others) == 1 else None
+
+
+def describe(path: Path) -> Described:
+  """Reads a folder's data.yaml if there is one; a UserError if it is none that can be read."""
+  file = yaml_of(path)
+  if file is None:
+    return Described(None, {})
+  remedy = "give one with names: [first, second] and train:, val:, as YOLO's"
+  with file.open("rb") as opened:
+    content = opened.read((1 << 20) + 1)
+  if len(content) > 1 << 20:
+    raise UserError(f"{file} has more than 1 MB; {remedy}")
+  try:
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.BaseLoader)):
+      raise UserError(
+        f"{file} has aliases (*NAME), which may grow without end; write out what they stand for"
+      )
+    node = yaml.compose(content, yaml.BaseLoader)
+    value = yaml.load(content, yaml.BaseLoader)  # texts, lists and mappings only
+  except (yaml.YAMLError, ValueError, RecursionError) as error:
+    mark = getattr(error, "problem_mark", None)
+    where = f", line {mark.line + 1}" if mark else ""
+    what = getattr(error, "problem", None) or str(error).splitlines()[0] or type(error).__name__
+    raise UserError(f"{file}{where}: is no YAML that can be read ({what}); {remedy}") from None
+  if not isinstance(value, dict):
+    raise UserError(f"{file} is no mapping; {remedy}")
+  check_keys(file, node)
+  return Described(file, value)
+
+
+def check_keys(file: Path, node: yaml.Node) -> None:
+  """A key that stands twice in a mapping is an error: YAML's readers take the last in silence."""
+  seen: set[str] = set()
+  for key, value in node.value:
+    if key.value in seen:
+      raise UserError(f"{file}, line {key.start_mark.line + 1}: {key.value} stands here a second time")
+    seen.add(key.value)
+    if key.value == "names" and isinstance(value, yaml.MappingNode):
+      check_keys(file, value)
+
+
+def find_splits(path: Path) -> dict[str, Split]:
+  """The pictures of a data set by the names of their splits.
+
+  data.yaml                  train, val, test: a folder, a list of folders, a text file of pictures
+  train.txt, val.txt, ...    lists of pictures (Darknet)
+  images/SPLIT/              with labels/SPLIT/
+  SPLIT/images/              with SPLIT/labels/
+  images/                    with labels/: default
+  SPLIT/, or the folder      pictures and label files beside each other: default for the folder
+  """
+  root, described = root_of(path), describe(path)
+  found: dict[str, Split] = {}
+  entries = {
+    key: value for key, value in described.content.items() if key in ("train", "val", "valid", "test")
+  }
+  for split, entry in entries.items():
+    several = entry if isinstance(entry, list) else [entry]
+    places = [resolve(described, e) for e in several]
+    there = [place for place in places if place]
+    if there and len(there) < len(places):
+      lacking = next(e for e, place in zip(several, places, strict=True) if not place)
+      raise UserError(
+        f"{described.file}: of {split}: there is no {str(lacking)[:200]}; mend it or take it out"
+      )
+    if there:
+      found[split] = pictures_of(root, there)
+  for a in found:
+    for b in found:
+      if a < b and found[a] == found[b] and entries[a] != entries[b]:
+        raise UserError(
+          f"{described.file}: {a}: {entries[a]} and {b}: {entries[b]} are one folder here; mend them"
+        )
+  if found:
+    return {split: pictures for split, pictures in found.items() if pictures.names}
+  lists = [root / n for n in sorted(listing(root)) if n.endswith(".txt") and is_list(root / n)]
+  if lists:
+    return {file.stem: pictures_of(root, [file]) for file in lists}
+  inside = subfolders(root)
+  images = [f for f in inside if f.name.lower() in IMAGES]
+  layouts = (
+    {f.name: f for image in images if not has_pictures(image) for f in subfolders(image)},
+    {f.name: g for f in inside for g in subfolders(f) if g.name.lower() in IMAGES},
+    {"default": images[0]} if images else {},
+    {f.name: f for f in inside if has_pictures(f)},
+    {"default": root} if has_pictures(root) else {},
+  )
+  for layout in layouts:
+    if found := {split: pictures_of(root, [place]) for split, place in layout.items() if labelled(place)}:
+      return found
+  return {}
+
+
+def resolve(described: Described, entry: Any) -> Path | None:
+  """The file or folder of an entry of data.yaml.
+
+  Relative to `path`, or to the file, also where a `../` too many leads out of its folder (Roboflow), or where
+  the path is of another machine: then by its last parts.
+  """
+  if not isinstance(entry, str) or "\0" in entry or described.file is None:
+    return None
+  base, stated = described.file.parent, described.content.get("path")
+  entry = entry.strip().replace("\\", "/")
+  tries = [base / stated / entry] if isinstance(stated, str) and "\0" not in stated else []
+  tries.append(base / entry)
+  parts = [p for p in PurePosixPath(entry).parts if p not in ("..", ".", "/")]
+  tries += [base.joinpath(*parts[i:]) for i in range(len(parts)) if i == 0 or parts[i:] != ["images"]]
+  return next((place for place in tries if place.exists()), None)
+
+
+def pictures_of(root: Path, places: list[Path]) -> Split:
+  """The pictures below folders, or that text files list."""
+  folders = [place for place in places if place.is_dir()]
+  common = Path(os.path.commonpath(folders)) if folders else root
+  names = [os.path.relpath(path, common) for folder in folders for path in walk(folder)]
+  lists = [place for place in places if not place.is_dir()]
+  for file in lists:
+    with file.open("rb") as opened:
+      text = opened.read(LARGEST_TEXT).decode("utf-8-sig", errors="surrogateescape")
+    names += [line.strip().removeprefix("./") for line in text.splitlines() if line.strip()]
+  return Split(names, list(dict.fromkeys([common, *(file.parent for file in lists), root])))
+
+
+def walk(folder: Path) -> list[str]:
+  """Paths of all pictures below a folder, in the order of the alphabet."""
+  return sorted(
+    os.path.join(where, name) for where, _, names in os.walk(folder) for name in filter(is_picture, names)
+  )
+
+
+def has_pictures(folder: Path) -> bool:
+  return any(map(is_picture, listing(folder)))
+
+
+def is_list(file: Path) -> bool:
+  """Whether a text file begins with the path of a picture."""
+  with file.open("rb") as opened:
+    return is_picture(opened.read(4096).lstrip().split(b"\n")[0].decode(errors="replace").strip())
+
+
+def label_folder(folder: Path) -> Path:
+  """Where the label files of a folder's pictures are: `labels` for the path's last `images`, or there."""
+  parts = folder.parts
+  for i in reversed(range(len(parts))):
+    if parts[i].lower() in IMAGES:
+      tries = [Path(*parts[:i], name, *parts[i + 1 :]) for name in ("labels", "Labels")]
+      return next((place for place in tries if place.is_dir()), folder)
+  return folder
+
+
+def labelled(folder: Path) -> bool:
+  """Whether the pictures below a folder have label files, by the first that says something."""
+  for path in walk(folder)[:1000]:
+    where, name = os.path.split(path)
+    file = label_folder(Path(where)) / (os.path.splitext(name)[0] + ".txt")
+    if file.is_file() and is_label(file):
+      return True
+  return False
+
+
+def is_label(file: Path) -> bool:
+  """Whether the first line of a text file is that of a box."""
+  with file.open("rb") as opened:
+    start = opened.read(1 << 16).removeprefix(b"\xef\xbb\xbf").strip()
+  return bool(re.match(LABEL_LINE, start.splitlines()[0] if start else b""))
+
+
+def find_names(described: Described, folders: list[Path]) -> dict[int, str]:
+  """The names of the classes by their numbers: of data.yaml, or of a text file in one of some folders."""
+  names = described.content.get("names")
+  if described.file and names:
+    return yaml_names(described.file, names, described.content.get("nc"))
+  found: dict[Path, list[str]] = {}
+  for folder in folders:
+    there = listing(folder)
+    for name in [*CLASSES, *sorted(n for n in there if n.endswith(".names"))]:
+      if name in there and (folder / name) not in found and not is_label(folder / name):
+        text = (folder / name).read_bytes().decode("utf-8-sig", errors="replace")
+        found[folder / name] = [line.strip() for line in text.splitlines() if line.strip()]
+        break
+  if not found:
+    looked = f"names: in {described.file}" if described.file else "data.yaml"
+    where = ", ".join(str(folder) for folder in folders[:4])
+    raise UserError(
+      f"no names of the classes: there is neither {looked} nor {', '.join(CLASSES[:2])} in {where}; write a "
+      "classes.txt with one name a line, in the order of the class numbers"
+    )
+  first, *others = found
+  for other in others:
+    if found[other] != found[first]:
+      raise UserError(f"{first} and {other} name other classes, or in another order: leave one that is right")
+  return dict(enumerate(found[first]))
+
+
+def yaml_names(file: Path, names: Any, count: Any) -> dict[int, str]:
+  """The list or mapping `names` of a data.yaml."""
+  if isinstance(names, list):
+    names = {str(i): name for i, name in enumerate(names)}
+  if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+    raise UserError(f"{file}: names must be a list of names, or number: name for each class")
+  if wrong := [key for key in names if not re.fullmatch(r"\d{1,9}", key)]:
+    raise UserError(
+      f"{file}: names has the key {wrong[0][:40]!r}; must be the numbers of the classes, from 0"
+    )
+  if isinstance(count, str) and count.strip() != str(len(names)):
+    raise UserError(f"{file}: nc is {count[:40]}, but there are {len(names)} names; they must agree")
+  return {int(key): name.strip() for key, name in names.items()}

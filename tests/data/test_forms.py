@@ -1,0 +1,129 @@
+"""From each form that people have their data in comes back what the COCO original says, box by box."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from iou_det.data import FILE_FORMATS, format_of, open_dataset
+from tests.data import forms
+from tests.data.coco_files import picture
+
+# Of each form: its format, and what a corner may be off by (pixels; YOLO has eight digits of a share).
+EXPECTED = {
+  "voc": ("voc", 1e-9), "voc_from_0": ("voc", 1e-9), "roboflow_voc": ("voc", 1e-9),
+  "yolo": ("yolo", 2e-5), "roboflow_yolo": ("yolo", 2e-5), "darknet": ("yolo", 2e-5),
+  "tensorflow_csv": ("csv", 1e-9), "retinanet_csv": ("csv", 1e-9), "roboflow_csv": ("csv", 1e-9),
+  "open_images": ("csv", 1e-9),
+  "roboflow_coco": ("coco", 0), "cvat_coco": ("coco", 0), "label_studio_coco": ("coco", 0),
+  "fiftyone_coco": ("coco", 0),
+}  # fmt: skip
+WITH_CROWD = ("voc", "voc_from_0", "roboflow_voc", "open_images")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+  """A COCO folder of two splits: classes that only one has, one without boxes, names in other scripts."""
+  root = tmp_path_factory.mktemp("toy")
+  rng = np.random.default_rng(0)
+  categories = [{"id": 3, "name": "zebra & co"}, {"id": 5, "name": "ähre"}, {"id": 9, "name": "猫"}]
+  (root / "annotations").mkdir()
+  for split, used in (("train", (3, 9)), ("val", (5, 9))):
+    images, annotations = [], []
+    (root / split).mkdir()
+    for i in range(5):
+      height, width = int(rng.integers(40, 60)), int(rng.integers(60, 90))
+      suffix = ".png" if i == 1 else ".jpg"
+      name = f"{split} {i}{suffix}"
+      (root / split / name).write_bytes(picture(height, width, i, suffix))
+      images.append({"id": i + 1, "file_name": name, "height": height, "width": width})
+      for k in range(0 if i == 2 else 3):
+        x, y = (0, 0) if i == k == 0 else (int(rng.integers(0, 30)), int(rng.integers(0, 20)) + 0.25 * k)
+        crowd = int(k == 2)
+        w, h = int(rng.integers(1, 30)), int(rng.integers(1, 20))
+        row = {"image_id": i + 1, "category_id": used[k % 2], "bbox": [x, y, w, h], "area": w * h}
+        annotations.append({**row, "iscrowd": crowd, "id": len(annotations) + 1})
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+  return root
+
+
+def expected(coco, with_crowd):
+  """{name without suffix: (class, x, y, w, h, crowd) of each box} by the original."""
+  return {
+    Path(image["file_name"]).stem: [(*row[:5], row[5] * with_crowd) for row in rows]
+    for image, rows in forms.boxes(coco)
+  }
+
+
+def stem(name):
+  return Path(name.replace("\\", "/")).stem
+
+
+def got(source):
+  a, names = source.annotations, [c.name for c in source.categories]
+  rows = {stem(name): [] for name in a.file_name}
+  assert len(rows) == len(a)
+  for i, name in enumerate(a.file_name):
+    r = a.rows(i)
+    found = zip(a.label[r], a.bbox[r].tolist(), a.crowd[r], strict=True)
+    rows[stem(name)] = [(names[k], *box, int(crowd)) for k, box, crowd in found]
+  return rows
+
+
+def assert_same(form, root, out, splits):
+  name, tolerance = EXPECTED[form]
+  assert format_of(out).NAME == name
+  there = format_of(out).splits(out)
+  tables = set()
+  for original, split in splits.items():
+    if there == ["default"]:
+      split = "default"
+    source = open_dataset(out, split)
+    coco = forms.load(root)[original]
+    want, have = expected(coco, form in WITH_CROWD or name == "coco"), got(source)
+    if form in ("tensorflow_csv", "roboflow_csv", "open_images"):  # they have no images without boxes
+      want = {image: rows for image, rows in want.items() if rows}
+    assert have.keys() == want.keys()
+    files = {Path(image["file_name"]).stem: image for image in coco["images"]}
+    for i, image in enumerate(source.annotations.file_name):
+      record, key = source[i], stem(image)
+      assert record.image == (root / original / files[key]["file_name"]).read_bytes()
+      assert (record.height, record.width) == (files[key]["height"], files[key]["width"])
+      assert len(have[key]) == len(want[key])
+      for a, b in zip(have[key], want[key], strict=True):
+        assert (a[0], a[5]) == (b[0], b[5])
+        np.testing.assert_allclose(a[1:5], b[1:5], rtol=0, atol=tolerance)
+    tables.add(source.categories)
+    if there == ["default"]:
+      break
+  assert len(tables) == 1  # the same order for all splits
+  return tables.pop()
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_toy_folders_come_back(toy, tmp_path, form):
+  forms.FORMS[form](toy, tmp_path / "out")
+  table = assert_same(form, toy, tmp_path / "out", {"train": "train", "val": "val"})
+  of_names = {"voc": [1, 2, 3], "yolo": [0, 1, 2], "csv": [1, 2, 3], "coco": [3, 5, 9]}
+  ids = of_names[EXPECTED[form][0]] if form != "retinanet_csv" else [0, 1, 2]
+  assert [c.id for c in table] == ids
+
+
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_no_format_takes_the_form_of_another(toy, tmp_path, form):
+  forms.FORMS[form](toy, tmp_path / "out")
+  assert [f.NAME for f in FILE_FORMATS if f.recognises(tmp_path / "out")] == [EXPECTED[form][0]]
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("form", ("voc", "yolo", "tensorflow_csv", "retinanet_csv", "roboflow_coco"))
+@pytest.mark.parametrize("name", ("bccd", "coco_mini", "deeppcb"))
+def test_real_folders_come_back(real_data, tmp_path, name, form):
+  if (name, form) == ("bccd", "voc"):
+    pytest.skip("has boxes without area, which corners inside the box cannot say")
+  root = real_data / name
+  forms.FORMS[form](root, tmp_path)
+
+  assert_same(form, root, tmp_path, {s: forms.short(s) if form == "yolo" else s for s in forms.load(root)})
