@@ -132,7 +132,7 @@ def parse_json(content: bytes, path: AnyPath, remedy: str, **options: Any) -> An
   try:
     value = json.loads(content, **options)
     return unsealed(value) if isinstance(value, dict) and not options else value
-  except ValueError as error:  # not UTF-8, not JSON, or another seal
+  except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end, or another seal
     raise UserError(f"{path} is not JSON, or not whole ({error}); {remedy}") from None
 
 

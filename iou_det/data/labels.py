@@ -101,7 +101,8 @@ class Labels:
   def settle(self, skip_bad: bool) -> None:
     """Refuses bad records by a UserError, or drops them: a bad image goes with its boxes."""
     if self.problems and not skip_bad:
-      bad = f"{len(self.problems)} bad records of {self.records}: {list_problems(self.problems)}"
+      records = "record" if len(self.problems) == 1 else "records"
+      bad = f"{len(self.problems)} bad {records} of {self.records}: {list_problems(self.problems)}"
       raise UserError(f"{bad}; {REMEDY}")
     gone = [p.image_id for p in self.problems if p.image_id is not None]
     if gone:

@@ -120,7 +120,7 @@ def test_splits_of_a_dataset_share_their_categories(tmp_path):
   source = open_dataset(tmp_path, "train")
   prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
   source = dataclasses.replace(source, categories=(*source.categories[:2], Category(9, "puma")))
-  with pytest.raises(UserError, match=r"\(only in the first: 9: puma; only in the second: 9: cat\)"):
+  with pytest.raises(UserError, match=r"\(only in 'val': 9: puma; only in the others: 9: cat\)"):
     prepare_dataset(source, name="set", split="val", data_dir=tmp_path / "out")
 
 
