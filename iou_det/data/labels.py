@@ -133,7 +133,7 @@ class Labels:
     return Labels(self.where, self.categories, annotations, files=files, own_ids=self.own_ids)
 
   def adopt(self, table: tuple[Category, ...]) -> None:
-    """Takes the category table of other splits, if it has all the names and the file has no ids of its own."""
+    """Takes the category table of other splits if it has all names, and the file no ids of its own."""
     place = {c.name: i for i, c in enumerate(table)}
     if not self.own_ids and all(c.name in place for c in self.categories):
       new = np.array([place[c.name] for c in self.categories], np.int32)

@@ -2,9 +2,9 @@
 
   python -m tests.data.large --out=DIR [--images=1700000 --boxes=15000000]
 
-Makes a COCO folder (64 small JPEG files under many names), prepares it by `iou-det prepare`, and opens what was
-written on one core: the data, the plan, the first batch. Prints one JSON line for each, with the peak of resident
-memory. Needs about 10 GB of disk; the folder is left for another run.
+Makes a COCO folder (64 small JPEG files under many names), prepares it by `iou-det prepare`, and opens what
+was written on one core: the data, the plan, the first batch. Prints one JSON line for each, with the peak of
+resident memory. Needs about 10 GB of disk; the folder is left for another run.
 """
 
 import argparse
