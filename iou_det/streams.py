@@ -1,0 +1,100 @@
+"""What a command says: on any terminal or none, and nothing about saying it ends the command.
+
+Python's own streams raise where a letter cannot be shown, the reader of a pipe has left, the terminal is gone
+or the disk is full; and where one is closed, the next file that is opened gets its descriptor and all output.
+"""
+
+import errno
+import io
+import os
+import re
+import select
+import sys
+import unicodedata
+from typing import Any, TextIO
+
+GONE = (errno.EPIPE, errno.EBADF, errno.ECONNRESET)  # nobody reads it
+# What a terminal acts on, or what changes how the text around it is read: control characters, other ends of
+# lines, forced directions. Halves of surrogate pairs stand for bytes of file names that are not UTF-8.
+UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escaped(text: str, keep: str = "") -> str:
+  """With what has no look, and is not to be kept, as Python writes it: backslashes and numbers."""
+  as_written = lambda found: found[0] if found[0] in keep else found[0].encode("unicode_escape").decode()
+  return UNSHOWN.sub(as_written, text)
+
+
+def one_line(text: str) -> str:
+  return escaped(" ".join(text.split()))
+
+
+def columns(text: str) -> int:
+  """That it takes on a terminal: two for letters as wide as Chinese ones, none for marks on others."""
+  marks = sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
+  return len(text) - marks + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+
+
+class Steady(io.FileIO):
+  """A descriptor that takes everything; `failure` is what is to be said of what it could not write.
+
+  That nobody reads any more is none: `| head` has seen enough.
+  """
+
+  def __init__(self, number: int) -> None:
+    super().__init__(number, "wb", closefd=False)
+    self.terminal = self.isatty()  # one that is gone fails in many ways
+    self.failure: OSError | None = None
+
+  def write(self, data: Any) -> int:
+    rest = memoryview(data).cast("B")
+    size = len(rest)
+    while rest:
+      try:
+        rest = rest[os.write(self.fileno(), rest) :]
+      except BlockingIOError:  # another program that has it open made it so
+        select.select([], [self.fileno()], [])
+      except OSError as error:
+        if error.errno not in GONE and not self.terminal:
+          self.failure = self.failure or error
+        break
+    return size
+
+
+class Shown(io.TextIOWrapper):
+  """Text in which names cannot move the cursor."""
+
+  def write(self, text: str) -> int:
+    super().write(escaped(text, keep="\n\t"))
+    return len(text)
+
+
+def set_up() -> None:
+  """Replaces stdout and stderr, unless somebody did before, as tests and notebooks do.
+
+  Names cannot act on a terminal in what is printed to stdout; stderr is also for bars, which move the cursor.
+  """
+  while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # the lowest that is free
+    os.set_inheritable(number, True)
+  os.close(number)
+  if sys.stdout is sys.__stdout__:
+    sys.stdout = _steady(sys.stdout, 1, Shown)
+  if sys.stderr is sys.__stderr__:
+    sys.stderr = _steady(sys.stderr, 2, io.TextIOWrapper)
+
+
+def _steady(old: TextIO | None, number: int, kind: type[io.TextIOWrapper]) -> io.TextIOWrapper:
+  raw = Steady(number)
+  if not isinstance(old, io.TextIOWrapper):  # it was closed when Python started
+    return kind(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
+  old.flush()
+  below: Any = raw if old.write_through else io.BufferedWriter(raw)  # python -u
+  how: dict[str, Any] = {"line_buffering": old.line_buffering, "write_through": old.write_through}
+  return kind(below, encoding=old.encoding, errors="backslashreplace", **how)
+
+
+def failure() -> OSError | None:
+  """Why not all of what was printed to stdout is there, if it should be."""
+  sys.stdout.flush()
+  raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+  return raw.failure if isinstance(raw, Steady) else None
