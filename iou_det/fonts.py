@@ -16,8 +16,8 @@ from PIL import ImageFont, features
 
 from iou_det.errors import UserError
 
-# What no font needs to have, such as joiners of letters.
-UNSEEN = re.compile("[\xad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]")
+# What no font needs to have: ends of lines, joiners of letters, ...
+UNSEEN = re.compile("[\n\xad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]")
 PLACEHOLDERS = re.compile("last.?resort|adobe.?blank", re.IGNORECASE)  # "have" all letters, as boxes
 SLANTED = re.compile("italic|oblique", re.IGNORECASE)
 OTHER_THAN_REGULAR = re.compile("bold|black|heavy|light|thin|medium|cond|mono|serif|math", re.IGNORECASE)

@@ -9,11 +9,11 @@ import io
 import os
 import re
 import select
+import stat
 import sys
 import unicodedata
 from typing import Any, TextIO
 
-GONE = (errno.EPIPE, errno.EBADF, errno.ECONNRESET)  # nobody reads it
 # What a terminal acts on, or what changes how the text around it is read: control characters, other ends of
 # lines, forced directions. Halves of surrogate pairs stand for bytes of file names that are not UTF-8.
 UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -29,21 +29,21 @@ def one_line(text: str) -> str:
   return escaped(" ".join(text.split()))
 
 
-def columns(text: str) -> int:
+def columns_of(text: str) -> int:
   """That it takes on a terminal: two for letters as wide as Chinese ones, none for marks on others."""
   marks = sum(unicodedata.category(c) in ("Mn", "Me", "Cf") for c in text)
   return len(text) - marks + sum(unicodedata.east_asian_width(c) in "WF" for c in text)
 
 
 class Steady(io.FileIO):
-  """A descriptor that takes everything; `failure` is what is to be said of what it could not write.
+  """A descriptor that takes everything; `failure` is why a file, or a full disk, did not.
 
-  That nobody reads any more is none: `| head` has seen enough.
+  Of pipes and terminals nothing is to be said: nobody is there to read, or has seen enough, as `head`.
   """
 
   def __init__(self, number: int) -> None:
     super().__init__(number, "wb", closefd=False)
-    self.terminal = self.isatty()  # one that is gone fails in many ways
+    self.file = stat.S_ISREG(os.fstat(number).st_mode)
     self.failure: OSError | None = None
 
   def write(self, data: Any) -> int:
@@ -55,7 +55,7 @@ class Steady(io.FileIO):
       except BlockingIOError:  # another program that has it open made it so
         select.select([], [self.fileno()], [])
       except OSError as error:
-        if error.errno not in GONE and not self.terminal:
+        if self.file or error.errno == errno.ENOSPC:
           self.failure = self.failure or error
         break
     return size
@@ -96,5 +96,6 @@ def _steady(old: TextIO | None, number: int, kind: type[io.TextIOWrapper]) -> io
 def failure() -> OSError | None:
   """Why not all of what was printed to stdout is there, if it should be."""
   sys.stdout.flush()
-  raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+  below = getattr(sys.stdout, "buffer", None)
+  raw = getattr(below, "raw", below)
   return raw.failure if isinstance(raw, Steady) else None
