@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> None:
 
   With 0: done; 2: bad input, one line on stderr; 75: told to stop, or stuck, run it again; 130: Ctrl-C where
   there is nothing to go on with; 1: a bug. In a group of processes the end of one so ends all.
+
+  Where nobody reads what it prints any more (`| head`, a terminal that is gone) it goes on, and ends with 0;
+  where a full disk lost some of that, with 2, all else being done.
   """
   streams.set_up()
   argv = sys.argv[1:] if argv is None else argv
@@ -81,12 +84,12 @@ def main(argv: list[str] | None = None) -> None:
       leaving.leave(EXIT_PREEMPTED, f"iou-det {command}: {line}")
     elif isinstance(error, (UserError, flags.Error)):
       fail(command, str(error))
-    elif isinstance(error, UnicodeEncodeError) and "utf" not in sys.getfilesystemencoding():
-      what = f"{error.object[:200]!r} has letters that file names of this locale cannot have"
-      fail(command, f"{what} ({sys.getfilesystemencoding()}); set PYTHONUTF8=1, or a UTF-8 locale")
+    elif isinstance(error, UnicodeEncodeError) and not names_are_utf8():
+      fail(command, f"{error.object[:200]}: {error}")
     elif isinstance(error, OSError):  # a path that cannot be read or written, a full disk
       where, why = error.filename or "input or output", error.strerror or error
-      fail(command, f"{where}: {why}; give another path or make room")
+      path = not isinstance(error, ConnectionError)  # else of another program, or of a network
+      fail(command, f"{where}: {why}; {'give another path or make room' if path else 'run it again'}")
     elif leaving.tell_others:
       traceback.print_exc()
       leaving.leave(1, f"iou-det {command}: {type(error).__name__}: {error}")
@@ -127,9 +130,17 @@ def show_unraisable(unraisable: Any) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def names_are_utf8() -> bool:
+  """Else files that a data set names are not found where the names are not ASCII."""
+  return sys.getfilesystemencoding() == "utf-8"
+
+
 def fail(command: str, message: str) -> None:
   """Prints one line and exits with code 2; what libraries say of their own ends then would only hide it."""
   sys.unraisablehook = lambda unraisable: None
+  if not (message.isascii() or names_are_utf8()):
+    taken = f"names of files are taken as {sys.getfilesystemencoding()} in this locale"
+    message += f" ({taken}; PYTHONUTF8=1 takes them as UTF-8)"
   line = streams.one_line(f"iou-det {command}: {message}")
   if leaving.tell_others:
     leaving.leave(2, line)
