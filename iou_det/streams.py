@@ -84,10 +84,13 @@ def set_up() -> None:
 
 
 def _steady(old: TextIO | None, number: int, kind: type[io.TextIOWrapper]) -> io.TextIOWrapper:
-  raw = Steady(number)
-  if not isinstance(old, io.TextIOWrapper):  # it was closed when Python started
-    return kind(io.BufferedWriter(raw), encoding="utf-8", errors="backslashreplace")
+  if not isinstance(
+    old, io.TextIOWrapper
+  ):  # closed when Python started: another file may have the number now
+    nowhere = Steady(os.open(os.devnull, os.O_WRONLY))
+    return kind(io.BufferedWriter(nowhere), encoding="utf-8", errors="backslashreplace")
   old.flush()
+  raw = Steady(number)
   below: Any = raw if old.write_through else io.BufferedWriter(raw)  # python -u
   how: dict[str, Any] = {"line_buffering": old.line_buffering, "write_through": old.write_through}
   return kind(below, encoding=old.encoding, errors="backslashreplace", **how)
