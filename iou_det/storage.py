@@ -105,7 +105,8 @@ def whole_file(path: AnyPath) -> Iterator[BinaryIO]:
 def write_whole(path: AnyPath, content: str | bytes | Iterable[bytes]) -> int:
   """Writes a file that is whole when it is there; a large one comes in pieces. Returns its CRC-32."""
   if isinstance(content, (str, bytes)):
-    content = [content.encode() if isinstance(content, str) else content]
+    # Names that are not UTF-8 have halves of surrogate pairs.
+    content = [content.encode(errors="backslashreplace") if isinstance(content, str) else content]
   crc = 0
   with whole_file(path) as file:
     for piece in content:

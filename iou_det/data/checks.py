@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from iou_det.data.images import check
 from iou_det.data.labels import Labels
+from iou_det.streams import one_line
 
 TOLERANCE = 1e-6  # pixels a box may overhang by rounding
 MANY = 40  # classes that are all listed
@@ -113,4 +114,4 @@ def report(labels: Labels, title: str) -> str:
     lines += [f"  bad records dropped: {dropped}", *(f"    {p}" for p in labels.problems[:LISTED])]
     if len(labels.problems) > LISTED:
       lines.append(f"    and {len(labels.problems) - LISTED} more")
-  return "\n".join(lines)
+  return "\n".join(line[: len(line) - len(line.lstrip())] + one_line(line) for line in lines)

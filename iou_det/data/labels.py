@@ -40,7 +40,7 @@ class Remark(NamedTuple):
 
   def __str__(self) -> str:
     shown = ", ".join(self.examples) + (", ..." if self.number > len(self.examples) else "")
-    return f"{self.number}" + (f"  ({shown})" if self.examples else "")
+    return f"{self.number}" + (f" ({shown})" if self.examples else "")
 
 
 class Images(NamedTuple):

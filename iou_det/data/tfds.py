@@ -237,7 +237,7 @@ def read_info(version: Path) -> dict[str, Any]:
 
 def write_info(version: Path, info: dict[str, Any]) -> None:
   part = version / "dataset_info.json.part"
-  part.write_text(json.dumps(info, indent=2))
+  part.write_text(json.dumps(info, indent=2), encoding="utf-8")
   os.replace(part, version / "dataset_info.json")
 
 
