@@ -12,7 +12,7 @@ from iou_det.data.images import check
 from iou_det.data.labels import Labels
 from iou_det.streams import one_line
 
-TOLERANCE = 1e-6  # pixels a box may overhang by rounding
+TOLERANCE = 0.01  # pixels a box may overhang by rounding (YOLO's six digits)
 MANY = 40  # classes that are all listed
 LISTED = 1000  # places of bad records in a report
 
@@ -79,7 +79,7 @@ def remark_boxes(labels: Labels) -> None:
     "crowd boxes (also VOC's difficult ones): neither trained on nor counted": a.crowd,
     "zero-area boxes": (w == 0) | (h == 0),
     "boxes that reach out of their image": outside,
-    "boxes whose 'area' is larger than they are": a.area > w * h * (1 + TOLERANCE) + 1,
+    "boxes whose 'area' is larger than they are": a.area > w * h * (1 + 1e-6) + 1,
     "boxes given twice": repeated(np.column_stack([image, a.label, a.crowd, a.bbox])),
     "annotation ids given twice": repeated(a.annotation_id[:, None]),
   }.items():

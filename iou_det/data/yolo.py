@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from iou_det.data.coco import places
-from iou_det.data.files import find_files, listing, read_text_file
+from iou_det.data.files import find_files, listing, pictures, read_text_file
 from iou_det.data.labels import Boxes, Images, Labels, Problem, make_labels
 from iou_det.data.source import Category
 from iou_det.data.yolo_layout import (
@@ -82,9 +82,9 @@ def read_pair(images: Path, annotations: Path) -> Labels:
   near = [annotations, annotations.parent, images, images.parent, annotations.parent.parent]
   described = next((d for d in map(describe, near) if d.file), Described(None, {}))
   names = find_names(described, list(dict.fromkeys(near)))
-  pictures = pictures_of(images, [images])
+  names_of = pictures_of(images, [images]).names
   place = lambda folder: annotations / folder.relative_to(images)
-  return read_pictures(annotations, Split(pictures.names, [images]), names, described, place)
+  return read_pictures(annotations, Split(names_of, [images]), names, described, place)
 
 
 class Lines(NamedTuple):
@@ -165,19 +165,29 @@ def read_pictures(
     labels.remark("polygons (the boxes around them taken)", polygons)
   if without:
     labels.remark("pictures without a label file (taken as without objects)", len(without), without)
-  used = set(paths)
-  folders = {os.path.dirname(path) for path in paths}
-  unused = [
-    os.path.join(folder, n)
-    for folder in sorted(folders)
-    for n in sorted(inside(Path(folder)))
-    if n.endswith(".txt")
-  ]
-  unused = [path for path in unused if path not in used and is_label(Path(path))]
+  unused = label_files_alone(
+    {(os.path.dirname(files.path(i)), os.path.dirname(p)) for i, p in enumerate(paths)}
+  )
   if unused:
     labels.remark("label files without a picture (left out)", len(unused), unused)
   labels.locate(split.folders)
   return labels
+
+
+def label_files_alone(folders: set[tuple[str, str]]) -> list[str]:
+  """Label files that no picture has.
+
+  Args:
+    folders: of pictures, and of their label files.
+  """
+  stems: dict[str, set[str]] = {}
+  for of_pictures, of_labels in folders:
+    stems.setdefault(of_labels, set()).update(pictures(Path(of_pictures)))
+  texts = [
+    (folder, n) for folder in sorted(stems) for n in sorted(listing(Path(folder))) if n.endswith(".txt")
+  ]
+  alone = [os.path.join(folder, name) for folder, name in texts if name[:-4] not in stems[folder]]
+  return [path for path in alone if is_label(Path(path))]
 
 
 def category_table(where: Path, names: dict[int, str]) -> tuple[Category, ...]:
