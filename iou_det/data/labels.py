@@ -170,7 +170,8 @@ class Labels:
 
   def file_problem(self, i: int, what: str) -> Problem:
     """Of the file of image `i`."""
-    name = self.files.path(i) if self.files else self.annotations.file_name[i]
+    name = str(self.files.path(i) if self.files else self.annotations.file_name[i])
+    name = name if name.isprintable() else ascii(name)  # one line, that any terminal can show
     image_id = int(self.annotations.image_id[i])
     return Problem(f"{name} (image id {image_id})", what, image_id=image_id)
 

@@ -182,7 +182,7 @@ def read_groups(where: Path, chosen: list[Group], every: list[Group]) -> Labels:
 
   files = {file: group for group in chosen for file in xml_files(group)}
   good = {file: group for file, group in files.items() if parsed[file].whole}
-  names = picture_names(good, parsed)
+  names = picture_names(good, parsed, chosen[0].images[0])
   sizes = np.array([(parsed[f].height, parsed[f].width) for f in good], np.int64).reshape(-1, 2)
   images = Images(np.arange(1, len(good) + 1), names.names, sizes[:, 0], sizes[:, 1])
   rows = [(f, o) for f in good for o in parsed[f].objects]
@@ -236,7 +236,7 @@ class Pictures(NamedTuple):
   used: set[str]
 
 
-def picture_names(files: dict[Path, Group], parsed: dict[Path, Parsed]) -> Pictures:
+def picture_names(files: dict[Path, Group], parsed: dict[Path, Parsed], default: Path) -> Pictures:
   """The picture of the file's own name, as the file's id in the devkit is, else the <filename>."""
   inside = cache(pictures)
   found: list[tuple[Path | None, str]] = []
@@ -253,7 +253,7 @@ def picture_names(files: dict[Path, Group], parsed: dict[Path, Parsed]) -> Pictu
     else:
       found.append((None, parsed[file].file_name or f"{file.stem}.jpg"))
   folders = list(dict.fromkeys(folder for folder, _ in found if folder))
-  common = Path(os.path.commonpath(folders)) if folders else next(iter(files.values())).images[0]
+  common = Path(os.path.commonpath(folders)) if folders else default
   names = [str((folder / name).relative_to(common)) if folder else name for folder, name in found]
   there: dict[str, list[str]] = {}
   for folder in folders:

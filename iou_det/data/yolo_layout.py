@@ -153,7 +153,7 @@ def resolve(described: Described, entry: Any) -> Path | None:
   Relative to `path`, or to the file, also where a `../` too many leads out of its folder (Roboflow), or where
   the path is of another machine: then by its last parts.
   """
-  if not isinstance(entry, str) or "\0" in entry or described.file is None:
+  if not isinstance(entry, str) or not entry.strip() or "\0" in entry or described.file is None:
     return None
   base, stated = described.file.parent, described.content.get("path")
   entry = entry.strip().replace("\\", "/")
