@@ -126,7 +126,7 @@ def read_rows(file: Path, form: Form) -> Rows:
         classes.setdefault(name, len(classes))
       try:
         corners = np.array([[float(row[form.columns[key]]) for row in rows] for key in CORNERS]).T
-        texts_there = all(row[form.columns["file"]] and row[form.columns["class"]].strip() for row in rows)
+        texts_there = all(row[form.columns[key]].strip() for row in rows for key in ("file", "class"))
       except ValueError:
         texts_there = False
       if not texts_there:
