@@ -81,6 +81,8 @@ def wanted_splits() -> list[str]:
   there = known.splits(DATA.value)
   if known not in FILE_FORMATS:
     raise UserError(f"--data={DATA.value} is {known.WHAT} already; give it to --config.data.path")
+  if not there:
+    raise UserError(f"--data={DATA.value} is no {known.NAME.upper()} data set: there is no {known.SIGN}")
   if SPLIT.value and SPLIT.value not in there:
     raise UserError(f"{DATA.value} has no split {SPLIT.value!r}; there are: {', '.join(there) or 'none'}")
   if FRACTION.value and len(there) > 1 and not SPLIT.value:

@@ -19,6 +19,7 @@ CLASSES = (
   "labels.txt",
   "predefined_classes.txt",
 )
+LARGEST_YAML = 1 << 18  # bytes: ten thousand names of classes
 IMAGES = ("images", "jpegimages")  # in a path: where `labels` stands in that of a label file
 LABEL_LINE = rb"\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*\Z"
 
@@ -63,36 +64,38 @@ def describe(path: Path) -> Described:
     return Described(None, {})
   remedy = "give one with names: [first, second] and train:, val:, as YOLO's"
   with file.open("rb") as opened:
-    content = opened.read((1 << 20) + 1)
-  if len(content) > 1 << 20:
-    raise UserError(f"{file} has more than 1 MB; {remedy}")
+    content = opened.read(LARGEST_YAML + 1)
+  if len(content) > LARGEST_YAML:
+    raise UserError(f"{file} has more than {LARGEST_YAML >> 10} kB; {remedy}")
   try:
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(content, yaml.BaseLoader)):
-      raise UserError(
-        f"{file} has aliases (*NAME), which may grow without end; write out what they stand for"
-      )
     node = yaml.compose(content, yaml.BaseLoader)
-    value = yaml.load(content, yaml.BaseLoader)  # texts, lists and mappings only
   except (yaml.YAMLError, ValueError, RecursionError) as error:
     mark = getattr(error, "problem_mark", None)
     where = f", line {mark.line + 1}" if mark else ""
-    what = getattr(error, "problem", None) or str(error).splitlines()[0] or type(error).__name__
+    what = getattr(error, "problem", None) or str(error).splitlines()[0]
     raise UserError(f"{file}{where}: is no YAML that can be read ({what}); {remedy}") from None
+  value = plain(file, node, set())
   if not isinstance(value, dict):
     raise UserError(f"{file} is no mapping; {remedy}")
-  check_keys(file, node)
   return Described(file, value)
 
 
-def check_keys(file: Path, node: yaml.Node) -> None:
-  """A key that stands twice in a mapping is an error: YAML's readers take the last in silence."""
-  seen: set[str] = set()
+def plain(file: Path, node: yaml.Node | None, seen: set[int]) -> Any:
+  """Texts, lists and mappings. Refused are a key that stands twice in a mapping, of which YAML's readers take
+  the last in silence, and what is used twice by an alias, as that may grow without end."""
+  if id(node) in seen:
+    raise UserError(f"{file} has aliases (*NAME); write out what they stand for")
+  seen.add(id(node))
+  if isinstance(node, yaml.SequenceNode):
+    return [plain(file, value, seen) for value in node.value]
+  if not isinstance(node, yaml.MappingNode):
+    return node.value if node else None
+  found: dict[str, Any] = {}
   for key, value in node.value:
-    if key.value in seen:
+    if str(key.value) in found:
       raise UserError(f"{file}, line {key.start_mark.line + 1}: {key.value} stands here a second time")
-    seen.add(key.value)
-    if key.value == "names" and isinstance(value, yaml.MappingNode):
-      check_keys(file, value)
+    found[str(key.value)] = plain(file, value, seen)
+  return found
 
 
 def find_splits(path: Path) -> dict[str, Split]:

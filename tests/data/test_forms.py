@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from iou_det.data import FILE_FORMATS, format_of, open_dataset
+from iou_det.data import FILE_FORMATS, Reading, format_of, open_dataset
+from iou_det.errors import UserError
+from tests.command import iou_det
 from tests.data import forms
-from tests.data.coco_files import picture
+from tests.data.coco_files import assert_same_records, picture
 
 # Of each form: its format, and what a corner may be off by (pixels; YOLO has eight digits of a share).
 EXPECTED = {
@@ -115,6 +117,60 @@ def test_toy_folders_come_back(toy, tmp_path, form):
 def test_no_format_takes_the_form_of_another(toy, tmp_path, form):
   forms.FORMS[form](toy, tmp_path / "out")
   assert [f.NAME for f in FILE_FORMATS if f.recognises(tmp_path / "out")] == [EXPECTED[form][0]]
+
+
+@pytest.mark.parametrize("form", ("voc", "roboflow_yolo", "tensorflow_csv", "label_studio_coco"))
+def test_prepare_writes_what_the_folder_says(toy, tmp_path, form):
+  forms.FORMS[form](toy, tmp_path / "in")
+  done = iou_det("prepare", f"--data={tmp_path / 'in'}", "--name=set", f"--data_dir={tmp_path}")
+  assert done.returncode == 0, done.stderr
+  known = format_of(tmp_path / "in")
+  splits = known.splits(tmp_path / "in")
+  assert f"{tmp_path / 'in'} is {known.WHAT} with {', '.join(splits)}" in done.stdout
+  assert format_of(tmp_path / "set").splits(tmp_path / "set") == splits
+  for split in splits:
+    assert_same_records(open_dataset(tmp_path / "set", split), open_dataset(tmp_path / "in", split))
+
+
+PAIRS = {
+  "voc": ("{s}", "{s}", lambda out: None),
+  "yolo": ("images/{s}", "labels/{s}", lambda out: (out / "data.yaml").unlink()),
+  "csv": ("images/{s}", "data/{s}_labels.csv", lambda out: None),
+}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_prepare_takes_pairs_and_refuses_a_second_split_with_another_class(toy, tmp_path, name):
+  """The toy's val has the class ähre, which its train lacks."""
+  images, annotations, change = PAIRS[name]
+  forms.FORMS[{"voc": "roboflow_voc", "yolo": "yolo", "csv": "tensorflow_csv"}[name]](toy, tmp_path)
+  change(tmp_path)
+  if name == "yolo":
+    for split, names in (("train", ["zebra", "?", "cat"]), ("val", ["zebra", "ähre", "cat"])):
+      (tmp_path / "labels" / split / "classes.txt").write_text("\n".join(names), encoding="utf-8")
+  pair = lambda s: (
+    f"--images={tmp_path / images.format(s=s)}",
+    f"--annotations={tmp_path / annotations.format(s=s)}",
+  )
+  common = ("--name=set", f"--data_dir={tmp_path / 'out'}")
+  done = iou_det("prepare", *pair("train"), "--split=train", *common)
+  assert done.returncode == 0, done.stderr
+  assert len(open_dataset(tmp_path / "out/set", "train").annotations.bbox) == 12
+  done = iou_det("prepare", *pair("val"), "--split=val", *common)
+  assert done.returncode == 2 and done.stderr.count("\n") == 1 and "ähre" in done.stderr, done.stderr
+  assert format_of(tmp_path / "out/set").splits(tmp_path / "out/set") == ["train"]
+
+
+@pytest.mark.parametrize("name", ("coco", "voc", "yolo", "csv"))
+def test_a_format_that_the_folder_has_not_is_refused(toy, tmp_path, name):
+  forms.FORMS["retinanet_csv" if name != "csv" else "voc"](toy, tmp_path / "in")
+  done = iou_det(
+    "prepare", f"--data={tmp_path / 'in'}", f"--format={name}", "--name=set", f"--data_dir={tmp_path}"
+  )
+  assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+  assert f"{tmp_path / 'in'} is no" in done.stderr or "has no split" in done.stderr
+  with pytest.raises(UserError, match="has no split 'train'; there are: none"):
+    open_dataset(tmp_path / "in", "train", Reading(name))
 
 
 @pytest.mark.real_data

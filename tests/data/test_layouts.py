@@ -35,7 +35,7 @@ LAYOUTS = {  # files, splits, {split: numbers of its pictures}
     {"train2017/a.jpg": PIC, "val2017/a.jpg": PIC,
      "annotations/instances_train2017.json": content("a.jpg"),
      "annotations/instances_val2017.json": content("a.jpg"),
-     "annotations/captions_train2017.json": content("a.jpg"), "annotations/image_info.json": content("a.jpg")},
+     "annotations/captions_train2017.json": content("a.jpg"), "annotations/info.json": content("a.jpg")},
     {"train2017": [0], "val2017": [1]}),
   "Roboflow": (
     {"train/a.jpg": PIC, "valid/b.jpg": PIC, "train/_annotations.coco.json": content("a.jpg"),

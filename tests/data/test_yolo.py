@@ -149,6 +149,7 @@ def test_bad_yaml_is_refused_in_a_line(tmp_path, name):
     assert [c.name for c in only(tmp_path).categories] == ["exit"]
   else:
     assert message in refused(tmp_path) and "data.yaml" in refused(tmp_path)
+    assert ("is no YAML" in message) == ("is no YAML" in refused(tmp_path))
 
 
 def test_names_are_texts(tmp_path):
