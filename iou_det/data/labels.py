@@ -20,6 +20,11 @@ SHOWN = 20  # kinds of problems in an error
 REMEDY = "mend them, or drop them with --skip_bad (a folder in place: --config.data.skip_bad=True)"
 
 
+def one_line(text: str) -> str:
+  """With escapes for what no line shows: names of files and classes may have anything in them."""
+  return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class Problem(NamedTuple):
   """Something wrong with one record of a data set."""
 
@@ -29,7 +34,7 @@ class Problem(NamedTuple):
   image_id: int | None = None  # of an image that must go, if its file is bad
 
   def __str__(self) -> str:
-    return f"{self.where}: {self.what}"
+    return one_line(f"{self.where}: {self.what}")
 
 
 class Remark(NamedTuple):
@@ -39,7 +44,7 @@ class Remark(NamedTuple):
   examples: list[str]
 
   def __str__(self) -> str:
-    shown = ", ".join(self.examples) + (", ..." if self.number > len(self.examples) else "")
+    shown = one_line(", ".join(self.examples)) + (", ..." if self.number > len(self.examples) else "")
     return f"{self.number}" + (f" ({shown})" if self.examples else "")
 
 
@@ -170,8 +175,7 @@ class Labels:
 
   def file_problem(self, i: int, what: str) -> Problem:
     """Of the file of image `i`."""
-    name = str(self.files.path(i) if self.files else self.annotations.file_name[i])
-    name = name if name.isprintable() else ascii(name)  # one line, that any terminal can show
+    name = self.files.path(i) if self.files else self.annotations.file_name[i]
     image_id = int(self.annotations.image_id[i])
     return Problem(f"{name} (image id {image_id})", what, image_id=image_id)
 
@@ -249,7 +253,7 @@ def list_problems(problems: Sequence[Problem]) -> str:
     kinds.setdefault(problem.kind or problem.what, []).append(problem)
   told = []
   for alike in islice(kinds.values(), SHOWN):
-    more = ", ".join(p.where for p in alike[1:4]) + (", ..." if len(alike) > 4 else "")
+    more = one_line(", ".join(p.where for p in alike[1:4])) + (", ..." if len(alike) > 4 else "")
     told.append(f"{alike[0]}" + (f" (and {len(alike) - 1} more like it: {more})" if more else ""))
   left = len(kinds) - SHOWN
   return "; ".join(told) + (f"; and {left} more kinds" if left > 0 else "")

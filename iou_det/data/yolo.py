@@ -59,7 +59,7 @@ def read_split(path: str | Path, split: str) -> Labels:
   root, there, described = root_of(path), find_splits(Path(path)), describe(Path(path))
   if split not in there:
     stated = described.content.get(split)
-    why = f" ({described.file} has {split}: {stated}, where no pictures are)" if stated else ""
+    why = f" ({described.file} has {split}: {stated!r}, where no pictures are)" if stated else ""
     raise UserError(f"{root} has no split {split!r}{why}; there are: {', '.join(sorted(there)) or 'none'}")
   folders = [root, root / "labels", root / "data"]
   for one in there.values():

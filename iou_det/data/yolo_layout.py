@@ -93,7 +93,9 @@ def plain(file: Path, node: yaml.Node | None, seen: set[int]) -> Any:
   found: dict[str, Any] = {}
   for key, value in node.value:
     if str(key.value) in found:
-      raise UserError(f"{file}, line {key.start_mark.line + 1}: {key.value} stands here a second time")
+      raise UserError(
+        f"{file}, line {key.start_mark.line + 1}: {str(key.value)[:40]!r} stands here a second time"
+      )
     found[str(key.value)] = plain(file, value, seen)
   return found
 
@@ -120,7 +122,7 @@ def find_splits(path: Path) -> dict[str, Split]:
     if there and len(there) < len(places):
       lacking = next(e for e, place in zip(several, places, strict=True) if not place)
       raise UserError(
-        f"{described.file}: of {split}: there is no {str(lacking)[:200]}; mend it or take it out"
+        f"{described.file}: of {split}: there is no {str(lacking)[:200]!r}; mend it or take it out"
       )
     if there:
       found[split] = pictures_of(root, there)
@@ -128,7 +130,7 @@ def find_splits(path: Path) -> dict[str, Split]:
     for b in found:
       if a < b and found[a] == found[b] and entries[a] != entries[b]:
         raise UserError(
-          f"{described.file}: {a}: {entries[a]} and {b}: {entries[b]} are one folder here; mend them"
+          f"{described.file}: {a}: {entries[a]!r} and {b}: {entries[b]!r} are one folder here; mend them"
         )
   if found:
     return {split: pictures for split, pictures in found.items() if pictures.names}

@@ -170,6 +170,8 @@ def test_image_sets_are_the_splits(tmp_path):
     assert only(root, "val").categories == only(root, "train").categories
   (sets / "val.txt").write_text("c d\ne\n")
   assert "e.xml: the XML file does not exist" in refused(tmp_path, "val")
+  (sets / "val.txt").write_text("c d\nv\0\x0be\n")
+  assert "v\\x00.xml: " in refused(tmp_path, "val") and "e.xml: the XML" in refused(tmp_path, "val")
 
 
 def test_several_years_are_one_data_set(tmp_path):

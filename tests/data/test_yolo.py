@@ -126,8 +126,11 @@ YAMLS = {
   "tabs": ("train: images/train\n\tnames: [a, b]", "line 2: is no YAML"),
   "cut off": ("names: [a, b", "is no YAML"),
   "documents": (NAMES + "---\ntrain: a\n", "is no YAML"),
-  "twice": (NAMES + "train: a\n" + NAMES, "line 3: names stands here a second time"),
-  "index twice": ("train: images/train\nnames:\n  0: cat\n  0: dog\n", "line 4: 0 stands here a second time"),
+  "twice": (NAMES + "train: a\n" + NAMES, "line 3: 'names' stands here a second time"),
+  "index twice": (
+    "train: images/train\nnames:\n  0: cat\n  0: dog\n",
+    "line 4: '0' stands here a second time",
+  ),
   "aliases": ("a: &a [x, x]\nb: &b [*a, *a]\nnames: *b\n", "has aliases"),
   "deep": ("names: " + "[" * 3000, "is no YAML"),
   "bytes": (b"names: [\xff\xfe]", "is no YAML"),
@@ -181,13 +184,13 @@ def test_paths_in_data_yaml(tmp_path, name):
   a = only(tmp_path).annotations
   assert sorted(n.rpartition("/")[2][0] for n in a.file_name) == ["a", "b", "c"][: len(a)] and len(a) >= 2
   np.testing.assert_allclose(a.bbox, [[27, 6, 6, 8]] * len(a))
-  assert "data.yaml has test: ../test/images, where no pictures are" in refused(tmp_path, "test")
+  assert "data.yaml has test: '../test/images', where no pictures are" in refused(tmp_path, "test")
   assert only(tmp_path / "data.yaml").fingerprint() == only(tmp_path).fingerprint()
 
 
 def test_a_folder_that_is_lacking_of_a_list_is_named(tmp_path):
   write(tmp_path, {"a": LINE}, yaml="train: [images/train, images/more]\n" + NAMES)
-  assert "of train: there is no images/more" in refused(tmp_path)
+  assert "of train: there is no 'images/more'" in refused(tmp_path)
 
 
 def test_two_splits_in_one_folder_are_refused_unless_written_so(tmp_path):
