@@ -126,9 +126,10 @@ def find_splits(path: Path) -> dict[str, Split]:
       )
     if there:
       found[split] = pictures_of(root, there)
+  written = lambda split: os.path.normpath(str(entries[split]))
   for a in found:
     for b in found:
-      if a < b and found[a] == found[b] and entries[a] != entries[b]:
+      if a < b and found[a] == found[b] and written(a) != written(b):
         raise UserError(
           f"{described.file}: {a}: {entries[a]!r} and {b}: {entries[b]!r} are one folder here; mend them"
         )
@@ -184,9 +185,11 @@ def pictures_of(root: Path, places: list[Path]) -> Split:
 
 def walk(folder: Path) -> list[str]:
   """Paths of all pictures below a folder, in the order of the alphabet."""
-  return sorted(
-    os.path.join(where, name) for where, _, names in os.walk(folder) for name in filter(is_picture, names)
-  )
+  found = []
+  for where, inside, names in os.walk(folder):
+    inside[:] = [name for name in inside if not name.startswith(".")]  # .ipynb_checkpoints
+    found += [os.path.join(where, name) for name in names if is_picture(name)]
+  return sorted(found)
 
 
 def has_pictures(folder: Path) -> bool:

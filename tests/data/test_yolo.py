@@ -188,6 +188,12 @@ def test_paths_in_data_yaml(tmp_path, name):
   assert only(tmp_path / "data.yaml").fingerprint() == only(tmp_path).fingerprint()
 
 
+def test_hidden_files_are_no_pictures(tmp_path):
+  write(tmp_path, {"a": LINE, "._a": LINE})
+  write(tmp_path, {"b": LINE}, "images/train/.ipynb_checkpoints", "labels/train/.ipynb_checkpoints", yaml="")
+  assert only(tmp_path).annotations.file_name == ["a.jpg"]
+
+
 def test_a_folder_that_is_lacking_of_a_list_is_named(tmp_path):
   write(tmp_path, {"a": LINE}, yaml="train: [images/train, images/more]\n" + NAMES)
   assert "of train: there is no 'images/more'" in refused(tmp_path)
@@ -196,7 +202,7 @@ def test_a_folder_that_is_lacking_of_a_list_is_named(tmp_path):
 def test_two_splits_in_one_folder_are_refused_unless_written_so(tmp_path):
   write(tmp_path, {"a": LINE}, yaml="train: /x/images/train\nval: /y/images/train\n" + NAMES)
   assert "are one folder here" in refused(tmp_path)
-  write(tmp_path, {"a": LINE}, yaml="train: images/train\nval: images/train\n" + NAMES)
+  write(tmp_path, {"a": LINE}, yaml="train: images/train\nval: ./images/train/\n" + NAMES)
   assert len(only(tmp_path, "val")) == 1
 
 
