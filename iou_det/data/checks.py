@@ -48,13 +48,13 @@ def check_images(folder: Path, coco: CocoFile) -> None:
       if int(a.image_id[i]) in absent:
         continue
       data = (folder / name).read_bytes()
-      problem, traits = check(data, int(a.height[i]), int(a.width[i]), messages)
+      problem, traits = check(data, (int(a.height[i]), int(a.width[i])), messages)
       if problem:
         coco.problems.append(image_file_problem(folder, a, i, problem))
         continue
       first = contents.setdefault(blake2b(data, digest_size=16).digest(), name)
-      for trait, holds in traits.items():
-        remarks[trait] += [name] if holds else []
+      for trait, said in traits.items():
+        remarks[trait] += [] if said is None else [name + said]
       remarks["images with the same content as another"] += [f"{name} = {first}"] if first != name else []
 
 

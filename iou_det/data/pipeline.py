@@ -22,11 +22,12 @@ from typing import NamedTuple
 import cv2
 import grain
 import numpy as np
+from absl import logging
 from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from iou_det.data import images as image_files
+from iou_det.data.images import Unreadable, open_picture, size_problem
 from iou_det.data.plan import Plan, TrainingFilter, log_shrunk
 from iou_det.data.source import Record, Source
 from iou_det.errors import UserError
@@ -146,19 +147,24 @@ class Stack:
 
 
 def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
-  """RGB pixels as stored; they must be all there and of the record's size."""
+  """RGB pixels, as `Record.exif` says; they must be all there and of the record's size."""
   name = f"image {record.file_name} (id {record.image_id})"
-  if image_files.is_truncated_jpeg(record.image):
-    raise UserError(f"{name} is truncated; mend it, or drop it with `iou-det prepare --skip_bad`")
-  image = image_files.decode(record.image)
-  if image is None:
-    raise UserError(f"{name} cannot be decoded; mend it, or drop it with `iou-det prepare --skip_bad`")
-  if image.shape[:2] != (record.height, record.width):
+  size = (record.height, record.width)
+  try:
+    picture = open_picture(record.image, record.exif, size)
+  except Unreadable as error:
     raise UserError(
-      f"{name} has {image.shape[1]}x{image.shape[0]} pixels, its annotation says "
-      f"{record.width}x{record.height}; correct the annotation file"
+      f"{name}: {error}; mend it, or drop it with `iou-det prepare --skip_bad` or --config.data.skip_bad=True"
+    ) from None
+  if problem := size_problem(picture, record.exif, size):
+    raise UserError(f"{name} {problem}; correct the annotation file")
+  if picture.turned:
+    logging.log_first_n(logging.INFO, "%s is turned by its EXIF orientation; others are not named", 1, name)
+  if picture.largest:
+    logging.log_first_n(
+      logging.INFO, "%s has more than 8 bits, %s; others are not named", 1, name, picture.depth
     )
-  return image
+  return picture.pixels
 
 
 def fit(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:

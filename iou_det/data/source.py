@@ -99,7 +99,7 @@ class Record:
 
   image_id: int
   file_name: str
-  image: bytes  # JPEG or PNG; boxes refer to the pixels as stored, before any EXIF rotation
+  image: bytes  # a picture file of any kind
   height: int
   width: int
   boxes: Float[np.ndarray, "n 4"]  # x1, y1, x2, y2 in pixels, x2 and y2 exclusive
@@ -107,6 +107,7 @@ class Record:
   crowd: Bool[np.ndarray, " n"]
   area: Float[np.ndarray, " n"]
   annotation_id: Int[np.ndarray, " n"]
+  exif: str = "auto"  # whether EXIF rotation is applied to the picture: see images.turned
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +117,14 @@ class Source:
   Attributes:
     categories: sorted by id; a label is a place in them.
     read: the encoded image of a record by its place, 0 to len - 1; can be pickled, for worker processes.
+    exif: of the records.
   """
 
   name: str
   categories: tuple[Category, ...]
   annotations: Annotations
   read: Callable[[int], bytes]
+  exif: str = "auto"
 
   def __len__(self) -> int:
     return len(self.annotations)
@@ -131,8 +134,20 @@ class Source:
     i = range(len(a))[i]
     rows = a.rows(i)
     image_id, height, width = (int(column[i]) for column in (a.image_id, a.height, a.width))
-    columns = (column[rows] for column in (a.label, a.crowd, a.area, a.annotation_id))
-    return Record(image_id, a.file_name[i], self.read(i), height, width, corners(a.bbox[rows]), *columns)
+    label, crowd, area, ids = (column[rows] for column in (a.label, a.crowd, a.area, a.annotation_id))
+    return Record(
+      image_id,
+      a.file_name[i],
+      self.read(i),
+      height,
+      width,
+      corners(a.bbox[rows]),
+      label,
+      crowd,
+      area,
+      ids,
+      self.exif,
+    )
 
   def fingerprint(self) -> str:
     """The same for the same images and boxes, in the same order; pixels and file names do not count."""
