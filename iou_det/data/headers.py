@@ -112,6 +112,10 @@ def open_by_pillow(data: bytes, kind: str) -> Image.Image:
   return factory(io.BytesIO(data))
 
 
+# Width, height and largest value, with comments between them.
+PNM_NUMBERS = re.compile(rb"P[2356](?:(?:\s|#[^\n]*\n)+(\d{1,9})){3}")
+
+
 def pillow_header(data: bytes) -> Header:
   kind = kind_of(data)
   with open_by_pillow(data, kind) as image:
@@ -119,6 +123,8 @@ def pillow_header(data: bytes) -> Header:
     if kind == "JPEG 2000":
       at = data.index(b"\xff\x4f\xff\x51")
       bits = (data[at + 42] & 127) + 1
+    if kind == "PNM" and (numbers := PNM_NUMBERS.match(data)):
+      bits = max(bits, int(numbers[1]).bit_length())
     channels = 3 if image.mode in ("P", "PA") else len(image.getbands())
     block = image.info.get("exif", b"") if kind == "AVIF" else b""  # pillow-heif turns HEIC itself
     pages = bool(getattr(image, "is_animated", False)) and kind != "Photoshop"  # has layers, not pages

@@ -186,6 +186,10 @@ def pillow(data: bytes, header: Header) -> np.ndarray:
     raise
   except Exception as error:  # whatever it raises at bytes without sense
     raise Unreadable(f"a {header.kind} file that cannot be decoded ({error})") from None
+  if header.kind == "TIFF" and header.bits > 8 and not deep:
+    raise Unreadable(
+      f"a TIFF file of {header.channels} channels of {header.bits} bits that cannot be decoded"
+    )
   if header.kind == "PNM" and deep:  # 16 bits in 32
     pixels = pixels.astype(np.uint16)
   return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
