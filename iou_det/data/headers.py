@@ -16,6 +16,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 ORIENTATION = 0x0112  # EXIF tag
+PNG = b"\x89PNG\r\n\x1a\n"
 
 # What the files of each kind begin with, and the Pillow plugin and its class that read it.
 KINDS = {
@@ -37,11 +38,16 @@ KINDS = {
   "DDS": (rb"DDS ", "DdsImagePlugin.DdsImageFile"),
   "ICO": (rb"\0\0\x01\0[^\0]\0", "IcoImagePlugin.IcoImageFile"),
   "ICNS": (rb"icns", "IcnsImagePlugin.IcnsImageFile"),
+  # Has no signature: an id, colour table or not, coding, the table's place; size; bits, direction.
+  "TGA": (
+    rb".(\0[\x02\x03\x0a\x0b]\0{5}|\x01[\x01\x09].{4}[\x0f\x10\x18\x20]).{8}[\x08\x10\x18\x20][\0-\x3f]",
+    "TgaImagePlugin.TgaImageFile",
+  ),
 }
 HEAD = 64  # bytes that tell the kind
 SUFFIXES = set(
   ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .tif .tiff .webp .gif .jp2 .j2k .jpx .avif .heic .heif .hif "
-  ".ppm .pgm .pbm .pnm .psd .qoi .pcx .sgi .ras .dds .ico .icns".split()
+  ".ppm .pgm .pbm .pnm .psd .qoi .pcx .sgi .ras .dds .ico .icns .tga".split()
 )  # a file of such a name that is no picture is damaged, not of another kind
 
 OTHERS = {
@@ -59,7 +65,7 @@ OTHERS = {
   "a PFM picture, of floats": rb"P[fF]\s",
   "a NumPy array": rb"\x93NUMPY",
   "zeros only": rb"\0+\Z",
-  "text": rb"[\t\n\r\f -~\x80-\xff]+\Z",
+  "text": rb"([\t\n\r\f -~]|[\xc2-\xf4][\x80-\xbf]*)+\Z",
 }
 
 
@@ -96,10 +102,11 @@ def read_header(data: bytes) -> Header | None:
   kind = kind_of(data)
   try:
     header = READERS.get(kind, pillow_header)(data) if kind else None
+    good = header and all(type(v) is int and v > 0 for v in (*header[:4], header.bits))  # not of a lying TIFF
   # Whatever foreign code raises at bytes without sense: it has eleven kinds of errors.
   except Exception:
     return None
-  return header._replace(kind=kind) if header and header.height > 0 < header.width else None
+  return header._replace(kind=kind) if header and good else None
 
 
 def open_by_pillow(data: bytes, kind: str) -> Image.Image:
@@ -172,30 +179,43 @@ def jpeg_header(data: bytes) -> Header | None:
   return None
 
 
-def is_truncated_jpeg(data: bytes) -> bool:
-  """Whether a JPEG ends before its end marker; some decoders fill up such a file in grey without a word."""
-  if kind_of(data) != "JPEG" or data.endswith(b"\xff\xd9"):  # nearly all files end with the marker
-    return False
-  # The end marker of a thumbnail in the header does not count.
-  ends = [end for code, _, end in jpeg_segments(data) if code == 0xDA]
-  return data.find(b"\xff\xd9", ends[0] if ends else 0) < 0
+def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+  """Name, begin and end of the content of each chunk, of which the last may be cut off."""
+  place = len(PNG)
+  while place + 8 <= len(data):
+    begin = place + 8
+    end = begin + int.from_bytes(data[place : place + 4], "big")
+    yield data[place + 4 : begin], begin, end
+    place = end + 4  # behind a checksum
 
 
 def png_header(data: bytes) -> Header | None:
   if data[12:16] != b"IHDR":
     return None
   width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
-  orientation, pages, place = 1, False, 33
-  while place + 8 <= len(data):
-    size = int.from_bytes(data[place : place + 4], "big")
-    name = data[place + 4 : place + 8]
+  orientation, pages = 1, False
+  for name, begin, end in png_chunks(data):
     if name == b"eXIf":
-      orientation = exif_orientation(data[place + 8 : place + 8 + size])
+      orientation = exif_orientation(data[begin:end])
     elif name == b"acTL":
-      pages = data[place + 8 : place + 12] > b"\0\0\0\1"
-    place += size + 12
+      pages = data[begin : begin + 4] > b"\0\0\0\1"
   channels = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}[colour]
   return Header(height, width, channels, orientation, bits=bits, pages=pages)
+
+
+def truncated(data: bytes, kind: str) -> str:
+  """What a JPEG or PNG lacks at its end; "" if it is whole.
+
+  Some decoders fill up such a JPEG in grey without a word; OpenCV makes room for a PNG's chunk of any size.
+  """
+  if kind == "JPEG" and not data.endswith(b"\xff\xd9"):  # nearly all files end with the marker
+    # The end marker of a thumbnail in the header does not count.
+    ends = [end for code, _, end in jpeg_segments(data) if code == 0xDA]
+    if data.find(b"\xff\xd9", ends[0] if ends else 0) < 0:
+      return f"truncated JPEG: no end marker in {len(data)} bytes"
+  if kind == "PNG" and not any(n == b"IEND" and end + 4 <= len(data) for n, _, end in png_chunks(data)):
+    return f"truncated PNG: no end chunk in {len(data)} bytes"
+  return ""
 
 
 def webp_header(data: bytes) -> Header | None:

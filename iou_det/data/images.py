@@ -10,16 +10,17 @@ from typing import BinaryIO, NamedTuple
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL.Image import Image as PillowImage
 
 from iou_det.data.headers import (
   HEAD,
   SUFFIXES,
   Header,
-  is_truncated_jpeg,
   kind_of,
   open_by_pillow,
   other_kind,
   read_header,
+  truncated,
 )
 from iou_det.errors import UserError
 from iou_det.storage import local_path
@@ -38,11 +39,13 @@ BY_OPENCV = (
 DEEP_BY_OPENCV = ("PNG", "TIFF", "JPEG 2000", "PNM")  # where Pillow has 8 bits alone, or for grey alone
 DEPTHS = (8, 10, 12, 14, 16)  # bits that a picture can be full scale of
 
-# A picture of more pixels than MANY has so many of them in each byte of its file at the most. A header that
-# claims more is wrong, and believing it costs gigabytes.
-MANY = 2**26
-CODED = {"JPEG": 512}
-CODED_ELSE = 1100  # 8 bits a pixel by deflate
+# Of a picture that is no even surface, a byte of the file holds far fewer pixels. A header that claims more
+# is wrong, and believing it costs gigabytes where the pixels are more than MANY.
+MANY, IN_A_BYTE = 2**26, 512
+
+LIMIT = "OPENCV_IO_MAX_IMAGE_"  # variables that OpenCV reads
+PIXELS = f"{LIMIT}PIXELS"
+ROWS_OF = 2**24  # pixels that are converted at once
 
 Image = np.ndarray | str | os.PathLike[str]  # pixels, or the path of a file
 
@@ -98,28 +101,25 @@ def checked_header(data: bytes) -> Header:
     raise Unreadable(f"no picture, but {other_kind(data)}")
   if kind == "HEIC" and not find_spec("pillow_heif"):
     raise Unreadable("a HEIC picture, which needs pillow-heif: pip install 'iou-det[heif]'")
-  if is_truncated_jpeg(data):
-    raise Unreadable(f"truncated JPEG: no end marker in {len(data)} bytes")
+  if what := truncated(data, kind):
+    raise Unreadable(what)
   header = read_header(data)
   if header is None:
     raise Unreadable(f"a damaged {kind} file: its header cannot be read")
   number, shown = header.height * header.width, f"{header.width}x{header.height}"
-  for name, value, most in (
-    ("PIXELS", number, 2**30),
-    ("WIDTH", header.width, 2**20),
-    ("HEIGHT", header.height, 2**20),
-  ):
-    variable = f"OPENCV_IO_MAX_IMAGE_{name}"
+  sides = (f"{LIMIT}WIDTH", header.width, 2**20), (f"{LIMIT}HEIGHT", header.height, 2**20)
+  for variable, value, most in ((PIXELS, number, 2**30), *sides):
     given = os.environ.get(variable, "")
     limit = int(given) if given.isdecimal() else most
     if value > limit:
       raise Unreadable(
-        f"its header says {shown} pixels, above the limit of {limit} ({name.lower()}); make it smaller, or "
-        f"set the environment variable {variable}={value}"
+        f"its header says {shown} pixels, above OpenCV's limit of {limit}; make it smaller, or set the "
+        f"environment variable {variable}={value}"
       )
-  if number > MANY and number > CODED.get(kind, CODED_ELSE) * len(data):
+  if number > max(MANY, IN_A_BYTE * len(data)) and PIXELS not in os.environ:
     raise Unreadable(
-      f"its header says {shown} pixels, for which {len(data)} bytes are too few: it is damaged"
+      f"its header says {shown} pixels, for which {len(data)} bytes are too few: it is damaged, or empty; if "
+      f"it is right, set the environment variable {PIXELS}={number}"
     )
   if header.channels > 4:
     raise Unreadable(
@@ -181,7 +181,7 @@ def pillow(data: bytes, header: Header) -> np.ndarray:
   try:
     with image:
       deep = image.mode == "F" or image.mode.startswith("I")
-      pixels = np.asarray(image if deep else image.convert("RGB"))
+      pixels = np.asarray(image) if deep else colours(image)
   except MemoryError:
     raise
   except Exception as error:  # whatever it raises at bytes without sense
@@ -193,6 +193,17 @@ def pillow(data: bytes, header: Header) -> np.ndarray:
   if header.kind == "PNM" and deep:  # 16 bits in 32
     pixels = pixels.astype(np.uint16)
   return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+def colours(image: PillowImage) -> UInt8[np.ndarray, "h w 3"]:
+  """RGB, made in parts: as a whole, the picture would be in memory up to four times."""
+  image.load()  # which may change its size
+  pixels = np.empty((image.height, image.width, 3), np.uint8)
+  rows = max(1, ROWS_OF // image.width)
+  for y in range(0, image.height, rows):
+    part = image.crop((0, y, image.width, min(y + rows, image.height)))
+    pixels[y : y + rows] = np.asarray(part.convert("RGB"))
+  return pixels
 
 
 def depth_of(largest: int) -> int:
