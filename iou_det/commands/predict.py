@@ -25,7 +25,7 @@ from absl import flags
 from iou_det.commands import flags as common
 from iou_det.commands.drawing import contact_sheet, draw_detections
 from iou_det.data import open_dataset
-from iou_det.data.images import image_files, printable, read_picture
+from iou_det.data.images import depth_of, image_files, printable, read_picture
 from iou_det.data.pipeline import decode_image
 from iou_det.data.source import corners
 from iou_det.detector import Pixels
@@ -69,21 +69,25 @@ class Files:
 
   def __init__(self) -> None:
     self.seen: list[str] = []
+    self.deep: list[int] = []  # the largest values where there are more than 8 bits
 
   def __call__(self, path: Path, name: str) -> Pixels:
     picture = read_picture(path, EXIF.value)
     traits = {
-      "turned by EXIF (--exif=ignore: as stored)": picture.turned,
-      "EXIF orientation ignored": picture.header.orientation != 1 and not picture.turned,
-      "the first of several pages taken": picture.header.pages,
-      f"more than 8 bits ({picture.depth})": bool(picture.largest),
+      "images turned by EXIF (--exif=ignore: as stored)": picture.turned,
+      "images whose EXIF orientation is ignored": picture.header.orientation != 1 and not picture.turned,
+      "images of more than one page (the first is taken)": picture.header.pages,
     }
     self.seen += [trait for trait, holds in traits.items() if holds]
+    self.deep += [picture.largest] if picture.largest else []
     return picture.pixels
 
   def say(self) -> None:
     for trait, number in sorted(Counter(self.seen).items()):
-      print(f"{number} images: {trait}")
+      print(f"{trait}: {number}")
+    if self.deep:
+      bits = " or ".join(map(str, sorted(set(map(depth_of, self.deep)))))
+      print(f"16-bit images, taken as {bits} bits: {len(self.deep)} (largest value {max(self.deep)})")
 
 
 def main(arguments: list[str]) -> None:

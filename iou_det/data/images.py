@@ -60,12 +60,7 @@ class Picture(NamedTuple):
   pixels: UInt8[np.ndarray, "h w 3"]  # RGB
   header: Header
   turned: bool  # by its EXIF orientation
-  largest: int  # value where there are more than 8 bits, before it was scaled; or 0
-
-  @property
-  def depth(self) -> str:
-    """How more than 8 bits were scaled; "" if there were no more."""
-    return f"largest value {self.largest}: taken as {depth_of(self.largest)} bits" if self.largest else ""
+  largest: int  # value before it was scaled, where the file has more than 8 bits; or 0
 
 
 def open_picture(data: bytes, exif: str = "apply", size: tuple[int, int] | None = None) -> Picture:
@@ -374,7 +369,7 @@ def check(
   if header.pages:
     found["images of more than one page (the first is taken)"] = ""
   if picture.largest:
-    found["16-bit images"] = f" ({picture.depth})"
+    found[f"16-bit images, taken as {depth_of(picture.largest)} bits"] = f" (largest value {picture.largest})"
   return "", found
 
 

@@ -27,7 +27,7 @@ from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from iou_det.data.images import Unreadable, open_picture, size_problem
+from iou_det.data.images import Unreadable, depth_of, open_picture, size_problem
 from iou_det.data.plan import Plan, TrainingFilter, log_shrunk
 from iou_det.data.source import Record, Source
 from iou_det.errors import UserError
@@ -161,9 +161,8 @@ def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
   if picture.turned:
     logging.log_first_n(logging.INFO, "%s is turned by its EXIF orientation; others are not named", 1, name)
   if picture.largest:
-    logging.log_first_n(
-      logging.INFO, "%s has more than 8 bits, %s; others are not named", 1, name, picture.depth
-    )
+    what = "%s has more than 8 bits, values up to %d: taken as %d bits; others are not named"
+    logging.log_first_n(logging.INFO, what, 1, name, picture.largest, depth_of(picture.largest))
   return picture.pixels
 
 

@@ -234,7 +234,7 @@ def test_more_than_8_bits_are_scaled_by_the_largest_value(extension, bits):
     options = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000] if extension == ".jp2" else []
     data = cv2.imencode(extension, np.ascontiguousarray(deep[..., ::-1]), options)[1].tobytes()
   np.testing.assert_array_equal(open_picture(data).pixels, COLOURS if bits > 9 else COLOURS // 2)
-  said = f"16-bit images (largest value {deep.max()}: taken as {max(bits, 10)} bits)"
+  said = f"16-bit images, taken as {max(bits, 10)} bits (largest value {deep.max()})"
   assert said in problem(data, 40, 60)[1]
 
 
