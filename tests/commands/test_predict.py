@@ -1,7 +1,6 @@
 """`iou-det predict` and `iou-det eval` on a trained workdir, as a user runs them."""
 
 import json
-
 import os
 
 import cv2
