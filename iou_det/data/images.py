@@ -31,11 +31,8 @@ if "OPENCV_LOG_LEVEL" not in os.environ:  # a damaged picture is named by us, in
 COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # Not to RGB at once: OpenCV 5.0.0 then takes wrong numbers out of a TIFF of 16 bits.
 DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-BY_OPENCV = (
-  "JPEG",
-  "PNG",
-  "WebP",
-)  # the others by Pillow, which is right about more of what there is in them
+# The others by Pillow, which is right about more of what there is in them.
+BY_OPENCV = ("JPEG", "PNG", "WebP")
 DEEP_BY_OPENCV = ("PNG", "TIFF", "JPEG 2000", "PNM")  # where Pillow has 8 bits alone, or for grey alone
 DEPTHS = (8, 10, 12, 14, 16)  # bits that a picture can be full scale of
 
@@ -143,14 +140,12 @@ def turn(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarr
 
 def decode(data: bytes, header: Header) -> np.ndarray:
   """RGB of any depth, or an `Unreadable`; as stored, a TIFF as shown. An alpha channel is left out."""
-  kind = header.kind
-  if kind in BY_OPENCV and header.bits <= 8:
-    pixels = opencv(data, COLOUR)
-  elif kind in DEEP_BY_OPENCV and header.bits > 8 and not data.startswith((b"P2", b"P3")):
+  kind, pixels = header.kind, None
+  if header.bits > 8 and kind in DEEP_BY_OPENCV and not data.startswith((b"P2", b"P3")):  # not of texts
     pixels = opencv(data, DEEP)
     pixels = pixels if pixels is None else pixels[..., ::-1]
-  else:
-    pixels = None
+  elif kind in BY_OPENCV:
+    pixels = opencv(data, COLOUR)
   if pixels is None and kind in BY_OPENCV:
     raise Unreadable(f"a {kind} file that cannot be decoded")
   return pillow(data, header) if pixels is None else pixels
