@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from absl import logging
 from ml_collections import ConfigDict, FieldReference
 
-from iou_det.data import WHAT_A_PATH_MAY_BE
+from iou_det.data import EXIF, NAMES, WHAT_A_PATH_MAY_BE
 from iou_det.errors import UserError
 from iou_det.models import BACKBONES
 from iou_det.models.resnet import BLOCKS
@@ -121,6 +121,12 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
   },
   "data": {
     "path": Setting("", runtime=True),
+    "format": Setting(
+      "auto", one_of("auto", *NAMES), runtime=True
+    ),  # of what is at the path; auto: by looking
+    # Whether pictures are turned as their EXIF says; auto: unless the annotated sizes are those as stored.
+    "exif": Setting("auto", one_of(*EXIF)),
+    "skip_bad": Setting(False),  # drop bad records and pictures of a folder (all are opened), and say which
     "train_split": Setting("train"),
     "val_split": Setting("val"),
     "val_annotations": Setting("", runtime=True),  # original annotation file to score against

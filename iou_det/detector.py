@@ -1,5 +1,7 @@
 """A network with its weights: called on images, evaluated on data sets."""
 
+import os
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +20,7 @@ from ml_collections import ConfigDict
 from iou_det.data.coco import to_coco
 from iou_det.data.images import Image, as_pixels
 from iou_det.data.pipeline import Stack, eval_batches, number_of_threads, picture_row
-from iou_det.data.source import Category, Source, describe_categories
+from iou_det.data.source import Category, Source, describe_categories, describe_difference
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
 from iou_det.leaving import unhurried
@@ -295,7 +297,8 @@ class Detector:
         f"have ({describe_categories(source.categories)}); evaluate on data with the same ids and names"
       )
     backend = coco.choose_backend(backend)  # before the work, so that a wrong name or file costs nothing
-    truth = ground_truth(source, annotations) if isinstance(annotations, str) else annotations
+    skip_bad = self.config.data.skip_bad
+    truth = ground_truth(source, annotations, skip_bad) if isinstance(annotations, str) else annotations
     results = self.detect(source, interrupted)
     ids = {c.id for c in source.categories}
     if len(ids) < len(self.categories):
@@ -307,23 +310,43 @@ class Detector:
       return Evaluation(by_process_0(lambda: coco.evaluate(truth, results, backend=backend)), results)
 
 
-def ground_truth(source: Source, annotations: str) -> dict[str, Any]:
-  """What to score against: the content of an annotation file that has all images of the source, or ("") the
-  source's own records."""
+def ground_truth(source: Source, annotations: str, skip_bad: bool = False) -> dict[str, Any]:
+  """What to score against: of an annotation file, which names images and categories as the source does, what
+  is of its images; or ("") the source's own records."""
   if not annotations:
     return to_coco(source.categories, source.annotations)
-  truth, _ = coco.load_ground_truth(annotations)
-  known = {image["id"] for image in truth["images"]}
-  ours = set(source.annotations.image_id.tolist())
-  if ours - known:
+  truth, _ = coco.load_ground_truth(annotations, skip_bad)
+  belongs = "give the file that belongs to them"
+  theirs = tuple(Category(c["id"], c["name"]) for c in truth["categories"])
+  if set(theirs) != set(source.categories):
+    difference = describe_difference({annotations: theirs, source.name: source.categories})
+    raise UserError(f"{annotations} has other categories than {source.name} ({difference}); {belongs}")
+  a = source.annotations
+  known = {image["id"]: image for image in truth["images"]}
+  ours = set(a.image_id.tolist())
+  if lacking := sorted(ours - known.keys()):
+    some = ", ".join(map(str, lacking[:5])) + (", ..." if len(lacking) > 5 else "")
     raise UserError(
-      f"{annotations} does not know {len(ours - known)} of the {len(ours)} images of {source.name} "
-      f"(ids {', '.join(map(str, sorted(ours - known)[:5]))}, ...); give the file that belongs to them"
+      f"{annotations} does not know {len(lacking)} of the {len(ours)} images of {source.name} (ids {some}); "
+      f"{belongs}"
     )
-  if known - ours:
-    lacks = f"{len(known - ours)} images that {source.name} lacks"
-    logging.warning(f"{annotations} has {lacks}; their objects count as missed")
+  for i, image_id in enumerate(a.image_id.tolist()):
+    own = (a.file_name[i], int(a.width[i]), int(a.height[i]))
+    other = tuple(known[image_id][key] for key in ("file_name", "width", "height"))
+    if stem(own[0]) != stem(other[0]) or (all(other[1:]) and own[1:] != other[1:]):
+      mine, its = (f"{name} ({width}x{height})" for name, width, height in (own, other))
+      raise UserError(f"image id {image_id} is {mine} in {source.name}, {its} in {annotations}; {belongs}")
+  if others := known.keys() - ours:
+    logging.info(f"{annotations} has {len(others)} images that {source.name} lacks: not scored")
+    of_ours = lambda key, rows: [row for row in rows if row[key] in ours]
+    truth["images"] = of_ours("id", truth["images"])
+    truth["annotations"] = of_ours("image_id", truth["annotations"])
   return truth
+
+
+def stem(name: str) -> str:
+  """The last part of a file name, without what tells its format."""
+  return os.path.splitext(re.split(r"[\\/]", name)[-1])[0]
 
 
 def even_batch(number: int, most: int, devices: int) -> int:

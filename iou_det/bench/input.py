@@ -24,8 +24,8 @@ from ml_collections import ConfigDict
 
 from iou_det.bench.measure import Line, Measurement, Timing, print_line, versions
 from iou_det.config import input_size
+from iou_det.data import Reading, open_dataset, pipeline
 from iou_det.data import images as image_files
-from iou_det.data import open_dataset, pipeline
 from iou_det.data.pipeline import AHEAD
 from iou_det.data.plan import images_per_step, make_plan
 from iou_det.data.source import Source
@@ -38,7 +38,7 @@ def bench_input(config: ConfigDict, images: int, *, repeats: int, out: Path | No
   """Reports each pipeline, in samples of `images` at least, and each ratio of interest; lines by name."""
   d, batch_size = config.data, images_per_step(config.train)
   timed = max(1, -(-images // batch_size))
-  reading = Reading(config, EDGE + timed + EDGE)
+  reading = Measured(config, EDGE + timed + EDGE)
   workers = d.workers or len(os.sched_getaffinity(0))
   bare, threaded, other = (f"{name}, {reading.threads} threads" for name in (BARE, OURS, USUAL))
   processes = f"{OURS}, {workers} processes"
@@ -72,13 +72,13 @@ def bench_input(config: ConfigDict, images: int, *, repeats: int, out: Path | No
   return rows
 
 
-class Reading:
+class Measured:
   """What every pipeline reads: so many batches of training, epoch after epoch."""
 
   def __init__(self, config: ConfigDict, steps: int):
     d = config.data
     self.config, self.steps, self.threads = config, steps, pipeline.number_of_threads(d.threads)
-    self.source = open_dataset(d.path, d.train_split)
+    self.source = open_dataset(d.path, d.train_split, Reading.of(d))
     self.plan = make_plan(self.source, config)
 
   def ours(self, workers: int) -> Iterator[pipeline.HostBatch]:

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from iou_det.commands import flags as common
-from iou_det.data import WHAT_A_PATH_MAY_BE, open_dataset
+from iou_det.data import WHAT_A_PATH_MAY_BE, Reading, open_dataset
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.preemption import Preemption
@@ -33,6 +33,8 @@ ANNOTATIONS = flags.DEFINE_string(
 )
 BACKEND_HELP = "pycocotools, the number of record, or hotcoco: the same, sooner."
 BACKEND = flags.DEFINE_enum("backend", coco.BACKENDS[0], coco.BACKENDS, BACKEND_HELP)
+SKIP_BAD_HELP = "Drop bad records of annotation files and folders, and say which."
+SKIP_BAD = flags.DEFINE_bool("skip_bad", False, SKIP_BAD_HELP)
 DISTRIBUTED = common.distributed()
 
 
@@ -43,13 +45,14 @@ def main() -> None:
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
   variant = TEST_TIME(detector.config)
   data = detector.config.data
+  data.skip_bad |= SKIP_BAD.value
   split = SPLIT.value or data.val_split
   own = split == data.val_split and not DATA.value
   if not (DATA.value or data.path):
     raise UserError(f"{WORKDIR.value} names no data of its own; give --data={WHAT_A_PATH_MAY_BE}")
   with Preemption([signal.SIGTERM]) as preemption:
     scored = detector.evaluate(
-      open_dataset(DATA.value or data.path, split),
+      open_dataset(DATA.value or data.path, split, Reading.of(data)),
       ANNOTATIONS.value or (data.val_annotations if own else ""),
       backend=BACKEND.value,
       interrupted=preemption.requested,

@@ -12,7 +12,7 @@ from absl import flags
 from iou_det.commands import flags as common
 from iou_det.config import W_LOC
 from iou_det.config_args import config_from_flag
-from iou_det.data import WHAT_A_PATH_MAY_BE, format_of, open_dataset
+from iou_det.data import WHAT_A_PATH_MAY_BE, Reading, format_of, open_dataset
 from iou_det.errors import UserError
 from iou_det.training.wloc import IMAGES, STARTS, fit_w_loc
 
@@ -38,14 +38,15 @@ def main() -> None:
   if CONFIG.value is not None and COCO_ROOT.value:
     CONFIG.value.data.path = COCO_ROOT.value
   config = config_from_flag(CONFIG)
+  reading = Reading.of(config.data)
   if COCO_ROOT.value:
     root = COCO_ROOT.value
-    splits = format_of(root).splits(root)
+    splits = format_of(root, reading.format).splits(root)
     if not splits:
       raise UserError(f"--coco_root={root} has no splits; give {WHAT_A_PATH_MAY_BE}")
-    sources = [open_dataset(root, split) for split in splits]
+    sources = [open_dataset(root, split, reading) for split in splits]
   else:
-    sources = [open_dataset(config.data.path, config.data.train_split)]
+    sources = [open_dataset(config.data.path, config.data.train_split, reading)]
   fitted = fit_w_loc(config, sources, lambdas, start=START.value, images=IMAGES_FLAG.value)
   print("lambda  w_loc  paper (COCO, R50)")
   for lambd, w_loc in zip(lambdas, fitted, strict=True):

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
   annotated: tuple = ()
   if ANNOTATIONS.value:
     path = local_path(ANNOTATIONS.value, "--annotations")
-    annotated = coco.read_categories(path, coco.load_json(path)["categories"], ("id", "name"))
+    annotated = coco.read_coco(path).categories
   detector = read_foreign(source, key, annotated=annotated, norm_eps=NORM_EPS.value)
   saved.write_saved(out, detector)
   print(f"wrote {out}: {len(detector.categories)} classes")

@@ -23,13 +23,14 @@ import numpy as np
 from absl import flags
 
 from iou_det.commands import flags as common
-from iou_det.commands.drawing import contact_sheet, draw_detections
-from iou_det.data import open_dataset
+from iou_det.commands.drawing import contact_sheet, draw_detections, drawable_names
+from iou_det.data import Reading, open_dataset
 from iou_det.data.images import depth_of, image_files, printable, read_picture
 from iou_det.data.pipeline import decode_image
 from iou_det.data.source import corners
 from iou_det.detector import Pixels
 from iou_det.errors import UserError
+from iou_det.fonts import check_font
 from iou_det.storage import AnyPath, user_path, write_json, write_whole
 from iou_det.weights.load import load_detector
 
@@ -49,6 +50,10 @@ EXIF = flags.DEFINE_enum(
   "Whether image files are turned by their EXIF orientation, or as stored.",
 )
 SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Exit code 0 if some images, not all, cannot be read.")
+FONT_HELP = (
+  "Font file for class names; default: DejaVu Sans, then fonts of this machine that have the letters."
+)
+FONT = flags.DEFINE_string("font", None, FONT_HELP)
 SHEET = 12  # pictures on the contact sheet
 SHOWN = 20  # bad images that are named
 
@@ -92,6 +97,8 @@ class Files:
 
 def main(arguments: list[str]) -> None:
   out = user_path(OUT.value, write=True)
+  if FONT.value:
+    check_font(FONT.value, "font")
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
   TEST_TIME(detector.config)
   given = [*IMAGES.value, *arguments]
@@ -113,11 +120,12 @@ def main(arguments: list[str]) -> None:
       raise UserError(f"{WORKDIR.value} names no data, so no --split; give image files or folders")
     if EXIF.present:
       raise UserError("--exif is for image files; those of a split are read as the data say")
-    source = open_dataset(detector.config.data.path, SPLIT.value)
+    source = open_dataset(detector.config.data.path, SPLIT.value, Reading.of(detector.config.data))
     source = source.first(LIMIT.value or len(source))
     images, read = range(len(source)), lambda i, name: decode_image(source[i])
     a = source.annotations
     names, truth = list(a.file_name), [corners(a.bbox[a.rows(i)]) for i in range(len(a))]
+  drawn_names = drawable_names(detector.categories, FONT.value)
 
   rows: list[dict] = []
   pictures: list[np.ndarray] = []
@@ -136,8 +144,9 @@ def main(arguments: list[str]) -> None:
       found.boxes[drawn],
       found.labels[drawn],
       found.scores[drawn],
-      detector.classes,
+      drawn_names,
       ground_truth=truth[i],
+      font=FONT.value,
     )
     if not pictures:
       out.mkdir(parents=True, exist_ok=True)

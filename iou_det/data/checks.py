@@ -1,102 +1,117 @@
-"""Checks a COCO-format data set image by image, counts what is in it, and names what is wrong."""
+"""Checks the pictures of a data set one by one, counts what is in it, and names what is wrong."""
 
 import tempfile
 from collections import Counter
 from hashlib import blake2b
-from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt64
 from tqdm import tqdm
 
-from iou_det.data.coco import CocoFile, image_file_problem, missing_images, read_coco
 from iou_det.data.images import check
-from iou_det.data.source import list_problems
-from iou_det.errors import UserError
+from iou_det.data.labels import Labels
+from iou_det.streams import one_line
 
 TOLERANCE = 1e-6  # pixels a box may overhang by rounding
+MANY = 40  # classes that are all listed
+LISTED = 1000  # places of bad records in a report
 
 
-def check_coco(images: Path, annotations: Path, *, skip_bad: bool) -> CocoFile:
-  """Reads an annotation file and every image it names, one at a time; what is remarkable are its `remarks`.
+def check_all(labels: Labels, exif: str, skip_bad: bool) -> UInt64[np.ndarray, " images"]:
+  """Checks everything, refuses or drops what is bad, notes what is remarkable.
 
-  Bad records are refused or, if `skip_bad`, dropped (a bad image goes with its boxes).
+  Returns:
+    For each image that is left a number that those of the same content share.
   """
-  coco = read_coco(annotations)
-  coco.problems += missing_images(images, coco.annotations)
-  check_images(images, coco)
-  if coco.problems and not skip_bad:
-    bad = f"{len(coco.problems)} bad records of {coco.records}: {list_problems(coco.problems)}"
-    raise UserError(f"{bad}; mend them, or drop them with --skip_bad; nothing was written")
-  gone = [p.image_id for p in coco.problems if p.image_id is not None]
-  kept = coco.annotations.select(np.flatnonzero(~np.isin(coco.annotations.image_id, gone)))
-  coco.dropped_boxes += len(coco.annotations.bbox) - len(kept.bbox)
-  coco.annotations = kept
-  if not len(kept.bbox):
-    raise UserError(f"{annotations}: no image with a box is left after {len(coco.problems)} bad records")
-  remark_boxes(coco)
-  return coco
+  contents = check_pictures(labels, exif)
+  labels.settle(skip_bad)
+  remark_boxes(labels)
+  return contents[contents > 0]
 
 
-def check_images(folder: Path, coco: CocoFile) -> None:
-  """Adds the problems and traits of the image files that exist."""
-  a, remarks = coco.annotations, coco.remarks
-  absent = {p.image_id for p in coco.problems}
-  contents: dict[bytes, str] = {}
-  remarks["images without boxes"] = []  # the first line of the report; filled when bad images are gone
+def check_pictures(labels: Labels, exif: str) -> UInt64[np.ndarray, " images"]:
+  """Decodes every image file; adds what is wrong with some, and their traits.
+
+  Returns:
+    For each image a number that those of the same content share; 0 for bad ones.
+  """
+  a, files = labels.annotations, labels.files
+  assert files is not None
+  absent = {p.image_id for p in labels.problems}
+  contents = np.zeros(len(a), np.uint64)
+  firsts: dict[int, int] = {}
   with tempfile.TemporaryFile() as messages:
     for i, name in enumerate(tqdm(a.file_name, desc="check images", unit="img", delay=5)):
       if int(a.image_id[i]) in absent:
         continue
-      data = (folder / name).read_bytes()
-      problem, traits = check(data, (int(a.height[i]), int(a.width[i])), messages)
-      if problem:
-        coco.problems.append(image_file_problem(folder, a, i, problem))
+      try:
+        data = files.read(i)
+      except OSError as error:
+        labels.problems.append(labels.file_problem(i, f"cannot be read: {error.strerror}"))
         continue
-      first = contents.setdefault(blake2b(data, digest_size=16).digest(), name)
+      problem, traits = check(data, (int(a.height[i]), int(a.width[i])), messages, exif)
+      if problem:
+        labels.problems.append(labels.file_problem(i, problem))
+        continue
+      digest = int.from_bytes(blake2b(data, digest_size=8).digest()) or 1
+      contents[i] = digest
+      first = firsts.setdefault(digest, i)
       for trait, said in traits.items():
-        remarks[trait] += [] if said is None else [name + said]
-      remarks["images with the same content as another"] += [f"{name} = {first}"] if first != name else []
+        labels.remark(trait, int(said is not None), [] if said is None else [name + said])
+      if first != i:
+        trait = "images with the same content as another"
+        labels.remark(trait, 1, [f"{name} = {a.file_name[first]}"])
+  return contents
 
 
-def remark_boxes(coco: CocoFile) -> None:
+def remark_boxes(labels: Labels) -> None:
   """Adds what is remarkable about the boxes and ids."""
-  a, remarks = coco.annotations, coco.remarks
+  a = labels.annotations
   image = a.image_of_box()
   x, y, w, h = a.bbox.T
   outside = (x < -TOLERANCE) | (y < -TOLERANCE)
   outside |= (x + w > a.width[image] + TOLERANCE) | (y + h > a.height[image] + TOLERANCE)
-  boxes = zip(a.file_name, np.diff(a.first), strict=True)
-  remarks["images without boxes"] = [name for name, number in boxes if number == 0]
-  remarks["file names given twice"] = [name for name, n in Counter(a.file_name).items() if n > 1]
+  empty = np.flatnonzero(np.diff(a.first) == 0).tolist()
+  labels.remark("images without boxes", len(empty), (a.file_name[i] for i in empty))
+  twice = [name for name, n in Counter(a.file_name).items() if n > 1]
+  labels.remark("file names given twice", len(twice), twice)
   for trait, holds in {
-    "crowd boxes": a.crowd,
+    "crowd boxes (also VOC's difficult ones): neither trained on nor counted": a.crowd,
     "zero-area boxes": (w == 0) | (h == 0),
     "boxes that reach out of their image": outside,
+    "boxes whose 'area' is larger than they are": a.area > w * h * (1 + TOLERANCE) + 1,
     "boxes given twice": repeated(np.column_stack([image, a.label, a.crowd, a.bbox])),
     "annotation ids given twice": repeated(a.annotation_id[:, None]),
   }.items():
     where = np.flatnonzero(holds)
-    remarks[trait] = [f"annotation {a.annotation_id[i]} (image {a.image_id[image[i]]})" for i in where]
+    places = (f"annotation {a.annotation_id[i]} (image {a.image_id[image[i]]})" for i in where)
+    labels.remark(trait, len(where), places)
 
 
 def repeated(rows: np.ndarray) -> np.ndarray:
   """Which rows equal an earlier row."""
-  _, first = np.unique(rows, axis=0, return_index=True)
-  return ~np.isin(np.arange(len(rows)), first)
+  order = np.lexsort(rows.T)  # stable: of equal rows, the first comes first
+  again = np.zeros(len(rows), bool)
+  again[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(axis=1)
+  return again
 
 
-def report(coco: CocoFile, title: str) -> str:
+def report(labels: Labels, title: str) -> str:
   """The counts as text, one a line, with the first few places where something is out of the ordinary."""
-  counts = np.bincount(coco.annotations.label, minlength=len(coco.categories))
-  per_class = ", ".join(f"{c.name} {n}" for c, n in zip(coco.categories, counts, strict=True))
-  lines = [f"{title}: {len(coco.annotations)} images, {len(coco.annotations.bbox)} boxes"]
+  counts = np.bincount(labels.annotations.label, minlength=len(labels.categories))
+  named = [f"{c.name} {n}" for c, n in zip(labels.categories, counts, strict=True)]
+  per_class = ", ".join(named)
+  if len(named) > MANY:
+    ranked = [named[i] for i in np.argsort(-counts, kind="stable")]
+    per_class = f"{', '.join(ranked[:10])}, ..., {', '.join(ranked[-10:])} ({len(named)} classes)"
+  lines = [f"{title}: {len(labels.annotations)} images, {len(labels.annotations.bbox)} boxes"]
   lines.append(f"  boxes per class: {per_class}")
-  for trait, where in coco.remarks.items():
-    examples = f"  ({', '.join(where[:3])}{', ...' if len(where) > 3 else ''})" if where else ""
-    lines.append(f"  {trait}: {len(where)}{examples}")
-  for key, count in coco.defaults.items():
-    lines.append(f"  annotations without {key!r} (default taken): {count}")
-  if coco.problems:
-    dropped = f"{len(coco.problems)}, and {coco.dropped_boxes} boxes of dropped images"
-    lines += [f"  bad records dropped: {dropped}", *(f"    {problem}" for problem in coco.problems)]
-  return "\n".join(lines)
+  lines += [f"  {trait}: {remark}" for trait, remark in labels.remarks.items() if remark.number]
+  if not_there := [trait for trait, remark in labels.remarks.items() if not remark.number]:
+    lines.append(f"  looked for and not found: {'; '.join(not_there)}")
+  if labels.problems:
+    dropped = f"{len(labels.problems)}, and {labels.dropped_boxes} boxes of dropped images"
+    lines += [f"  bad records dropped: {dropped}", *(f"    {p}" for p in labels.problems[:LISTED])]
+    if len(labels.problems) > LISTED:
+      lines.append(f"    and {len(labels.problems) - LISTED} more")
+  return "\n".join(line[: len(line) - len(line.lstrip())] + one_line(line) for line in lines)

@@ -1,236 +1,236 @@
 """The COCO format: annotation files, read whole and checked record by record, and written; folders of them.
 
-A COCO folder has `annotations/instances_SPLIT.json` and the images in `SPLIT/`; it is read in place.
+A COCO folder has annotation files and images in one of the layouts of `find_splits`; it is read in place.
 """
 
 import json
 import math
-import os
-from collections import Counter, defaultdict
-from dataclasses import dataclass, field
+from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from absl import logging
+import numpy as np
 
-from iou_det.data.source import Annotations, Category, Problem, Source, from_files, from_rows, list_problems
+from iou_det.data.coco_rows import CategoryRow, describe, read_rows
+from iou_det.data.labels import FAR, Boxes, Images, Labels, Problem, make_labels
+from iou_det.data.source import Annotations, Category
 from iou_det.errors import UserError
-from iou_det.storage import local_path, read_json
+from iou_det.storage import local_path
 
+NAME = "coco"
 WHAT = "a COCO folder"
-SIGN = "annotations/instances_SPLIT.json"
+WHAT_PAIR = "a COCO file (.json)"
+WHAT_PAIR = "a COCO file (.json)"
+SIGN = "annotations/instances_SPLIT.json, SPLIT/_annotations.coco.json or another COCO file"
 
 
 def recognises(path: str | Path) -> bool:
-  return (Path(path) / "annotations").is_dir()
+  return bool(find_splits(Path(path)))
 
 
 def splits(path: str | Path) -> list[str]:
-  files = (Path(path) / "annotations").glob("instances_*.json")
-  return sorted(p.stem.removeprefix("instances_") for p in files if p.is_file())
+  return sorted(find_splits(Path(path)))
 
 
-def open_split(path: str | Path, split: str) -> Source:
-  root, known = Path(path), splits(path)
-  if split not in known:
-    there = f"there are: {', '.join(known)}" if known else "it has no annotations/instances_*.json"
-    raise UserError(f"{root} has no split {split!r}; {there}")
-  return open_files(root / split, root / "annotations" / f"instances_{split}.json", f"{root.name}/{split}")
+def read_split(path: str | Path, split: str) -> Labels:
+  """A split of a folder with its image files."""
+  root, there = Path(path), find_splits(Path(path))
+  if split not in there:
+    raise UserError(f"{root} has no split {split!r}; there are: {', '.join(sorted(there)) or 'none'}")
+  file = there[split]
+  labels = read_coco(file)
+  near = [root / split, root / "images" / split, file.parent, file.parent / "images"]
+  labels.locate(
+    [*near, root / "images", root / "data", root],
+    avoid=[folder / other for folder in (root, root / "images") for other in there if other != split],
+  )
+  return labels
 
 
-def open_files(images: str | Path, annotations: str | Path, name: str = "") -> Source:
-  """A folder of images with an annotation file anywhere; every record is checked, no image is opened."""
-  coco = read_coco(annotations)
-  coco.problems += missing_images(Path(images), coco.annotations)
-  coco.refuse_bad_records("mend them, or drop them with `iou-det prepare --skip_bad`")
-  if coco.defaults:
-    logging.info("%s: defaults for missing fields: %s", annotations, dict(coco.defaults))
-  return from_files(name or Path(annotations).stem, coco.categories, coco.annotations, images)
+def takes(annotations: Path) -> bool:
+  """Whether an annotation file, or a folder of such, is of this format."""
+  return annotations.suffix == ".json"
 
 
-@dataclass
-class CocoFile:
-  """What an annotation file holds: the good records, and what is wrong with the others."""
-
-  categories: tuple[Category, ...]
-  annotations: Annotations
-  problems: list[Problem] = field(default_factory=list)
-  defaults: Counter[str] = field(default_factory=Counter)  # values that were not in the file
-  records: int = 0  # images and annotations in the file, good or bad
-  dropped_boxes: int = 0  # boxes that went with their image
-  remarks: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # see `checks`
-
-  def refuse_bad_records(self, remedy: str) -> None:
-    """Raises a UserError that names the bad records, if there are any."""
-    if self.problems:
-      raise UserError(f"{len(self.problems)} bad records: {list_problems(self.problems)}; {remedy}")
+def read_pair(images: Path, annotations: Path) -> Labels:
+  """A split whose annotations and images are given."""
+  labels = read_coco(annotations)
+  labels.locate([images])
+  return labels
 
 
-def read_coco(path: str | Path, *, distinct_names: bool = True) -> CocoFile:
-  """Reads a COCO-format `instances_*.json`.
+def find_splits(root: Path) -> dict[str, Path]:
+  """The annotation files of a folder by the names of their splits.
 
-  An annotation without `iscrowd`, `area` or `id` gets 0, w * h or its place in the file (from 1); counted in
-  `defaults`. Boxes of no area or outside their image are kept as they are. A record that is bad is a
-  `Problem`; a file that cannot be used as a whole (missing, no JSON, a list missing or empty, an ambiguous
-  category table, as far as `distinct_names` asks for) is a UserError.
+  annotations/instances_SPLIT.json    COCO; CVAT (SPLIT is default)
+  annotations/SPLIT.json              if there is none of the former
+  SPLIT/_annotations.coco.json        Roboflow; or the only COCO file in SPLIT/
+  SPLIT.json                          result.json (Label Studio), labels.json (FiftyOne) are default
+  """
+  folder = root / "annotations"
+  files = sorted(folder.glob("instances_*.json")) or [f for f in sorted(folder.glob("*.json")) if is_coco(f)]
+  if not files:
+    for inside in sorted(p for p in root.glob("*") if p.is_dir()):
+      own = sorted(inside.glob("_annotations.coco.json"))
+      own = own or [f for f in sorted(inside.glob("*.json")) if is_coco(f)]
+      if len(own) == 1 and inside.name != "annotations":
+        files += own
+  if files and files[0].parent != folder:
+    return {file.parent.name: file for file in files}
+  files = files or [f for f in sorted(root.glob("*.json")) if is_coco(f)]
+  return {split_name(file): file for file in files if file.is_file()}
+
+
+def split_name(file: Path) -> str:
+  name = file.stem.removeprefix("instances_").removesuffix("_annotations").removesuffix(".coco")
+  return "default" if name in ("result", "labels", "_annotations", "annotations", "instances", "") else name
+
+
+def is_coco(file: Path) -> bool:
+  """Whether a file looks like COCO annotations: by its beginning and its end."""
+  with file.open("rb") as opened:
+    start = opened.read(1 << 16)
+    opened.seek(max(0, file.stat().st_size - (1 << 16)))
+    text = start + opened.read()
+  return text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and (
+    sum(key in text for key in (b'"images"', b'"annotations"', b'"categories"')) >= 2
+  )
+
+
+def read_coco(path: str | Path) -> Labels:
+  """Reads a COCO-format annotation file.
+
+  What tools write otherwise is taken for what it means, and noted once: whole numbers as 640.0 or "640", null
+  for absent; text ids are numbered. An annotation without `iscrowd`, `area` or `id` gets 0, w * h or its
+  place in the file (from 1). Image sizes may be absent, or -1: then they are 0 here. Boxes of no area or
+  outside their image are kept as they are. A record that is bad is a `Problem`; a file that cannot be used as
+  a whole (missing, no JSON, a list missing or empty, an ambiguous category table) is a UserError.
   """
   path = local_path(path, "annotation file")
-  content = load_json(path)
-  categories = read_categories(path, content["categories"], ("id", "name") if distinct_names else ("id",))
-  coco = CocoFile(categories, from_rows([], []), records=len(content["images"]) + len(content["annotations"]))
-  images: list[tuple[int, str, int, int]] = []
-  place: dict[int, int] = {}
-  refused: set[int] = set()  # ids of bad images: their annotations go with them without another word
-  for number, image in enumerate(content["images"]):
-    what = image_problem(image)
-    if not what and image["id"] in place:
-      what = f"a second image has this id (the first is {images[place[image['id']]][1]}); ids must differ"
-    if not what:
-      place[image["id"]] = len(images)
-      images.append((image["id"], image["file_name"], image["height"], image["width"]))
-      continue
-    coco.problems.append(Problem(f"{path}, {describe('image', image, number)}", what))
-    if isinstance(image, dict) and is_integer(image.get("id")):
-      refused.add(image["id"])
-  refused -= place.keys()
-  boxes: list[list[tuple]] = [[] for _ in images]
-  label = {c.id: i for i, c in enumerate(categories)}
-  for number, ann in enumerate(content["annotations"]):
-    if isinstance(ann, dict) and ann.get("image_id") in refused:
-      coco.dropped_boxes += 1
-      continue
-    what = annotation_problem(ann, place, label)
-    if what:
-      coco.problems.append(Problem(f"{path}, {describe('annotation', ann, number)}", what))
-      continue
-    coco.defaults.update(key for key in ("area", "iscrowd", "id") if key not in ann)
-    x, y, w, h = ann["bbox"]
-    crowd, area = ann.get("iscrowd", 0), ann.get("area", w * h)
-    row = (x, y, w, h, label[ann["category_id"]], crowd, area, ann.get("id", number + 1))
-    boxes[place[ann["image_id"]]].append(row)
-  coco.annotations = from_rows(images, boxes)
-  return coco
+  rows, at_image, at_box, problems, refused, taken, records = read_rows(path)
+  box_at = lambda i: f"{path}, {describe('annotation', rows.annotations[i], at_box[i])}"
+  image_at = lambda i: f"{path}, {describe('image', rows.images[i], at_image[i])}"
+
+  count = len(rows.images)
+  ids = np.fromiter((r.id for r in rows.images), np.int64, count)
+  sizes = np.zeros((2, count), np.int64)
+  for k, key in enumerate(("height", "width")):
+    sizes[k] = np.fromiter((getattr(r, key) or 0 for r in rows.images), np.int64, count)
+    sizes[k][sizes[k] == -1] = 0
+  good = np.ones(count, bool)
+  for i in np.flatnonzero(((sizes < 0) | (sizes >= FAR)).any(axis=0)).tolist():
+    key, value = ("height", sizes[0, i]) if not 0 <= sizes[0, i] < FAR else ("width", sizes[1, i])
+    what = f"{key!r} is {value}, must be a whole number above 0 (or absent, null or -1: the file's is taken)"
+    problems.append(Problem(image_at(i), what, key))
+    good[i] = False
+    refused.add(rows.images[i].id)
+  firsts: dict[int, int] = {}
+  twice = 0
+  if len(np.unique(ids[good])) < good.sum():
+    for i in np.flatnonzero(good).tolist():
+      first = firsts.setdefault(int(ids[i]), i)
+      if first == i:
+        continue
+      good[i] = False
+      if rows.images[first] == rows.images[i]:
+        twice += 1
+        continue
+      what = f"a second image has this id (the first is {rows.images[first].file_name}); ids must differ"
+      problems.append(Problem(image_at(i), what, "second id"))
+  for i in [i for i, r in enumerate(rows.images) if not r.file_name or "\0" in r.file_name]:
+    problems.append(Problem(image_at(i), "'file_name' is empty or has a zero in it", "file_name"))
+    good[i] = False
+    refused.add(rows.images[i].id)
+  kept = np.flatnonzero(good)
+  images = Images(ids[kept], [rows.images[i].file_name for i in kept], sizes[0, kept], sizes[1, kept])
+  refused -= set(images.id.tolist())
+
+  number = len(rows.annotations)
+  column = lambda key, dtype: np.fromiter((getattr(r, key) for r in rows.annotations), dtype, number)
+  or_none = lambda key, dtype, none: np.fromiter(
+    (none if (v := getattr(r, key)) is None else v for r in rows.annotations), dtype, number
+  )
+  image_id, category_id = column("image_id", np.int64), column("category_id", np.int64)
+  categories = category_table(path, rows.categories, category_id, taken)
+  image, known_image = places(image_id, images.id)
+  label, known_category = places(category_id, np.array([c.id for c in categories], np.int64))
+  crowd = or_none("iscrowd", np.int64, 0)
+  gone = ~known_image & np.isin(image_id, list(refused)) if refused else np.zeros(number, bool)
+  strange_crowd = (crowd != 0) & (crowd != 1)
+  for i in np.flatnonzero(~gone & ~(known_image & known_category & ~strange_crowd)).tolist():
+    row = rows.annotations[i]
+    if not known_image[i]:
+      what, kind = f"there is no image with the id {row.image_id}", "image_id"
+    elif not known_category[i]:
+      known = ", ".join(str(c.id) for c in categories[:10]) + (", ..." if len(categories) > 10 else "")
+      what, kind = f"unknown category_id {row.category_id}; known: {known}", "category_id"
+    else:
+      what, kind = f"'iscrowd' is {row.iscrowd}, must be 0 or 1", "iscrowd"
+    problems.append(Problem(box_at(i), what, kind))
+  usable = np.flatnonzero(~gone & known_image & known_category & ~strange_crowd)
+  bbox = np.fromiter(chain.from_iterable(r.bbox for r in rows.annotations), np.float64, 4 * number)
+  own_id = or_none("id", np.int64, 0)
+  without_id = np.array([r.id is None for r in rows.annotations], bool)
+  own_id[without_id] = np.asarray(at_box, np.int64)[without_id] + 1
+  boxes = Boxes(image, label, bbox.reshape(-1, 4), crowd == 1, or_none("area", np.float64, math.nan), own_id)
+  if len(usable) < number:
+    boxes = boxes.select(usable)
+  without_crowd = sum(r.iscrowd is None for r in rows.annotations)
+  labels = make_labels(path, categories, images, boxes, lambda i: box_at(int(usable[i])))
+  labels.problems[:0] = problems
+  labels.records, labels.dropped_boxes = records, int(gone.sum())
+  if twice:
+    labels.remark("images listed twice (taken once)", twice)
+  for trait, times in {
+    "annotations without 'iscrowd' (0 taken)": without_crowd,
+    "annotations without 'id' (their place taken)": int(without_id.sum()),
+    **taken,
+  }.items():
+    if times:
+      labels.remark(trait, times)
+  return labels
 
 
-def load_json(path: Path) -> dict[str, list]:
-  """The three lists of an annotation file; polygons and other fields are dropped while it is parsed."""
-  if not path.is_file():
-    beside = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))[:10]) or "none"
-    raise UserError(f"annotation file {path} does not exist; JSON files in {path.parent}: {beside}")
-  wanted = {"images", "annotations", "categories", "id", "file_name", "height", "width", "image_id"}
-  wanted |= {"category_id", "bbox", "area", "iscrowd", "name"}
-
-  def keep(pairs):  # called as soon as an object is complete, so polygons do not add up in memory
-    return {k: v for k, v in pairs if k in wanted}
-
-  content = read_json(path, "give a COCO instances_*.json", object_pairs_hook=keep)
-  for key in ("images", "annotations", "categories"):
-    if not isinstance(content, dict) or not isinstance(content.get(key), list):
-      raise UserError(
-        f"annotation file {path} has no list {key!r}; a COCO file is one object with the lists images, "
-        "annotations and categories"
-      )
-    if not content[key]:
-      raise UserError(f"annotation file {path}: the list {key!r} is empty; nothing to train or score on")
-  return content
+def places(ids: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Where each id is in a table of different ones (0 if nowhere), and whether it is."""
+  if not len(table):
+    return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
+  order = np.argsort(table, kind="stable")
+  at = np.minimum(np.searchsorted(table[order], ids), len(table) - 1)
+  known = table[order][at] == ids
+  return np.where(known, order[at], 0), known
 
 
-def read_categories(path: Path, rows: list, distinct: tuple[str, ...]) -> tuple[Category, ...]:
-  """The category table sorted by id; the fields named in `distinct` must differ."""
+def category_table(
+  path: Path, rows: list[CategoryRow], used: np.ndarray, taken: Counter[str]
+) -> tuple[Category, ...]:
+  """The category table sorted by id; ids and names must differ.
+
+  Left out is a category without annotations that all others name as their supercategory: the root that
+  Roboflow adds, often of the name of a class.
+  """
   for number, row in enumerate(rows):
-    if not isinstance(row, dict) or not is_integer(row.get("id")) or not is_name(row.get("name")):
+    if not row.name.strip() or len(row.name.splitlines()) != 1 or "\0" in row.name:
       where = describe("category", row, number)
       raise UserError(f"{path}, {where}: needs a whole number 'id' and a 'name' of one line")
-  for key in distinct:
-    often = [value for value, count in Counter(str(row[key]).strip() for row in rows).items() if count > 1]
-    if often:
-      raise UserError(f"{path}: more than one category has the {key} {often[0]}; ids and names must differ")
-  return tuple(Category(row["id"], row["name"]) for row in sorted(rows, key=lambda row: row["id"]))
-
-
-def image_problem(image: Any) -> str:
-  """What is wrong with an entry of `images`; "" if nothing."""
-  if not isinstance(image, dict):
-    return "is not an object"
-  missing = [key for key in ("id", "file_name", "height", "width") if key not in image]
-  if missing:
-    return f"has no {' and no '.join(map(repr, missing))}"
-  if not is_integer(image["id"]):
-    return f"'id' is {image['id']!r}, must be a whole number"
-  if not isinstance(image["file_name"], str) or not image["file_name"]:
-    return f"'file_name' is {image['file_name']!r}, must be a text"
-  for key in ("height", "width"):
-    if not is_integer(image[key]) or not 1 <= image[key] < 2**31:
-      return f"{key!r} is {image[key]!r}, must be a whole number above 0"
-  return ""
-
-
-def annotation_problem(ann: Any, place: dict[int, int], label: dict[int, int]) -> str:
-  """What is wrong with an entry of `annotations`; "" if nothing."""
-  if not isinstance(ann, dict):
-    return "is not an object"
-  missing = [key for key in ("image_id", "category_id", "bbox") if key not in ann]
-  if missing:
-    return f"has no {' and no '.join(map(repr, missing))}"
-  if not is_integer(ann["image_id"]) or ann["image_id"] not in place:
-    return f"there is no image with the id {ann['image_id']!r}"
-  if not is_integer(ann["category_id"]) or ann["category_id"] not in label:
-    known = ", ".join(map(str, list(label)[:10])) + (", ..." if len(label) > 10 else "")
-    return f"unknown category_id {ann['category_id']!r}; known: {known}"
-  box = ann["bbox"]
-  if not isinstance(box, list) or len(box) != 4 or not all(is_finite(v) for v in box):
-    return f"'bbox' is {box!r}, must be four finite numbers x, y, w, h"
-  if box[2] < 0 or box[3] < 0:
-    return f"'bbox' is {box!r}, w and h must not be negative"
-  if "area" in ann and not is_finite(ann["area"]):
-    return f"'area' is {ann['area']!r}, must be a finite number"
-  if "iscrowd" in ann and ann["iscrowd"] not in (0, 1):
-    return f"'iscrowd' is {ann['iscrowd']!r}, must be 0 or 1"
-  if "id" in ann and not is_integer(ann["id"]):
-    return f"'id' is {ann['id']!r}, must be a whole number"
-  return ""
-
-
-def is_name(value: Any) -> bool:
-  return isinstance(value, str) and value.strip() != "" and len(value.splitlines()) == 1
-
-
-def is_integer(value: Any) -> bool:
-  return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-
-
-def is_finite(value: Any) -> bool:
-  return is_integer(value) or (isinstance(value, float) and math.isfinite(value))
-
-
-def describe(kind: str, row: Any, number: int) -> str:
-  """`image id 5 (a.jpg)`, or the place in the list if there is no id."""
-  if not isinstance(row, dict) or "id" not in row:
-    return f"{kind} number {number}"
-  image = f" (image id {row['image_id']!r})" if "image_id" in row else ""
-  name = f" ({row['file_name']})" if "file_name" in row else ""
-  return f"{kind} id {row['id']!r}{image}{name}"
-
-
-def missing_images(folder: Path, annotations: Annotations) -> list[Problem]:
-  """Images that are not in their folder; lists each folder once, not file by file."""
-  if not folder.is_dir():
-    raise UserError(f"image folder {folder} does not exist; give the folder that holds the images themselves")
-  listed: dict[str, set[str]] = {}
-  problems = []
-  for i, name in enumerate(annotations.file_name):
-    parent, base = os.path.split(name)
-    if parent not in listed:
-      where = folder / parent
-      listed[parent] = {e.name for e in os.scandir(where) if e.is_file()} if where.is_dir() else set()
-    if base not in listed[parent]:
-      problems.append(image_file_problem(folder, annotations, i, "the file does not exist"))
-  return problems
-
-
-def image_file_problem(folder: Path, annotations: Annotations, i: int, what: str) -> Problem:
-  where = f"{folder / annotations.file_name[i]} (image id {annotations.image_id[i]})"
-  return Problem(where, what, image_id=int(annotations.image_id[i]))
+  distinct = list({(r.id, r.name): r for r in rows}.values())
+  if len(distinct) < len(rows):
+    taken["categories listed twice (taken once)"] += len(rows) - len(distinct)
+  for root in distinct:
+    others = [r for r in distinct if r is not root]
+    named = others and all(r.supercategory == root.name for r in others)
+    if named and root.supercategory in (None, "", "none") and not (used == root.id).any():
+      taken[
+        f"categories left out, as without annotations and only the others' supercategory: {root.name}"
+      ] += 1
+      distinct = others
+      break
+  for key in ("id", "name"):
+    count = Counter(getattr(r, key) for r in distinct)
+    if repeated := [value for value, n in count.items() if n > 1]:
+      raise UserError(f"annotation file {path}: more than one category has the {key} {repeated[0]}")
+  return tuple(sorted((Category(r.id, r.name) for r in distinct), key=lambda c: c.id))
 
 
 def to_coco(categories: tuple[Category, ...], annotations: Annotations) -> dict[str, Any]:
@@ -257,4 +257,4 @@ def write_annotations(
 ) -> None:
   (root / "annotations").mkdir(parents=True, exist_ok=True)
   text = json.dumps(to_coco(categories, annotations))
-  (root / "annotations" / f"instances_{split}.json").write_text(text)
+  (root / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ from iou_det.data.coco import write_annotations
 from iou_det.data.source import Category, Source, from_rows
 from iou_det.errors import UserError
 
+NAME = "shapes"
 WHAT = '"shapes"'
 SIGN = "such name"
 NAMES = ("triangle", "rectangle", "star", "ellipse")

@@ -6,9 +6,7 @@ The columns are small (about 60 bytes a box): images are never held, so memory i
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int, Int32, Int64
@@ -22,21 +20,18 @@ class Category:
   name: str
 
 
+def describe_difference(tables: dict[str, Sequence[Category]]) -> str:
+  """In what two category tables differ: the first few that only one has, with their ids, under its name."""
+  (a, of_a), (b, of_b) = tables.items()
+  only = lambda ours, theirs: [f"{c.id}: {c.name}" for c in ours if c not in theirs][:5]
+  parts = {a: only(of_a, of_b), b: only(of_b, of_a)}
+  return "; ".join(f"only in {name}: {', '.join(rows) or 'none'}" for name, rows in parts.items())
+
+
 def describe_categories(categories: Sequence[Category]) -> str:
   """The first of them with their ids, and how many there are."""
   shown = ", ".join(f"{c.id}: {c.name}" for c in categories[:5])
   return f"{shown}{', ...' if len(categories) > 5 else ''}; {len(categories)} in all"
-
-
-class Problem(NamedTuple):
-  """Something wrong with one record of a data set."""
-
-  where: str  # file and record
-  what: str
-  image_id: int | None = None  # of an image that must go, if its file is bad
-
-  def __str__(self) -> str:
-    return f"{self.where}: {self.what}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +63,7 @@ class Annotations:
   def select(self, images: Int64[np.ndarray, " kept"]) -> "Annotations":
     """The given images, in the given order, with their boxes."""
     first = np.concatenate([[0], np.cumsum(np.diff(self.first)[images])])
-    rows = [np.arange(*self.first[i : i + 2]) for i in images]
-    boxes = np.concatenate([np.zeros(0, np.int64), *rows])
+    boxes = np.arange(first[-1]) + np.repeat(self.first[images] - first[:-1], np.diff(first))
     of_images = {k: getattr(self, k)[images] for k in ("image_id", "height", "width")}
     of_boxes = {k: getattr(self, k)[boxes] for k in ("bbox", "label", "crowd", "area", "annotation_id")}
     return Annotations(file_name=[self.file_name[i] for i in images], first=first, **of_images, **of_boxes)
@@ -87,19 +81,16 @@ def from_rows(images: list[tuple[int, str, int, int]], boxes: list[list[tuple]])
   return Annotations(image_id, [row[1] for row in images], height, width, first, bbox, *of_boxes)
 
 
-def list_problems(problems: Sequence[Problem], shown: int = 20) -> str:
-  """The first problems and how many there are in all."""
-  more = len(problems) - shown
-  return "; ".join(map(str, problems[:shown])) + (f"; and {more} more" if more > 0 else "")
-
-
 @dataclass(frozen=True)
 class Record:
-  """One image with all of its boxes, crowds, empty and overhanging ones too; see `Annotations`."""
+  """One image with all of its boxes, crowds, empty and overhanging ones too; see `Annotations`.
+
+  Boxes refer to the pixels after what `exif` does.
+  """
 
   image_id: int
   file_name: str
-  image: bytes  # a picture file of any kind
+  image: bytes  # the file, a picture of any kind
   height: int
   width: int
   boxes: Float[np.ndarray, "n 4"]  # x1, y1, x2, y2 in pixels, x2 and y2 exclusive
@@ -134,20 +125,10 @@ class Source:
     i = range(len(a))[i]
     rows = a.rows(i)
     image_id, height, width = (int(column[i]) for column in (a.image_id, a.height, a.width))
-    label, crowd, area, ids = (column[rows] for column in (a.label, a.crowd, a.area, a.annotation_id))
-    return Record(
-      image_id,
-      a.file_name[i],
-      self.read(i),
-      height,
-      width,
-      corners(a.bbox[rows]),
-      label,
-      crowd,
-      area,
-      ids,
-      self.exif,
-    )
+    label, crowd, area, number = (column[rows] for column in (a.label, a.crowd, a.area, a.annotation_id))
+    image, boxes = self.read(i), corners(a.bbox[rows])
+    where = (image_id, a.file_name[i], image, height, width)
+    return Record(*where, boxes, label, crowd, area, number, self.exif)
 
   def fingerprint(self) -> str:
     """The same for the same images and boxes, in the same order; pixels and file names do not count."""
@@ -157,20 +138,13 @@ class Source:
       hashed.update(column.tobytes())
     return hashed.hexdigest()
 
+  def replace(self, **changes: Any) -> "Source":
+    """The same with other attributes."""
+    return replace(self, **changes)
+
   def first(self, count: int) -> "Source":
     """The first `count` images, or all if there are fewer."""
     return replace(self, annotations=self.annotations.select(np.arange(min(count, len(self)))))
-
-
-def from_files(
-  name: str, categories: tuple[Category, ...], annotations: Annotations, folder: str | Path
-) -> Source:
-  """A source whose images are the files of a folder, by the annotations' file names."""
-  return Source(name, categories, annotations, partial(_read_file, Path(folder), annotations.file_name))
-
-
-def _read_file(folder: Path, names: Sequence[str], i: int) -> bytes:
-  return (folder / names[i]).read_bytes()
 
 
 def corners(bbox: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 4"]:

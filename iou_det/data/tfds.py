@@ -23,10 +23,11 @@ from absl import logging
 from tqdm import tqdm
 
 from iou_det.data.images import read_header
-from iou_det.data.source import Annotations, Category, Source, describe_categories, from_rows
+from iou_det.data.source import Annotations, Category, Source, describe_difference, from_rows
 from iou_det.errors import UserError
 from iou_det.storage import read_json
 
+NAME = "tfds"
 WHAT = "a prepared dataset"
 SIGN = "dataset_info.json in it or below"
 VERSION = "1.0.0"  # of the features that `write_split` writes
@@ -68,11 +69,11 @@ def open_split(path: str | Path, split: str) -> Source:
     raise UserError(f"{version}: split {split!r} lacks the files {', '.join(missing)}; prepare it again")
   name = f"{builder.info.name}/{split}"
   rows = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+  read = partial(read_image, rows)
   if "bbox_xywh" in box_features(builder):
-    categories, annotations = read_categories(version), load_index(version, split, len(rows))
-  else:
-    categories, annotations = tfds_coco_categories(builder), read_rows(name, rows)
-  return Source(name, categories, annotations, partial(read_image, rows))
+    annotations, exif = load_index(version, split, len(rows))
+    return Source(name, read_categories(version), annotations, read, exif)
+  return Source(name, tfds_coco_categories(builder), read_rows(name, rows), read, "ignore")
 
 
 def read_image(rows: Any, i: int) -> bytes:
@@ -118,7 +119,9 @@ def write_split(folder: Path, name: str, split: str, source: Source) -> None:
   writer.initialize_splits([split])
   writer.add_examples({split: examples(source, f"write {split}")})
   writer.close_all()
-  np.savez_compressed(index_path(folder, split), **vars(source.annotations))
+  names = "\0".join(source.annotations.file_name).encode("utf-8", "surrogatepass")
+  columns = vars(source.annotations) | {"file_name": np.frombuffer(names, np.uint8), "exif": source.exif}
+  np.savez(index_path(folder, split), **columns)  # not compressed: millions of boxes are read in a second
 
 
 def examples(source: Source, title: str) -> Iterator[dict[str, Any]]:
@@ -167,12 +170,19 @@ def check_target(
   if categories is not None and there != [split]:
     table = read_categories(version)
     if table != tuple(categories):
-      ours, theirs = describe_categories(categories), describe_categories(table)
+      difference = describe_difference({repr(split): categories, "the others": table})
       raise UserError(
-        f"the categories {ours} differ from those of the splits already in {version} ({theirs}); all splits "
-        "of a dataset share one table: give another --name"
+        f"the categories of {split!r} and those of the splits already in {version} differ ({difference}); "
+        "all splits of a dataset share one table: give another --name, or mend the annotations"
       )
   return version
+
+
+def existing_categories(version: Path, but: str) -> tuple[Category, ...] | None:
+  """The category table of a dataset's splits other than `but`; None if there are none."""
+  if not (version / "dataset_info.json").is_file():
+    return None
+  return read_categories(version) if {s["name"] for s in read_info(version)["splits"]} - {but} else None
 
 
 def prepare_dataset(
@@ -227,7 +237,7 @@ def read_info(version: Path) -> dict[str, Any]:
 
 def write_info(version: Path, info: dict[str, Any]) -> None:
   part = version / "dataset_info.json.part"
-  part.write_text(json.dumps(info, indent=2))
+  part.write_text(json.dumps(info, indent=2), encoding="utf-8")
   os.replace(part, version / "dataset_info.json")
 
 
@@ -240,20 +250,26 @@ def index_path(version: Path, split: str) -> Path:
   return version / f"index-{split}.npz"
 
 
-def load_index(version: Path, split: str, number: int) -> Annotations:
-  """The annotations of a split of so many images."""
+def load_index(version: Path, split: str, number: int) -> tuple[Annotations, str]:
+  """The annotations of a split of so many images, and how EXIF is to be taken."""
   path, again = index_path(version, split), "prepare the split again with --overwrite"
   if not path.is_file():
     raise UserError(f"{path} is missing; {again}")
   try:
     with np.load(path) as columns:
       named = {f.name: columns[f.name] for f in fields(Annotations)}
+      exif = str(columns["exif"]) if "exif" in columns else "ignore"  # older ones
   except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f"{path} is damaged ({error}); {again}") from error
-  annotations = Annotations(**named | {"file_name": named["file_name"].tolist()})
+  names = named["file_name"]
+  if names.dtype == np.uint8:
+    named["file_name"] = names.tobytes().decode("utf-8", "surrogatepass").split("\0")
+  else:  # older ones: an array of texts, each as long as the longest
+    named["file_name"] = names.tolist()
+  annotations = Annotations(**named)
   if len(annotations) != number:
     raise UserError(f"{path} lists {len(annotations)} images, the split has {number}; {again}")
-  return annotations
+  return annotations, exif
 
 
 def read_rows(name: str, rows: Any) -> Annotations:

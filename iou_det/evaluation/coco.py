@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from iou_det.data.coco import read_coco, to_coco
 from iou_det.errors import UserError
+from iou_det.streams import columns_of, one_line
 
 # Name: the words of COCO's table (quantity, IoU, area, detections per image).
 FIGURES = {
@@ -187,9 +188,9 @@ def table(metrics: dict[str, Any]) -> str:
   ious = metrics["AP_per_iou"]
   lines += ["", " IoU  " + "  ".join(f"{iou:>5}" for iou in ious)]
   lines += [" AP   " + "  ".join(map(figure, ious.values()))]
-  classes = metrics["AP_per_class"]
-  width = max(map(len, classes), default=0)
-  cells = [f"{name:<{width}}  {figure(value)}" for name, value in classes.items()]
+  classes = [(one_line(name), value) for name, value in metrics["AP_per_class"].items()]
+  width = max((columns_of(name) for name, _ in classes), default=0)
+  cells = [f"{name}{' ' * (width - columns_of(name))}  {figure(value)}" for name, value in classes]
   columns = max(1, min(4, len(cells) // 8 + 1, 100 // (width + 10)))
   rows = -(-len(cells) // columns)
   per_class = [" " + "    ".join(cells[row::rows]) for row in range(rows)]  # read down, then right
@@ -197,13 +198,15 @@ def table(metrics: dict[str, Any]) -> str:
   return "\n".join([*lines, "", " AP of each class", *per_class, "", total])
 
 
-def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[str, Any], str]:
+def load_ground_truth(
+  ground_truth: dict[str, Any] | str | Path, skip_bad: bool = False
+) -> tuple[dict[str, Any], str]:
   """COCO annotations, numbered from 1 (scoring needs no ids from outside), and their name in messages.
 
   A file is checked whole, see `read_coco`; content in memory for what scoring needs.
   """
   if isinstance(ground_truth, dict):
-    source, content, without_id = "the ground truth", ground_truth, 0
+    source, content = "the ground truth", ground_truth
     fields = {"images": {"id"}, "categories": {"id"}, "annotations": {"image_id", "category_id", "bbox"}}
     for name, needed in fields.items():
       if lacking := [row for row in content.get(name, [{}]) if not needed <= row.keys()]:
@@ -211,13 +214,14 @@ def load_ground_truth(ground_truth: dict[str, Any] | str | Path) -> tuple[dict[s
     images, categories = ([a[k] for a in content["annotations"]] for k in ("image_id", "category_id"))
     refuse_unknown_ids(content, source, images, categories, "annotations")
   else:
-    source, file = str(ground_truth), read_coco(ground_truth, distinct_names=False)
-    file.refuse_bad_records("mend them")
-    content, without_id = to_coco(file.categories, file.annotations), file.defaults["id"]
+    source, labels = str(ground_truth), read_coco(ground_truth)
+    labels.settle(skip_bad)
+    labels.log(source)
+    content = to_coco(labels.categories, labels.annotations)
   defaults = lambda a: {"id": 0, "iscrowd": 0, "area": a["bbox"][2] * a["bbox"][3]}
   annotations = [defaults(a) | a for a in content["annotations"]]
   ids = {a["id"] for a in annotations}
-  if without_id or 0 in ids or len(ids) < len(annotations):
+  if 0 in ids or len(ids) < len(annotations):
     logging.warning("%s: annotation ids that are missing, 0 or repeated were renumbered for scoring", source)
   # All of them: pycocotools makes floats of ids and takes 0 for "no match", hotcoco refuses negative ones.
   annotations = [a | {"id": i} for i, a in enumerate(annotations, 1)]

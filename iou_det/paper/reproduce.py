@@ -10,7 +10,7 @@ import numpy as np
 from absl import logging
 
 from iou_det.config import from_dict
-from iou_det.data import open_dataset
+from iou_det.data import Reading, open_dataset
 from iou_det.data.plan import images_per_step, make_plan
 from iou_det.data.shapes import Shapes, export_coco
 from iou_det.errors import UserError
@@ -77,7 +77,7 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
     config = reproduction.config(Run("baseline", run.seed, run.large, run.full_size) if waits else run)
     key = (config.data.path, images_per_step(config.train))
     if key not in steps_per_epoch:
-      source = open_dataset(config.data.path, config.data.train_split)
+      source = open_dataset(config.data.path, config.data.train_split, Reading.of(config.data))
       steps_per_epoch[key] = make_plan(source, config).steps_per_epoch
     steps = round(config.train.epochs * steps_per_epoch[key])
     size, images = (run.large, run.full_size), steps * images_per_step(config.train)

@@ -13,9 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
-from iou_det.data import open_dataset
-from iou_det.data.coco import missing_images
-from iou_det.data.source import from_files, from_rows, list_problems
+from iou_det.data import Reading, open_dataset
+from iou_det.data.files import Files, find_files
+from iou_det.data.source import Source, from_rows
 from iou_det.detector import ground_truth
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
@@ -64,7 +64,7 @@ class Results:
   def truth(self) -> dict[str, Any]:
     """What the run was scored against, as COCO annotations."""
     d = self.config.data
-    return read_truth(d.path, d.val_split, d.val_annotations)
+    return read_truth(d.path, d.val_split, d.val_annotations, Reading.of(d))
 
   def figure(self, name: str) -> float | None:
     """AP, AP75, APs, ... or AP at any of the ten IoUs (AP60), in percent; None where there is none."""
@@ -95,9 +95,9 @@ class Results:
 
 
 @functools.cache
-def read_truth(path: str, split: str, annotations: str) -> dict[str, Any]:
+def read_truth(path: str, split: str, annotations: str, reading: Reading) -> dict[str, Any]:
   """Read once for all runs and seeds; not to be changed."""
-  return ground_truth(open_dataset(path, split), annotations)
+  return ground_truth(open_dataset(path, split, reading), annotations, reading.skip_bad)
 
 
 def finished(config: ConfigDict, workdir: AnyPath) -> bool:
@@ -133,7 +133,9 @@ def soft_nms(workdir: AnyPath, method: str) -> None:
   detector = load_detector(workdir, str(step))
   detector.config.eval.nms = method
   d, backend = detector.config.data, detector.config.eval.backend  # which scored the run itself
-  scored = detector.evaluate(open_dataset(d.path, d.val_split), d.val_annotations, backend=backend)
+  scored = detector.evaluate(
+    open_dataset(d.path, d.val_split, Reading.of(d)), d.val_annotations, backend=backend
+  )
   scored.write(workdir / "eval" / f"{d.val_split}_{variant}", step=detector.trained_steps, split=d.val_split)
 
 
@@ -154,7 +156,7 @@ def find_candidates(workdir: AnyPath) -> None:
   every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(detector.categories)
   every *= len(config_lib.evaluation_views(config))
   e.update(nms="none", max_detections=every)
-  found = detector.detect(open_dataset(d.path, d.val_split))
+  found = detector.detect(open_dataset(d.path, d.val_split, Reading.of(d)))
   by_process_0(lambda: save_candidates(Results.read(workdir).candidates, found))
 
 
@@ -192,7 +194,8 @@ def test_dev(workdir: AnyPath, root: Path, name: str, out: AnyPath) -> AnyPath:
     raise NoTestDev(todo["error"])
   detector = load_detector(workdir, str(todo["step"]))
   annotations = from_rows(todo["images"], [[] for _ in todo["images"]])
-  found = detector.detect(from_files("test-dev2017", detector.categories, annotations, images))
+  read = Files(images, annotations.file_name).read
+  found = detector.detect(Source("test-dev2017", detector.categories, annotations, read))
 
   def write() -> None:
     out.mkdir(parents=True, exist_ok=True)
@@ -213,11 +216,11 @@ def listed_images(root: Path) -> list[tuple[int, str, int, int]]:
       "goes on from here"
     )
   try:
-    described = json.loads(listed.read_text())["images"]
+    described = json.loads(listed.read_text(encoding="utf-8"))["images"]
     rows = [(i["id"], i["file_name"], i["height"], i["width"]) for i in described]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{listed} is no list of COCO images ({error}); get it again") from None
-  problems = missing_images(images, from_rows(rows, [[] for _ in rows]))
-  if problems:
-    raise UserError(f"{len(problems)} images of {listed} are missing: {list_problems(problems)}")
+  if missing := find_files([row[1] for row in rows], [images]).missing:
+    names = ", ".join(rows[i][1] for i in list(missing)[:5])
+    raise UserError(f"{len(missing)} images of {listed} are missing in {images}: {names}, ...")
   return rows

@@ -7,9 +7,9 @@ import jax
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
-from iou_det.data import is_here, open_dataset
+from iou_det.data import Reading, is_here, open_dataset
 from iou_det.data.plan import Plan, make_plan
-from iou_det.data.source import Source
+from iou_det.data.source import Source, describe_difference
 from iou_det.detector import ground_truth
 from iou_det.errors import UserError
 from iou_det.evaluation.coco import choose_backend
@@ -40,11 +40,13 @@ class Data(NamedTuple):
 def open_data(config: ConfigDict) -> Data:
   """Opens both splits and plans the batches: what is wrong with them is said before the first step."""
   d = config.data
-  source, val_source = open_dataset(d.path, d.train_split), open_dataset(d.path, d.val_split)
+  source, val_source = (open_dataset(d.path, s, Reading.of(d)) for s in (d.train_split, d.val_split))
   if source.categories != val_source.categories:
     both = f"{d.train_split!r} and {d.val_split!r} of {d.path}"
-    raise UserError(f"splits {both} have different category tables")
-  return Data(source, val_source, ground_truth(val_source, d.val_annotations), make_plan(source, config))
+    difference = describe_difference({s.name: s.categories for s in (source, val_source)})
+    raise UserError(f"splits {both} have different category tables ({difference})")
+  truth = ground_truth(val_source, d.val_annotations, d.skip_bad)
+  return Data(source, val_source, truth, make_plan(source, config))
 
 
 def check_without_devices(config: ConfigDict, workdir: AnyPath) -> list[str]:

@@ -6,6 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from iou_det.data.coco import read_pair
+
 CATEGORIES = [{"id": 9, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 5, "name": "a very big bird"}]
 
 
@@ -42,7 +44,12 @@ def content():
     row(17, 40, 9, [2, 2, 0.99, 9], 8.9),  # below 1 px
     row(18, 3, 9, [2, 2, 10, 10], 100.0),
   ]
-  return {"info": {}, "images": images, "annotations": annotations, "categories": list(CATEGORIES)}
+  return {
+    "info": {},
+    "images": images,
+    "annotations": annotations,
+    "categories": [dict(c) for c in CATEGORIES],
+  }
 
 
 def write(root: Path, split="train", coco=None):
@@ -72,3 +79,10 @@ def assert_same_records(a, b, exactly=True):
         np.testing.assert_array_equal(getattr(x, name), getattr(y, name))
       else:
         np.testing.assert_allclose(getattr(x, name), getattr(y, name), rtol=1e-6, atol=1e-3)
+
+
+def open_pair(images, file):
+  """A source of a folder of images and an annotation file."""
+  labels = read_pair(images, file)
+  labels.settle(False)
+  return labels.source("pair", "auto")

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from iou_det.data import open_dataset, tfds
-from iou_det.data.checks import check_coco, report
-from iou_det.data.coco import open_files
+from iou_det.data.checks import check_all, report
+from iou_det.data.coco import read_pair
 from iou_det.data.plan import TrainingFilter, scan
 from iou_det.data.shapes import Shapes
-from iou_det.data.source import Category, Source, from_files, from_rows
+from iou_det.data.source import Category, Source, from_rows
 from iou_det.data.tfds import prepare_dataset
 from iou_det.errors import UserError
-from tests.data.coco_files import assert_same_records, content, picture, write
+from tests.data.coco_files import assert_same_records, content, open_pair, picture, write
 
 
 def files(folder):
@@ -36,6 +36,13 @@ def cli(images, annotations, data_dir, *more, name="set", split="train"):
     *more,
   ]
   return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+
+def checked(images, file, skip_bad=False):
+  """What `prepare` makes of a split."""
+  labels = read_pair(images, file)
+  check_all(labels, "auto", skip_bad)
+  return labels
 
 
 def assert_refused(done, message):
@@ -113,7 +120,7 @@ def test_splits_of_a_dataset_share_their_categories(tmp_path):
   source = open_dataset(tmp_path, "train")
   prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
   source = dataclasses.replace(source, categories=(*source.categories[:2], Category(9, "puma")))
-  with pytest.raises(UserError, match=r"the categories 2: dog, .* 9: puma; 3 in all differ from those of"):
+  with pytest.raises(UserError, match=r"\(only in 'val': 9: puma; only in the others: 9: cat\)"):
     prepare_dataset(source, name="set", split="val", data_dir=tmp_path / "out")
 
 
@@ -266,7 +273,7 @@ def test_skip_bad_drops_exactly_the_bad_records_and_lists_them(tmp_path):
   good["images"].append({"id": 104, "file_name": "twin.jpg", "height": 48, "width": 64})
   good["annotations"].append({"id": 104, "image_id": 104, "category_id": 5, "bbox": [1, 2, 3, 4], "area": 12})
   file.write_text(json.dumps(good))
-  expected = open_files(images, file)
+  expected = open_pair(images, file)
   assert_same_records(open_dataset(tmp_path / "out" / "set", "train"), expected)
 
 
@@ -277,20 +284,19 @@ def test_report_counts_what_is_out_of_the_ordinary(tmp_path):
   coco["images"].append(dict(coco["images"][3], id=4))  # the same file under another id
   images, file = write(tmp_path, coco=coco)
   (images / "sub" / "c.png").write_bytes(picture(33, 35, extension=".png"))
-  text = report(check_coco(images, file, skip_bad=False), "set/train").splitlines()
+  text = report(checked(images, file), "set/train").splitlines()
   assert text[0] == "set/train: 5 images, 9 boxes"
   assert text[1] == "  boxes per class: dog 4, a very big bird 1, cat 4"
   for line in (
-    "images without boxes: 2  (sub/c.png, small.jpg)",
-    "grey images: 0",
-    "crowd boxes: 1  (annotation 14 (image 7))",
-    "zero-area boxes: 1  (annotation 13 (image 7))",
-    "boxes that reach out of their image: 1  (annotation 15 (image 40))",
-    f"boxes given twice: 1  (annotation {2**40} (image 40))",
-    "annotation ids given twice: 1  (annotation 17 (image 3))",
-    "file names given twice: 1  (small.jpg)",
-    "annotations without 'area' (default taken): 1",
-    "annotations without 'iscrowd' (default taken): 1",
+    "images without boxes: 2 (sub/c.png, small.jpg)",
+    "crowd boxes (also VOC's difficult ones): neither trained on nor counted: 1 (annotation 14 (image 7))",
+    "zero-area boxes: 1 (annotation 13 (image 7))",
+    "boxes that reach out of their image: 1 (annotation 15 (image 40))",
+    f"boxes given twice: 1 (annotation {2**40} (image 40))",
+    "annotation ids given twice: 1 (annotation 17 (image 3))",
+    "file names given twice: 1 (small.jpg)",
+    "annotations without 'area' (that of the box taken): 1",
+    "annotations without 'iscrowd' (0 taken): 1",
   ):
     assert f"  {line}" in text, line
 
@@ -301,8 +307,8 @@ def test_images_of_equal_content_are_counted(tmp_path):
   coco["images"][1].update(height=48, width=64)
   file.write_text(json.dumps(coco))
   (images / "a.jpg").write_bytes((images / "b.jpg").read_bytes())
-  text = report(check_coco(images, file, skip_bad=False), "x")
-  assert "images with the same content as another: 1  (a.jpg = b.jpg)" in text
+  text = report(checked(images, file), "x")
+  assert "images with the same content as another: 1 (a.jpg = b.jpg)" in text
 
 
 def test_nothing_left_after_skipping_is_an_error(tmp_path):
@@ -310,7 +316,7 @@ def test_nothing_left_after_skipping_is_an_error(tmp_path):
   for path in images.rglob("*.*g"):
     path.write_bytes(b"")
   with pytest.raises(UserError, match="no image with a box is left after 4 bad records"):
-    check_coco(images, file, skip_bad=True)
+    checked(images, file, skip_bad=True)
 
 
 def test_the_command_refuses_in_one_line(tmp_path):
@@ -330,7 +336,7 @@ def test_the_command_prepares_and_refuses_a_rerun_before_it_reads_anything(tmp_p
   done = cli(images, file, out)
   assert done.returncode == 0, done.stderr
   assert done.stdout.startswith("set/train: 4 images, 8 boxes\n")
-  assert done.stdout.endswith(f"wrote {out}/set/1.0.0; use it with --config.data.path={out}/set\n")
+  assert done.stdout.endswith(f"wrote {out}/set/1.0.0 (train); use it with --config.data.path={out}/set\n")
   file.unlink()
   assert_refused(cli(images, file, out), "already has the split 'train'")
 
@@ -339,8 +345,8 @@ def test_the_command_prepares_and_refuses_a_rerun_before_it_reads_anything(tmp_p
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
   root = real_data / "coco_mini"
-  checked = check_coco(root / split, root / "annotations" / f"instances_{split}.json", skip_bad=False)
-  source = from_files("coco", checked.categories, checked.annotations, root / split)
+  labels = checked(root / split, root / "annotations" / f"instances_{split}.json")
+  source = labels.source("coco", "auto")
   back = open_dataset(prepare_dataset(source, name="coco", split=split, data_dir=tmp_path), split)
   original = json.loads((root / "annotations" / f"instances_{split}.json").read_text())
   rows = {a["id"]: a for a in original["annotations"]}
@@ -366,12 +372,12 @@ def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
       seen += 1
   assert seen == len(rows)
   crowds = sum(a["iscrowd"] for a in rows.values())
-  assert f"  crowd boxes: {crowds}  (" in report(checked, "x")
+  assert f"neither trained on nor counted: {crowds} (" in report(labels, "x")
 
 
 @pytest.mark.real_data
 def test_real_bccd_has_its_two_zero_area_boxes(real_data):
   root = real_data / "bccd"
   for split, where in (("train", "2288 (image 343)"), ("val", "3692 (image 338)")):
-    checked = check_coco(root / split, root / "annotations" / f"instances_{split}.json", skip_bad=False)
-    assert f"  zero-area boxes: 1  (annotation {where})" in report(checked, "x").splitlines()
+    labels = checked(root / split, root / "annotations" / f"instances_{split}.json")
+    assert f"  zero-area boxes: 1 (annotation {where})" in report(labels, "x").splitlines()

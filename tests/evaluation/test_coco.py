@@ -11,11 +11,12 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from iou_det.data.coco import open_files, to_coco
+from iou_det.data.coco import to_coco
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
+from tests.data.coco_files import open_pair
 
-NAMES = {3: "cat", 7: "dog", 8: "cat", 40: "never there"}
+NAMES = {3: "cat", 7: "dog", 8: "bird", 40: "never there"}
 SIZES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
@@ -103,7 +104,7 @@ def test_figures_are_pycocotools(tmp_path, seed, image_ids, max_side):
   for i, value in enumerate(metrics["AP_per_iou"].values()):
     at = precision[i, :, :, 0, 2]
     assert value == np.mean(at[at > -1])
-  assert list(metrics["AP_per_class"]) == ["cat (id 3)", "dog", "cat (id 8)", "never there"]
+  assert list(metrics["AP_per_class"]) == list(NAMES.values())
   for k, value in enumerate(metrics["AP_per_class"].values()):
     of = precision[:, :, k, 0, 2]
     assert value == (np.mean(of) if of.max() > -1 else None)
@@ -140,7 +141,7 @@ def test_a_source_scores_as_its_annotation_file(tmp_path):
   for image in truth["images"]:
     (tmp_path / image["file_name"]).write_bytes(b"not read")
   stats, _ = pycocotools(tmp_path, truth, results)
-  source = open_files(tmp_path, tmp_path / "truth.json")
+  source = open_pair(tmp_path, tmp_path / "truth.json")
   content = to_coco(source.categories, source.annotations)
   assert content["images"] == truth["images"] and content["categories"] == truth["categories"]
   assert content["annotations"] == truth["annotations"]
@@ -208,11 +209,17 @@ def test_perfect_detections_score_one_and_crowds_do_not_count(capsys):
   assert capsys.readouterr().out == ""
 
 
+def test_classes_of_one_name_are_told_apart():
+  truth, results = draw(0)
+  truth["categories"][2]["name"] = "cat"
+  assert list(evaluate(truth, results)["AP_per_class"]) == ["cat (id 3)", "dog", "cat (id 8)", "never there"]
+
+
 def test_no_detections_and_no_ground_truth():
   truth, results = draw(6)
   nothing = evaluate(truth, [])
   assert (nothing["AP"], nothing["AR100"], nothing["detections"]) == (0.0, 0.0, 0)
-  assert nothing["AP_per_class"] == {"cat (id 3)": 0.0, "dog": 0.0, "cat (id 8)": 0.0, "never there": None}
+  assert nothing["AP_per_class"] == {"cat": 0.0, "dog": 0.0, "bird": 0.0, "never there": None}
   no_boxes = evaluate(truth | {"annotations": []}, results)
   assert all(no_boxes[name] is None for name in SIZES)
   assert no_boxes["images"] == 12 and no_boxes["detections"] == len(results)
@@ -291,7 +298,7 @@ def test_bad_records_of_an_annotation_file_are_named(tmp_path):
   with pytest.raises(UserError) as error:
     evaluate(tmp_path / "truth.json", results)
   for words in (
-    "3 bad records: ",
+    "3 bad records of ",
     "image number 1: has no 'id'",
     "annotation id 1000 (image id 5): 'bbox' is ",
     "annotation id 1003 (image id 5): has no 'category_id'",
@@ -310,8 +317,11 @@ def test_annotation_ids_of_a_file_do_not_matter(tmp_path, caplog, ids):
     if ids == "none" or (ids == "some" and i % 2):
       del a["id"]
   (tmp_path / "truth.json").write_text(json.dumps(truth))
+  caplog.set_level("INFO")
   assert evaluate(tmp_path / "truth.json", results) == expected == evaluate(truth, results)
-  assert caplog.text.count("truth.json: annotation ids that are missing, 0 or repeated were renumbered") == 1
+  renumbered = "truth.json: annotation ids that are missing, 0 or repeated were renumbered"
+  assert caplog.text.count(renumbered) == (ids != "none")
+  assert ("annotations without 'id' (their place taken): " in caplog.text) == (ids in ("none", "some"))
 
 
 def test_detections_of_other_images_or_classes_are_errors():
