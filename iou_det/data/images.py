@@ -223,7 +223,7 @@ def size_problem(picture: Picture, exif: str, size: tuple[int, int]) -> str:
   if (width, height) == size and picture.header.orientation >= 5:
     other = "ignore" if picture.turned else "apply"
     what += (
-      f" (EXIF orientation {picture.header.orientation} and exif={exif}; its size is right with {other})"
+      f" (EXIF orientation {picture.header.orientation} and exif={exif}; its size is right with exif={other})"
     )
   return what
 

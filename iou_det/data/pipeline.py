@@ -35,6 +35,7 @@ from iou_det.storage import shared_memory
 
 AHEAD = 3  # batches
 EPOCHS = 1 << 20  # more than any run has
+OR_DROP = "or drop it with `iou-det prepare --skip_bad` or --config.data.skip_bad=True"
 
 # image uint8 [b, h, w, 3] RGB, top left in its canvas; image_size, original_size int32 [b, 2]: height, width
 # in the canvas and as stored; boxes float32 [b, max_boxes, 4]: x1, y1, x2, y2 in canvas pixels; labels int32
@@ -153,11 +154,9 @@ def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
   try:
     picture = open_picture(record.image, record.exif, size)
   except Unreadable as error:
-    raise UserError(
-      f"{name}: {error}; mend it, or drop it with `iou-det prepare --skip_bad` or --config.data.skip_bad=True"
-    ) from None
+    raise UserError(f"{name}: {error}; mend it, {OR_DROP}") from None
   if problem := size_problem(picture, record.exif, size):
-    raise UserError(f"{name} {problem}; correct the annotation file")
+    raise UserError(f"{name} {problem}; correct the annotation file, {OR_DROP}")
   if picture.turned:
     logging.log_first_n(logging.INFO, "%s is turned by its EXIF orientation; others are not named", 1, name)
   if picture.largest:

@@ -125,11 +125,12 @@ def test_other_files_and_sizes_are_refused():
   turned = smooth(exif=with_orientation(6))
   assert problem(turned, 64, 48) == ("", ["images turned by EXIF"])
   assert (
-    "says 48x64 (EXIF orientation 6 and exif=ignore; its size is right with apply)"
+    "says 48x64 (EXIF orientation 6 and exif=ignore; its size is right with exif=apply)"
     in problem(turned, 64, 48, "ignore")[0]
   )
   assert (
-    "(EXIF orientation 6 and exif=apply; its size is right with ignore)" in problem(turned, exif="apply")[0]
+    "(EXIF orientation 6 and exif=apply; its size is right with exif=ignore)"
+    in problem(turned, exif="apply")[0]
   )
   assert "EXIF" not in problem(JPEG, 64, 48)[0]
 
@@ -292,7 +293,7 @@ def test_exif_is_applied_ignored_or_told_by_the_annotated_size(kind, orientation
   same(decode_image(record(data, viewed.shape[:2])), viewed)
   if orientation >= 5:
     same(decode_image(record(data, (40, 60))), COLOURS)
-    with pytest.raises(UserError, match=r"its annotation says 60x40 .*its size is right with ignore"):
+    with pytest.raises(UserError, match=r"its annotation says 60x40 .*its size is right with exif=ignore"):
       decode_image(record(data, (40, 60), "apply"))
 
 
