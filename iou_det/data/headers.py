@@ -59,6 +59,8 @@ OTHERS = {
   "a PDF document": rb"%PDF",
   "a ZIP archive": rb"PK\x03\x04",
   "a compressed file (gzip)": rb"\x1f\x8b",
+  "a camera's raw file": rb".{4}ftypcrx |FUJIFILMCCD-RAW|IIR[OS]|IIU\0",
+  "a DICOM file": rb".{128}DICM",
   "a video": rb".{4}ftyp|RIFF.{4}AVI |\x1aE\xdf\xa3",
   "a Radiance HDR picture, of floats": rb"#\?R",
   "an OpenEXR picture, of floats": rb"v/1\x01",

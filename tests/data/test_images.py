@@ -319,6 +319,9 @@ def test_heic_of_a_phone_by_pillow_heif(monkeypatch):
     (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
     (b"P5 is not a picture", "text"),
     (bytes(1000), "zeros only"),
+    (bytes(128) + b"DICM", "a DICOM file"),
+    (b"\0\0\0\x18ftypmp42", "a video"),
+    (b"\xd0\xcf\x11\xe0", "of no kind that is known here"),
   ],
 )
 def test_what_is_no_picture_is_named_in_words(data, what):
