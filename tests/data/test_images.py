@@ -299,10 +299,11 @@ def test_exif_is_applied_ignored_or_told_by_the_annotated_size(kind, orientation
 
 def test_heic_of_a_phone_by_pillow_heif(monkeypatch):
   heif = pytest.importorskip("pillow_heif")
-  out = io.BytesIO()
-  heif.from_pillow(Image.fromarray(COLOURS)).save(out, quality=-1)
-  assert read_header(out.getvalue())[:3] == (40, 60, 3)
-  np.testing.assert_allclose(open_picture(out.getvalue()).pixels.astype(int), COLOURS, atol=9)
+  out, photo = io.BytesIO(), heif.from_pillow(Image.fromarray(COLOURS))
+  photo.info["exif"] = with_orientation(6)
+  photo.save(out, quality=-1)
+  assert read_header(out.getvalue())[:4] == (60, 40, 3, 1)
+  np.testing.assert_allclose(open_picture(out.getvalue()).pixels.astype(int), VIEWED[6](COLOURS), atol=9)
   monkeypatch.setattr(image_files, "find_spec", lambda name: None)
   with pytest.raises(
     Unreadable, match=r"a HEIC picture, which needs pillow-heif: pip install 'iou-det\[heif\]'"
