@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from iou_det.data.headers import SUFFIXES
+
 START = 1 << 16  # bytes that nearly always hold a picture's header
 LARGEST_TEXT = 1 << 26  # bytes: no text file of one picture has as many
-PICTURES = tuple(
-  ".jpg .jpeg .jpe .jfif .png .bmp .tif .tiff .webp .gif .jp2 .heic .heif .avif .ppm .pgm".split()
-)
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def listing(folder: Path) -> set[str]:
 
 def is_picture(name: str) -> bool:
   """By its suffix; hidden files, as macOS leaves them beside others (._NAME), are none."""
-  return name.lower().endswith(PICTURES) and not name.startswith(".")
+  return os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
 
 
 def pictures(folder: Path) -> dict[str, list[str]]:

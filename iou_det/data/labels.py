@@ -164,8 +164,7 @@ class Labels:
       if header is None:
         self.problems.append(self.file_problem(i, "not a readable picture, and its size is not said"))
         continue
-      turned = header.orientation >= 5 and exif != "ignore"
-      a.height[i], a.width[i] = (header.width, header.height) if turned else (header.height, header.width)
+      a.height[i], a.width[i] = header[:2] if exif == "ignore" else header.shown
     if self.shares:
       sides = np.column_stack([a.width, a.height])[a.image_of_box()].astype(np.float64)
       self.annotations = replace(a, bbox=a.bbox * np.tile(sides, 2), area=a.area * sides.prod(axis=1))
