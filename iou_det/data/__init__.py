@@ -18,7 +18,6 @@ from iou_det.storage import local_path
 # a Source, or, where anybody may have written the files, read_split(path, split), Labels to be checked.
 FORMATS: tuple[Any, ...] = (shapes, tfds, coco, voc, yolo, csv)
 FILE_FORMATS = tuple(f for f in FORMATS if hasattr(f, "read_split"))
-FILE_FORMATS = tuple(f for f in FORMATS if hasattr(f, "read_split"))
 NAMES = tuple(f.NAME for f in FORMATS)
 
 _embedded, *_folders = FORMATS

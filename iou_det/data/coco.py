@@ -21,7 +21,6 @@ from iou_det.storage import local_path
 NAME = "coco"
 WHAT = "a COCO folder"
 WHAT_PAIR = "a COCO file (.json)"
-WHAT_PAIR = "a COCO file (.json)"
 SIGN = "annotations/instances_SPLIT.json, SPLIT/_annotations.coco.json or another COCO file"
 
 

@@ -77,7 +77,7 @@ def box_files(folder: Path) -> list[Path]:
 
 def split_name(file: Path) -> str:
   name = re.sub(r"(?i)[-_. ]*(labels?|annotations?([-_]bbox)?|boxes|bbox|anno)$", "", file.stem)
-  return name.removeprefix("oidv6-") or "default"
+  return re.sub(r"(?i)^(labels?|annotations?|oidv6)[-_. ]+", "", name) or "default"
 
 
 def read_file(

@@ -212,6 +212,8 @@ def read_groups(where: Path, chosen: list[Group], every: list[Group]) -> Labels:
   if names.others:
     what = "XML files whose <filename> is another than the picture of their own name (which is taken)"
     labels.remark(what, len(names.others), names.others)
+  if twice := sum(len(group.stems) for group in chosen) - len(files):
+    labels.remark("names that a list of a split has twice (taken once)", twice)
   every_stem = {stem for group in every for stem in group.stems}
   unnamed = [
     n for stem, ns in names.there.items() if stem not in every_stem for n in ns if n not in names.used

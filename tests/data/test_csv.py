@@ -163,8 +163,9 @@ LAYOUTS = {  # file, pictures, split
   "TensorFlow's tutorial": ("data/train_labels.csv", "images/train", "train"),
   "of one folder": ("annotations/labels.csv", "images", "default"),
   "Roboflow": ("valid/_annotations.csv", "valid", "valid"),
+  "named the other way round": ("labels_val.csv", "val", "val"),
   "beside the pictures": ("images/test_labels.csv", "images", "test"),
-  "OpenImages": ("validation-annotations-bbox.csv", "validation", "validation"),
+  "OpenImages": ("oidv6-validation-annotations-bbox.csv", "validation", "validation"),
 }
 
 

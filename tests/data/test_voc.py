@@ -168,6 +168,9 @@ def test_image_sets_are_the_splits(tmp_path):
     assert voc.splits(root) == ["train", "val"]
     assert only(root, "train").annotations.file_name == ["b.jpg", "a.jpg"]
     assert only(root, "val").categories == only(root, "train").categories
+  (sets / "train.txt").write_text("b\na\nb\n")
+  assert only(tmp_path, "train").annotations.file_name == ["b.jpg", "a.jpg"]
+  assert [r.number for t, r in read_labels(tmp_path, "train").remarks.items() if "twice" in t] == [1]
   (sets / "val.txt").write_text("c d\ne\n")
   assert "e.xml: the XML file does not exist" in refused(tmp_path, "val")
   (sets / "val.txt").write_text("c d\nv\0\x0be\n")

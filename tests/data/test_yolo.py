@@ -188,6 +188,14 @@ def test_paths_in_data_yaml(tmp_path, name):
   assert only(tmp_path / "data.yaml").fingerprint() == only(tmp_path).fingerprint()
 
 
+@pytest.mark.parametrize("content", (b"", b"<html>", picture(40, 60)[:30]))
+def test_a_picture_that_does_not_say_its_size_is_a_bad_record(tmp_path, content):
+  write(tmp_path, {"a": LINE, "b": LINE})
+  (tmp_path / "images/train/a.jpg").write_bytes(content)
+  assert "1 bad record of 4: " in refused(tmp_path) and "a.jpg (image id 1): " in refused(tmp_path)
+  assert only(tmp_path, skip_bad=True).annotations.file_name == ["b.jpg"]
+
+
 def test_hidden_files_are_no_pictures(tmp_path):
   write(tmp_path, {"a": LINE, "._a": LINE})
   write(tmp_path, {"b": LINE}, "images/train/.ipynb_checkpoints", "labels/train/.ipynb_checkpoints", yaml="")
