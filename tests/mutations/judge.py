@@ -15,6 +15,7 @@ from tests.mutations.ways import HANG, MEMORY, Outcome
 Image.MAX_IMAGE_PIXELS = None
 LONGEST_LINE = 4000
 LARGE = 2**24  # pixels: Pillow is not asked
+NOISE = {"libpng": "libpng's", "JPEG data": "libjpeg's", "@0.": "OpenCV's", "TIFF": "libtiff's", "Warning: ": "Pillow's"}
 LOG = re.compile(r"\d\d:\d\d:\d\d ")
 
 
@@ -29,7 +30,8 @@ def rules(o: Outcome) -> Iterator[str]:
     yield f"traceback, exit code {o.code}: {innermost(o.errors)}"
   elif o.code == 2:
     if len(own) != 1:
-      yield f"{len(own)} lines in place of one: {own[0] if own else ''}"
+      noise = next((name for word, name in NOISE.items() if any(word in line for line in own)), own[0] if own else "")
+      yield f"{len(own)} lines in place of one: {noise}"
     elif not own[0].startswith(f"iou-det {'prepare' if o.way == 'skip_bad' else o.way}: "):
       yield f"the line does not begin with the command: {own[0]}"
     if any(len(line) > LONGEST_LINE for line in own):
@@ -146,7 +148,8 @@ def wrong_pixels(
 def reason(errors: str) -> str:
   """The last line, without the path."""
   lines = errors.strip().splitlines()
-  return re.sub(r"\S*/\S*", "PATH", lines[-1])[:200] if lines else ""
+  line = re.sub(r"\S*/\S*|\(it begins with [^)]*\)", "PATH", lines[-1]) if lines else ""
+  return re.sub(r"^iou-det \w+: ", "", line)[:200]
 
 
 def kind_of_fault(text: str) -> str:
