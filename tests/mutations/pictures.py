@@ -30,7 +30,7 @@ def scene(seed: int = 0) -> Image.Image:
 @functools.cache
 def originals(kind: str) -> tuple[tuple[str, bytes], ...]:
   """Files of a kind that are in order, by what is special in them."""
-  rgb, other = scene(), scene(1)
+  rgb, other = scene().copy(), scene(1).copy()  # saving leaves marks in them
   exif = Image.Exif()
   exif[0x0112], exif[0x010F] = 6, "maker"
   rgba, la = rgb.copy(), rgb.convert("L").convert("LA")
