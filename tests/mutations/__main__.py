@@ -56,6 +56,8 @@ class Case(NamedTuple):
   verdict: str  # of prepare: accepted, refused, or fault
   dropped: bool  # --skip_bad made a dataset of what was refused
   faults: list[tuple[str, str]]  # way, what
+  notes: list[tuple[str, str]]  # what is no fault, but worth a look
+  seconds: float  # of the processor
 
 
 def outcomes_of(kind: str, folder: Path, scratch: Path, clean: Any) -> list[ways.Outcome]:
@@ -83,8 +85,13 @@ def keep(target: Path, folder: Path, case: Case, done: list[ways.Outcome]) -> No
   """What `--replay` and a reader need."""
   shutil.copytree(folder, target / "input")
   (target / "case.json").write_text(json.dumps(case._asdict(), indent=1))
-  said = [f"## {o.way}: exit code {o.code}, {o.seconds:.2f} s, {o.mib} MiB\n{o.out}{o.errors}{o.trouble}" for o in done]
-  (target / "said.txt").write_text("\n".join([*map(str, case.faults), *said]), errors="backslashreplace")
+  said = [
+    f"## {o.way}: exit code {o.code}, {o.seconds:.2f} s, {o.mib} MiB\n{o.out}{o.errors}{o.trouble}"
+    for o in done
+  ]
+  (target / "said.txt").write_text(
+    "\n".join([*map(str, case.faults + case.notes), *said]), errors="backslashreplace"
+  )
 
 
 def work(out: Path, worker: int, cases: list[tuple[str, int]], seed: int, clean: Any) -> None:
@@ -100,10 +107,12 @@ def work(out: Path, worker: int, cases: list[tuple[str, int]], seed: int, clean:
       done, faults = examine(kind, folder, scratch, clean)
       dropped = len(done) > 1 and done[1].way == "skip_bad" and done[1].code == 0
       verdict = {0: "accepted", 2: "refused"}.get(done[0].code, "fault")
-      case = Case(kind, number, mutations, verdict, dropped, faults)
+      notes = [fault for fault in faults if fault[1].startswith(judge.NOTE)]
+      faults = [fault for fault in faults if fault not in notes]
+      case = Case(kind, number, mutations, verdict, dropped, faults, notes, sum(o.seconds for o in done))
       file.write(json.dumps(case) + "\n")
       file.flush()
-      for way, what in faults:
+      for way, what in faults + notes:
         name = f"{kind} {way} {judge.kind_of_fault(what)}"
         if examples[name] < EXAMPLES and not (out / "faults" / f"{kind}-{number}").exists():
           keep(out / "faults" / f"{kind}-{number}", folder, case, done)
@@ -113,7 +122,10 @@ def work(out: Path, worker: int, cases: list[tuple[str, int]], seed: int, clean:
 
 
 def table(cases: list[Case]) -> str:
-  rows = ["| kind | tried | accepted | refused | of these made with --skip_bad | faults |", "|---|---:|---:|---:|---:|---:|"]
+  rows = [
+    "| kind | tried | accepted | refused | of these made with --skip_bad | faults |",
+    "|---|---:|---:|---:|---:|---:|",
+  ]
   for name, kind in KINDS.items():
     if ours := [c for c in cases if c.kind == name]:
       numbers = [sum(c.verdict == v for c in ours) for v in ("accepted", "refused")]
@@ -121,14 +133,16 @@ def table(cases: list[Case]) -> str:
       rows.append(f"| {kind.title} | {len(ours)} | {' | '.join(map(str, numbers))} |")
   kinds: dict[tuple[str, str], list[Case]] = defaultdict(list)
   for case in cases:
-    for key in {(way, judge.kind_of_fault(what)) for way, what in case.faults}:
+    for key in {(way, judge.kind_of_fault(what)) for way, what in case.faults + case.notes}:
       kinds[key].append(case)
   if kinds:
     rows += ["", "| way | fault | cases | kinds | for example |", "|---|---|---:|---|---|"]
   for (way, what), found in sorted(kinds.items(), key=lambda item: -len(item[1])):
     of, some = Counter(c.kind for c in found), " ".join(f"{c.kind}-{c.number}" for c in found[:3])
     shown = what.replace("|", "\\|").replace("\n", " ")
-    rows.append(f"| {way} | {shown} | {len(found)} | {' '.join(f'{k} {n}' for k, n in of.items())} | {some} |")
+    rows.append(
+      f"| {way} | {shown} | {len(found)} | {' '.join(f'{k} {n}' for k, n in of.items())} | {some} |"
+    )
   return "\n".join(rows)
 
 
@@ -153,7 +167,7 @@ def main() -> int:
     case = json.loads((given.replay / "case.json").read_text())
     shutil.copytree(given.replay / "input", out / "input")
     done, faults = examine(case["kind"], out / "input", scratch, clean)
-    keep(out / "replayed", out / "input", Case(**case)._replace(faults=faults), done)
+    keep(out / "replayed", out / "input", Case(**case)._replace(faults=faults, notes=[]), done)
     print((out / "replayed" / "said.txt").read_text())
     return 1 if faults else 0
 
@@ -167,7 +181,9 @@ def main() -> int:
     pid = os.fork()
     if pid == 0:
       try:
-        os.dup2(os.open(out / f"worker-{worker}.log", os.O_RDWR | os.O_CREAT), 2)  # what Pillow's libraries say
+        os.dup2(
+          os.open(out / f"worker-{worker}.log", os.O_RDWR | os.O_CREAT), 2
+        )  # what Pillow's libraries say
         work(out, worker, cases[worker :: given.jobs], given.seed, clean)
         os._exit(0)
       except BaseException:
@@ -180,7 +196,10 @@ def main() -> int:
   text = table(tried)
   (out / "table.md").write_text(text + "\n")
   shutil.rmtree(scratch)
-  print(f"{text}\n\n{time.monotonic() - began:.0f} s on {given.jobs} cores, seed {given.seed}")
+  print(
+    f"{text}\n\n{time.monotonic() - began:.0f} s on {given.jobs} cores, seed {given.seed}; the slowest "
+    f"{max(c.seconds for c in tried):.1f} s"
+  )
   if any(codes) or len(tried) < len(cases):
     print(f"the machine itself failed: {len(cases) - len(tried)} cases were not tried")
     return 1
@@ -189,5 +208,9 @@ def main() -> int:
 
 if __name__ == "__main__":
   if os.environ.get("JAX_PLATFORMS") != "cpu":
-    os.execve(sys.executable, [sys.executable, "-m", "tests.mutations", *sys.argv[1:]], os.environ | {"JAX_PLATFORMS": "cpu"})
+    os.execve(
+      sys.executable,
+      [sys.executable, "-m", "tests.mutations", *sys.argv[1:]],
+      os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
   sys.exit(main())

@@ -14,8 +14,16 @@ from tests.mutations.ways import HANG, MEMORY, Outcome
 
 Image.MAX_IMAGE_PIXELS = None
 LONGEST_LINE = 4000
+ANNOTATED = (48, 64)  # height, width
 LARGE = 2**24  # pixels: Pillow is not asked
-NOISE = {"libpng": "libpng's", "JPEG data": "libjpeg's", "@0.": "OpenCV's", "TIFF": "libtiff's", "Warning: ": "Pillow's"}
+NOTE = "(no fault) "  # what begins so is worth a look
+NOISE = {
+  "libpng": "libpng's",
+  "JPEG data": "libjpeg's",
+  "@0.": "OpenCV's",
+  "TIFF": "libtiff's",
+  "Warning: ": "Pillow's",
+}
 LOG = re.compile(r"\d\d:\d\d:\d\d ")
 
 
@@ -30,7 +38,9 @@ def rules(o: Outcome) -> Iterator[str]:
     yield f"traceback, exit code {o.code}: {innermost(o.errors)}"
   elif o.code == 2:
     if len(own) != 1:
-      noise = next((name for word, name in NOISE.items() if any(word in line for line in own)), own[0] if own else "")
+      noise = next(
+        (name for word, name in NOISE.items() if any(word in line for line in own)), own[0] if own else ""
+      )
       yield f"{len(own)} lines in place of one: {noise}"
     elif not own[0].startswith(f"iou-det {'prepare' if o.way == 'skip_bad' else o.way}: "):
       yield f"the line does not begin with the command: {own[0]}"
@@ -76,14 +86,16 @@ def by_pillow(data: bytes) -> Seen:
       lossy &= b"VP8L" not in data[:100]
       tolerance = 12.0 if image.mode == "CMYK" else 3.0 if lossy else 0.0
       image.load()
-      upright = ImageOps.exif_transpose(image)
+      turned = [image, ImageOps.exif_transpose(image)]
+      if image.format == "TIFF":  # Pillow has turned it, and does not say how
+        turned += [image.transpose(how) for how in Image.Transpose]
       if image.mode.startswith("I") or image.mode == "F":
         return Seen([], "", 2.0, np.asarray(image))
       if ";16" in rawmode:
         tolerance = 2.0
       if image.mode in ("YCbCr", "LAB", "HSV"):
         tolerance = 12.0
-      return Seen([np.asarray(i.convert("RGB")) for i in (image, upright)], "", tolerance)
+      return Seen([np.asarray(i.convert("RGB")) for i in turned], "", tolerance)
   except Exception as error:
     return Seen([], f"{type(error).__name__}: {error}"[:120] or "error")
 
@@ -102,9 +114,9 @@ def as_seen(pixels: np.ndarray, seen: Seen) -> bool:
 def judge_pictures(folder: Path, outcomes: list[Outcome]) -> Iterator[tuple[str, str]]:
   """Faults, each with its way. Right is what Pillow sees, or the picture as it was before it was changed."""
   path = next(p for p in (folder / "train").iterdir() if p.stem == "picture")
-  original = by_pillow(next(folder.glob("original.*")).read_bytes())
+  data = next(folder.glob("original.*")).read_bytes()
+  original = by_pillow(data)
   seen = by_pillow(path.read_bytes())
-  annotated = (original.pixels[0] if original.pixels else original.deep).shape[:2]
   there = {}
   for o in outcomes:
     for fault in rules(o):
@@ -122,24 +134,24 @@ def judge_pictures(folder: Path, outcomes: list[Outcome]) -> Iterator[tuple[str,
         yield o.way, "refused or dropped, but not named"
       harmless = seen.pixels and original.pixels and np.array_equal(seen.pixels[0], original.pixels[0])
       if harmless and o.way != "skip_bad":
-        yield o.way, f"refused, though Pillow reads it as it was: {reason(o.errors)}"
+        yield o.way, f"{NOTE}refused, though Pillow sees the picture as it was: {reason(o.errors)}"
+      if path.read_bytes() == data and o.way != "skip_bad":
+        yield o.way, f"refused, though nothing is wrong: {reason(o.errors)}"
     elif pixels["picture"] is not None:
-      yield from ((o.way, f) for f in wrong_pixels(pixels["picture"], seen, original, annotated, o.way))
+      yield from ((o.way, f) for f in wrong_pixels(pixels["picture"], seen, original, o.way))
   strict = {way: taken for way, taken in there.items() if way != "skip_bad"}
-  if len(set(strict.values())) > 1 and not (strict.get("predict") and other_size(seen, annotated)):
+  if len(set(strict.values())) > 1 and not (strict.get("predict") and other_size(seen)):
     yield "all", "; ".join(f"{way} {'takes' if t else 'refuses'} it" for way, t in sorted(strict.items()))
 
 
-def other_size(seen: Seen, annotated: tuple[int, ...]) -> bool:
+def other_size(seen: Seen) -> bool:
   """Then all but predict must refuse it."""
-  return bool(seen.pixels) and seen.pixels[0].shape[:2] != annotated or seen.error != ""
+  return bool(seen.pixels) and seen.pixels[0].shape[:2] != ANNOTATED or seen.error != ""
 
 
-def wrong_pixels(
-  pixels: np.ndarray, seen: Seen, original: Seen, annotated: tuple[int, ...], way: str
-) -> Iterator[str]:
-  if way != "predict" and pixels.shape[:2] != annotated:
-    yield f"taken with {pixels.shape[:2]} pixels, annotated {annotated}"
+def wrong_pixels(pixels: np.ndarray, seen: Seen, original: Seen, way: str) -> Iterator[str]:
+  if way != "predict" and pixels.shape[:2] != ANNOTATED:
+    yield f"taken with {pixels.shape[:2]} pixels, annotated {ANNOTATED}"
   if seen.error == "large" or as_seen(pixels, seen) or as_seen(pixels, original):
     return
   yield f"taken, though Pillow refuses it ({seen.error})" if seen.error else "other pixels than Pillow's"
@@ -149,7 +161,7 @@ def reason(errors: str) -> str:
   """The last line, without the path."""
   lines = errors.strip().splitlines()
   line = re.sub(r"\S*/\S*|\(it begins with [^)]*\)", "PATH", lines[-1]) if lines else ""
-  return re.sub(r"^iou-det \w+: ", "", line)[:200]
+  return re.sub(r"^iou-det \w+: ", "", line)[:120]
 
 
 def kind_of_fault(text: str) -> str:

@@ -100,7 +100,8 @@ def files_of(kind: str) -> dict[str, bytes]:
     elif kind == "yolo":
       for name, boxes in images.items():
         rows = [
-          f"{NAMES.index(n)} {(a + c) / 128} {(b + d) / 96} {(c - a) / 64} {(d - b) / 48}\n" for n, a, b, c, d in boxes
+          f"{NAMES.index(n)} {(a + c) / 128} {(b + d) / 96} {(c - a) / 64} {(d - b) / 48}\n"
+          for n, a, b, c, d in boxes
         ]
         files[f"labels/{split}/{name[:-4]}.txt"] = "".join(rows).encode()
       files["data.yaml"] = yaml_text().encode()
@@ -109,7 +110,9 @@ def files_of(kind: str) -> dict[str, bytes]:
       for name, boxes in images.items():
         for label, *box in boxes:
           corners = ",".join(map(str, box))
-          rows.append(f"{name},64,48,{label},{corners}\n" if kind == "csv" else f"images/{name},{corners},{label}\n")
+          rows.append(
+            f"{name},64,48,{label},{corners}\n" if kind == "csv" else f"images/{name},{corners},{label}\n"
+          )
       files[f"{split}_labels.csv" if kind == "csv" else f"{split}.csv"] = "".join(rows).encode()
   if kind == "retinanet":
     files["classes.csv"] = "".join(f"{name},{i}\n" for i, name in enumerate(NAMES)).encode()
@@ -238,8 +241,12 @@ def lose_key_everywhere(content: Any, rng: random.Random) -> None:
 def convert_everywhere(content: Any, rng: random.Random) -> None:
   """As pandas, or a database, writes a column."""
   rows = content[rng.choice(["images", "annotations", "categories"])]
-  key = rng.choice(["id", "image_id", "category_id", "width", "height", "iscrowd", "area", "file_name", "name"])
-  convert = rng.choice([float, str, lambda v: None, lambda v: [v], lambda v: -1, lambda v: f"f{v}", lambda v: v + 0.5])
+  key = rng.choice(
+    ["id", "image_id", "category_id", "width", "height", "iscrowd", "area", "file_name", "name"]
+  )
+  convert = rng.choice(
+    [float, str, lambda v: None, lambda v: [v], lambda v: -1, lambda v: f"f{v}", lambda v: v + 0.5]
+  )
   for row in rows:
     row[key] = convert(row[key])
   if key == "id" and rows is content["images"] and rng.random() < 0.7:
@@ -273,7 +280,9 @@ def garbage_row(content: Any, rng: random.Random) -> None:
 def whole_list(content: Any, rng: random.Random) -> None:
   key = rng.choice(["images", "annotations", "categories", "info"])
   nested = {"0": content[key]}
-  content[key] = rng.choice([[], {}, None, nested, [content[key]], json.dumps(content[key])[:50], rng.choice(WEIRD)])
+  content[key] = rng.choice(
+    [[], {}, None, nested, [content[key]], json.dumps(content[key])[:50], rng.choice(WEIRD)]
+  )
 
 
 def root_category(content: Any, rng: random.Random) -> None:
@@ -286,7 +295,9 @@ def root_category(content: Any, rng: random.Random) -> None:
 
 def renumber(content: Any, rng: random.Random) -> None:
   name, key, other = rng.choice([("images", "id", "image_id"), ("categories", "id", "category_id")])
-  change = rng.choice([lambda i: i - 1, lambda i: 5 - i, lambda i: i + 2**40, lambda i: -i, lambda i: i * 1000])
+  change = rng.choice(
+    [lambda i: i - 1, lambda i: 5 - i, lambda i: i + 2**40, lambda i: -i, lambda i: i * 1000]
+  )
   for row in content[name]:
     row[key] = change(row[key])
   for row in content["annotations"]:
@@ -295,7 +306,9 @@ def renumber(content: Any, rng: random.Random) -> None:
 
 def extra_key(content: Any, rng: random.Random) -> None:
   row = rng.choice([content, row_of(content, rng)])
-  key = rng.choice(["attributes", "score", "segmentation", "width", "", "ID", "bbox ", "iscrowd", "ignore", "é"])
+  key = rng.choice(
+    ["attributes", "score", "segmentation", "width", "", "ID", "bbox ", "iscrowd", "ignore", "é"]
+  )
   row[key] = copy.deepcopy(rng.choice(WEIRD))
 
 

@@ -111,7 +111,9 @@ def coco(folder: Path, split: str) -> Expected:
     return Expected(BAD)
   except (UnicodeError, RecursionError, ValueError):
     return Expected("unknown")
-  lists = [content.get(k) for k in ("images", "annotations", "categories")] if isinstance(content, dict) else [None]
+  lists = (
+    [content.get(k) for k in ("images", "annotations", "categories")] if isinstance(content, dict) else [None]
+  )
   if not all(isinstance(v, list) for v in lists):
     return Expected(BAD)
   images, annotations, categories = lists
@@ -127,14 +129,18 @@ def coco(folder: Path, split: str) -> Expected:
   for row in images:
     picture, key = coco_image(folder / split, row)
     if key is not None and key in by_id:
-      pictures[by_id[key]] = (MAY, *pictures[by_id[key]][1:])
-      picture = (BAD, *picture[1:])
+      first = images[by_id[key]]
+      pictures[by_id[key]] = (worst(MAY, pictures[by_id[key]][0]), *pictures[by_id[key]][1:])
+      picture = (ODD if row == first else BAD, *picture[1:])
     elif key is not None:
       by_id[key] = len(pictures)
     pictures.append(picture)
   boxes = [coco_box(row, {k: pictures[i] for k, i in by_id.items()}, labels) for row in annotations]
   try:
-    identity = [{r["id"]: Path(r["file_name"]).name for r in images}, {r["id"]: r["name"] for r in categories}]
+    identity = [
+      {r["id"]: Path(r["file_name"]).name for r in images},
+      {r["id"]: r["name"] for r in categories},
+    ]
   except (KeyError, TypeError):
     identity = None
   return Expected(status, pictures, boxes, identity)
@@ -227,7 +233,9 @@ def crowd_of(value: Any) -> tuple[str, bool | None]:
   if is_int(value) and value in (0, 1):
     return GOOD, bool(value)
   if value is None or value in (0, 1, "0", "1", "", "true", "false"):
-    return MAY, {None: None, "0": False, "1": True}.get(value, None if isinstance(value, str) else bool(value))
+    return MAY, {None: None, "0": False, "1": True}.get(
+      value, None if isinstance(value, str) else bool(value)
+    )
   return BAD, None
 
 
@@ -279,13 +287,18 @@ def compare(came: Came, right: Expected, way: str) -> Iterator[str]:
     if box.status == GOOD:
       yield f"a box is lost: {box[1:]}"
   pictures = [(base, w, h) for status, base, w, h in right.images if status in (GOOD, MAY)]
+  if way == "truth":  # sizes do not count there
+    pictures, came = (
+      [(base, 0, 0) for base, _, _ in pictures],
+      came._replace(images=[(i[0], 0, 0) for i in came.images]),
+    )
   for image in came.images:
     if image in pictures:
       pictures.remove(image)
     else:
       yield f"an image that is not in the file: {image}"
   for status, *image in right.images:
-    if status == GOOD and tuple(image) not in came.images:
+    if status == GOOD and image[0] not in {i[0] for i in came.images}:
       yield f"an image is lost: {image}"
 
 
@@ -302,12 +315,16 @@ def together(done: dict[str, Outcome], right: dict[str, Expected]) -> Iterator[t
       for split in one.came.keys() & other.came.keys():
         if sorted(one.came[split].boxes) != sorted(other.came[split].boxes):
           yield "all", f"other boxes by {one.way} than by {other.way}"
-        if sorted(one.came[split].images) != sorted(other.came[split].images):
+        images = [sorted(i[0] for i in o.came[split].images) for o in (one, other)]
+        if images[0] != images[1]:
           yield "all", f"other images by {one.way} than by {other.way}"
     if one.code == other.code == 2:
       here, there = complaints(one.errors), complaints(other.errors)
       if not here & there and (one.way, other.way) == ("prepare", "place"):
-        yield "all", f"other words by {one.way} than by {other.way}: {reason(one.errors)} / {reason(other.errors)}"
+        yield (
+          "all",
+          f"other words by {one.way} than by {other.way}: {reason(one.errors)} / {reason(other.errors)}",
+        )
   if truth and right["train"].identity:
     yield from (("truth", fault) for fault in of_truth(truth, right["train"], place))
 

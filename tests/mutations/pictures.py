@@ -260,7 +260,8 @@ def write(folder: Path, kind: str, rng: random.Random) -> list[str]:
   names = ["good.png", f"picture.{suffix}"]
   images = [{"id": i, "file_name": n, "width": WIDTH, "height": HEIGHT} for i, n in enumerate(names, 1)]
   boxes = [
-    {"id": i, "image_id": i, "category_id": 1, "bbox": [4, 5, 20, 30], "area": 600, "iscrowd": 0} for i in (1, 2)
+    {"id": i, "image_id": i, "category_id": 1, "bbox": [4, 5, 20, 30], "area": 600, "iscrowd": 0}
+    for i in (1, 2)
   ]
   content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "cat"}]}
   (folder / "annotations" / "instances_train.json").write_text(json.dumps(content))

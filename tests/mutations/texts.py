@@ -21,7 +21,12 @@ def spots(text: str, pattern: str, rng: random.Random) -> tuple[int, int]:
 
 def number_for_number(text: str, rng: random.Random) -> str:
   start, stop = spots(text, r"-?\d+(\.\d+)?", rng)
-  plain = [str(rng.randint(0, 64)), f"{rng.uniform(0, 50):.3f}", f"{rng.random():.6f}", str(rng.randint(-5, 5))]
+  plain = [
+    str(rng.randint(0, 64)),
+    f"{rng.uniform(0, 50):.3f}",
+    f"{rng.random():.6f}",
+    str(rng.randint(-5, 5)),
+  ]
   return text[:start] + rng.choice([*plain, *plain, rng.choice(WORDS)]) + text[stop:]
 
 
@@ -70,7 +75,11 @@ def twice(text: str, rng: random.Random) -> str:
 
 def comment(text: str, rng: random.Random) -> str:
   start, _ = spots(text, r"\n|[,>]", rng)
-  return text[:start] + rng.choice(["// by hand", "# by hand\n", "<!-- by hand -->", "/* */", "\n\n\n"]) + text[start:]
+  return (
+    text[:start]
+    + rng.choice(["// by hand", "# by hand\n", "<!-- by hand -->", "/* */", "\n\n\n"])
+    + text[start:]
+  )
 
 
 def quotes(text: str, rng: random.Random) -> str:
@@ -112,17 +121,23 @@ def json_lines(text: str) -> str:
 def element(text: str, rng: random.Random) -> str:
   """Another content of an element."""
   start, stop = spots(text, r"(?<=>)[^<>\n]+(?=</)", rng)
-  return text[:start] + rng.choice([*WORDS, "dog", "dog", "30", "40.7", "<x>5</x>", "<![CDATA[7]]>"]) + text[stop:]
+  return (
+    text[:start] + rng.choice([*WORDS, "dog", "dog", "30", "40.7", "<x>5</x>", "<![CDATA[7]]>"]) + text[stop:]
+  )
 
 
 def lose_element(text: str, rng: random.Random) -> str:
-  tag = rng.choice(["xmin", "ymax", "bndbox", "name", "object", "size", "width", "filename", "difficult", "folder"])
+  tag = rng.choice(
+    ["xmin", "ymax", "bndbox", "name", "object", "size", "width", "filename", "difficult", "folder"]
+  )
   start, stop = spots(text, rf"(?s)<{tag}>.*?</{tag}>", rng)
   return text[:start] + rng.choice(["", "", f"<{tag}/>"]) + text[stop:]
 
 
 def element_again(text: str, rng: random.Random) -> str:
-  tag = rng.choice(["xmin", "ymax", "bndbox", "name", "object", "size", "width", "filename", "difficult", "folder"])
+  tag = rng.choice(
+    ["xmin", "ymax", "bndbox", "name", "object", "size", "width", "filename", "difficult", "folder"]
+  )
   _, stop = spots(text, rf"(?s)<{tag}>.*?</{tag}>", rng)
   start, stop = spots(text[:stop], rf"(?s)<{tag}>.*?</{tag}>", rng)
   return text[:stop] + text[start:stop] + text[stop:]
@@ -151,7 +166,9 @@ def entities(text: str, rng: random.Random) -> str:
 
 def declaration(text: str, rng: random.Random) -> str:
   name = rng.choice(["UTF-8", "utf-16", "latin-1", "gb2312", "none", "utf-7", "cp037"])
-  return f'{rng.choice(["", " "])}<?xml version="{rng.choice(["1.0", "1.1", "9"])}" encoding="{name}"?>\n{text}'
+  return (
+    f'{rng.choice(["", " "])}<?xml version="{rng.choice(["1.0", "1.1", "9"])}" encoding="{name}"?>\n{text}'
+  )
 
 
 def deep(text: str, rng: random.Random) -> str:
@@ -210,7 +227,9 @@ def csv_cell(text: str, rng: random.Random) -> str:
   i = rng.randrange(len(lines))
   cells = lines[i].split(",")
   k = rng.randrange(len(cells))
-  lines[i] = ",".join(cells[:k] + [rng.choice([*WORDS, '"' + cells[k] + '"', f" {cells[k]}", f"{cells[k]}.0"])] + cells[k + 1 :])
+  lines[i] = ",".join(
+    cells[:k] + [rng.choice([*WORDS, '"' + cells[k] + '"', f" {cells[k]}", f"{cells[k]}.0"])] + cells[k + 1 :]
+  )
   return "\n".join(lines) + "\n"
 
 
@@ -227,7 +246,17 @@ def csv_shape(text: str, rng: random.Random) -> str:
 
 OF_SUFFIX: dict[str, tuple[Mutation, ...]] = {
   ".json": (key_again, comma_too_much, wrapped),
-  ".xml": (element, element, lose_element, element_again, swap_corners, rename_element, entities, declaration, deep),
+  ".xml": (
+    element,
+    element,
+    lose_element,
+    element_again,
+    swap_corners,
+    rename_element,
+    entities,
+    declaration,
+    deep,
+  ),
   ".yaml": (yaml_tag, yaml_shape),
   ".txt": (row_shape, row_shape, row_shape),
   ".csv": (csv_cell, csv_shape),
@@ -259,7 +288,17 @@ def line_ends(data: bytes, rng: random.Random) -> bytes:
 
 
 def insert(data: bytes, rng: random.Random) -> bytes:
-  garbage = [b"\0", b"\0" * 100, b"\xff", b"\xfe\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\x1a", rng.randbytes(20), b"\x80"]
+  garbage = [
+    b"\0",
+    b"\0" * 100,
+    b"\xff",
+    b"\xfe\xff",
+    b"\xef\xbb\xbf",
+    b"\xed\xa0\x80",
+    b"\x1a",
+    rng.randbytes(20),
+    b"\x80",
+  ]
   i = rng.choice([0, len(data), rng.randrange(len(data))])
   return data[:i] + rng.choice(garbage) + data[i:]
 

@@ -222,7 +222,9 @@ def truth(clean: Any, file: Path, scratch: Path) -> Outcome:
     from iou_det.detector import ground_truth
 
     content = ground_truth(clean, str(file))
-    images = {r["id"]: (r["file_name"].rsplit("/", 1)[-1], r["width"], r["height"]) for r in content["images"]}
+    images = {
+      r["id"]: (r["file_name"].rsplit("/", 1)[-1], r["width"], r["height"]) for r in content["images"]
+    }
     names = {r["id"]: r["name"] for r in content["categories"]}
     boxes = [
       (images[r["image_id"]][0], names[r["category_id"]], *r["bbox"], bool(r["iscrowd"]), r["area"])
@@ -280,4 +282,3 @@ def without_network() -> None:
   detector.to_device = lambda batch, mesh: batch  # type: ignore[assignment]
   load.load_detector = load_detector  # type: ignore[assignment]
   drawing.draw_detections = lambda image, *rest, **options: image  # type: ignore[assignment]
-
