@@ -3,13 +3,13 @@
   python -m tests.mutations --out=DIR [--seed=0] [--only=coco,png] [--number=N] [--jobs=2] [--short]
   python -m tests.mutations --out=DIR --replay=FAULT        the input of a fault once more
 
-10,000 annotation files (COCO, VOC, YOLO, CSV of two kinds) and 10,000 pictures (JPEG, PNG, WebP, TIFF, BMP), with
-one to three mutations each, go through `prepare` (and --skip_bad where it refuses), reading in place, the truth
-of an evaluation and predict without its network. Each has to be taken and right, or refused in one line with
-exit code 2. Right is what slow readers say that share nothing with the package (`judge`, `oracle`). A fault is
-anything else: a traceback, a signal, 10 s of processor time, 2 GiB, something half-written, ways that disagree.
-DIR gets table.md, and for each kind of fault a few folders with input, commands' output and what was wrong.
-The exit code is 1 if there are faults.
+10,000 annotation files (COCO, VOC, YOLO, CSV of two kinds) and 10,000 pictures (JPEG, PNG, WebP, TIFF, BMP),
+with one to three mutations each, go through `prepare` (and --skip_bad where it refuses), reading in place,
+the truth of an evaluation and predict without its network. Each has to be taken and right, or refused in one
+line with exit code 2. Right is what slow readers say that share nothing with the package (`oracle`, `judge`).
+A fault is anything else: a traceback, a signal, 10 s of processor time, 2 GiB, something half-written, ways
+that disagree. DIR gets table.md and, for each kind of fault, a few folders with the input, what the commands said
+and what is wrong with that. The exit code is 1 if there are faults.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A small data set in each format, and what tools and disks make of its annotation files.
 
-Six pictures in two splits, three classes, two boxes each. One file is mutated one to three times: first as the
-tree it is (COCO), then as text, then as bytes.
+Six pictures in two splits, three classes, two boxes each. One file is mutated one to three times: first as
+the tree it is (COCO), then as text, then as bytes.
 """
 
 import copy
@@ -177,16 +177,21 @@ def with_luck(change: Callable[[], Any]) -> None:
 # Trees: a COCO file's content.
 
 NUMBERS: tuple[Any, ...] = (
-  0, -1, 1, 2, 3, 1.0, 2.0, 1.5, -0.0, 7.25, 63, 64, 65, 1e-9, 1e6, 1e15, 1e308, -1e308, 5e-324, 2**31, 2**53 + 1,
+  0, -1, 1, 2, 3, 1.0, 2.0, 1.5, -0.0, 7.25, 63, 64, 65, 1e-9, 1e6, 1e15, 1e308, -1e308, 5e-324, 2**31,
+  2**53 + 1,
   2**63, 2**64, -(2**63), float("nan"), float("inf"), float("-inf"), RAW + "1e999", RAW + "1" + "0" * 400,
   RAW + "9" * 5000, RAW + "-0", RAW + "0.1e-400", RAW + "1E2", RAW + "007", RAW + "0x10", RAW + "+5",
   RAW + ".5", RAW + "1_000", RAW + "१२")  # fmt: skip
 TEXTS: tuple[str, ...] = (
-  "", " ", "1", "2", "1.0", "NaN", "null", "abc", "im0.png", "im1.png", "IM0.PNG", "./im0.png", "train/im0.png", "x.png",
-  "../val/im4.png", "../../../etc/passwd", "/etc/passwd", "C:\\data\\im0.png", "im0.png\n", "a\nb", "a\x00b", "\x1b[31mred",
-  "é", "红细胞", "\U0001f600", "\u202egnp", "\ud800", "cat", " dog ", "http://localhost/im0.png", "a" * 5000, "%s{0}")  # fmt: skip
+  "", " ", "1", "2", "1.0", "NaN", "null", "abc", "im0.png", "im1.png", "IM0.PNG", "./im0.png",
+  "train/im0.png", "x.png",
+  "../val/im4.png", "../../../etc/passwd", "/etc/passwd", "C:\\data\\im0.png", "im0.png\n", "a\nb", "a\x00b",
+  "\x1b[31mred",
+  "é", "红细胞", "\U0001f600", "\u202egnp", "\ud800", "cat", " dog ", "http://localhost/im0.png", "a" * 5000,
+  "%s{0}")  # fmt: skip
 OTHERS: tuple[Any, ...] = (
-  None, True, False, [], {}, [1], [[1, 2, 3, 4]], {"a": 1}, [None] * 4, ["1", "2", "3", "4"], {"x": 1, "y": 2},
+  None, True, False, [], {}, [1], [[1, 2, 3, 4]], {"a": 1}, [None] * 4, ["1", "2", "3", "4"], {"x": 1,
+  "y": 2},
   RAW + "[" * 200 + "]" * 200, RAW + "[" * 100000 + "]" * 100000, RAW + '{"a":' * 3000 + "1" + "}" * 3000,
   RAW + "[" * 100000, RAW + "[" + "0," * 50000 + "0]")  # fmt: skip
 WEIRD = NUMBERS + TEXTS + OTHERS
@@ -221,8 +226,10 @@ def box_shape(content: Any, rng: random.Random) -> None:
   row = rng.choice(content["annotations"])
   x, y, w, h = row["bbox"]
   shapes = [[], [x, y, w], [x, y, w, h, 0], [[x, y, w, h]], [x, y, x + w, y + h], [x, y, -w, h], [x, y, 0, 0],
-            [x, y, 0, h], {"x": x, "y": y, "width": w, "height": h}, f"{x},{y},{w},{h}", [x, y, w, None], None,
-            [str(v) for v in (x, y, w, h)], [True, False, True, True], [x, y, w, [h]], [0, 0, 64, 48]]  # fmt: skip
+            [x, y, 0, h], {"x": x, "y": y, "width": w, "height": h}, f"{x},{y},{w},{h}", [x, y, w, None],
+            None,
+            [str(v) for v in (x, y, w, h)], [True, False, True, True], [x, y, w, [h]], [0, 0, 64,
+            48]]  # fmt: skip
   row["bbox"] = rng.choice(shapes)
 
 
@@ -257,7 +264,8 @@ def convert_everywhere(content: Any, rng: random.Random) -> None:
 def swap_id(content: Any, rng: random.Random) -> None:
   """Of an image, a category or an annotation, given twice, unknown, or another that is known."""
   name, key = rng.choice([("images", "id"), ("annotations", "image_id"), ("annotations", "category_id"),
-                          ("categories", "id"), ("annotations", "id"), ("images", "file_name"), ("categories", "name")])  # fmt: skip
+                          ("categories", "id"), ("annotations", "id"), ("images", "file_name"),
+                          ("categories", "name")])  # fmt: skip
   one, other = rng.choices(content[name], k=2)
   one[key] = rng.choice([other[key], other[key], 99, 0, -7, 10**12])
 
@@ -313,6 +321,7 @@ def extra_key(content: Any, rng: random.Random) -> None:
 
 
 TREE: tuple[Callable[[Any, random.Random], None], ...] = (
-  any_value, any_value, number, number, box_number, box_number, box_number, box_shape, lose_key, lose_key_everywhere,
+  any_value, any_value, number, number, box_number, box_number, box_number, box_shape, lose_key,
+  lose_key_everywhere,
   convert_everywhere, convert_everywhere, swap_id, swap_id, rows_again, lose_row, garbage_row, whole_list,
   root_category, renumber, extra_key)  # fmt: skip

@@ -1,14 +1,14 @@
 """What annotation files say, read slowly and strictly, and whether what came in is that.
 
-Each record is GOOD (it must come, as it is), MAY come (with these values; refusing it is right too), ODD (must
-not come, and there need be no refusal) or BAD (must not come, and is refused unless --skip_bad drops it).
+Each record is GOOD (it must come, as it is), MAY come (with these values; refusing is right too), ODD (must
+not come, and need not be refused) or BAD (must not come, and is refused unless --skip_bad drops it).
 """
 
 import io
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,8 +45,8 @@ class Expected(NamedTuple):
   """Of a split."""
 
   whole: str  # GOOD; MAY (be refused as a whole); BAD (must be); "unknown": anything goes
-  images: list[tuple[str, str, int, int]] = []  # status, base name, width, height
-  boxes: list[Box] = []
+  images: Sequence[tuple[str, str, int, int]] = ()  # status, base name, width, height
+  boxes: Sequence[Box] = ()
   identity: Any = None  # COCO: {id: base name} of images and {id: name} of categories; None: unclear
 
   def statuses(self) -> set[str]:

@@ -53,7 +53,8 @@ def originals(kind: str) -> tuple[tuple[str, bytes], ...]:
       "rgb": saved(rgb, quality=92), "grey": saved(modes["L"]), "cmyk": saved(modes["CMYK"]),
       "progressive": saved(rgb, progressive=True), "exif": saved(rgb, exif=exif),
       "full": saved(rgb, quality=98, subsampling=0),
-      "restarts": saved(rgb, restart_marker_rows=1), "comment": saved(rgb, comment=b"by hand" * 9)}  # fmt: skip
+      "restarts": saved(rgb, restart_marker_rows=1), "comment": saved(rgb,
+      comment=b"by hand" * 9)}  # fmt: skip
   elif kind == "png":
     files = {
       "rgb": saved(rgb), "grey": saved(modes["L"]), "palette": saved(modes["P"]), "bits": saved(modes["1"]),
@@ -145,7 +146,8 @@ def of_text(data: bytes, rng: random.Random) -> bytes:
   """As tools that take a file for text leave it."""
   return rng.choice([
     lambda: data.replace(b"\r\n", b"\n"), lambda: data.replace(b"\n", b"\r\n"),
-    lambda: data.decode("latin-1").encode("utf-8"), lambda: data.decode("utf-8", "ignore").encode()])()  # fmt: skip
+    lambda: data.decode("latin-1").encode("utf-8"), lambda: data.decode("utf-8",
+    "ignore").encode()])()  # fmt: skip
 
 
 def lie(data: bytes, rng: random.Random) -> bytes:
@@ -232,14 +234,16 @@ def exif_garbage(data: bytes, rng: random.Random) -> bytes:
   """Orientation 0, 9, a text, and a block that is cut off."""
   if data[:2] != b"\xff\xd8":
     return flip(data, rng)
-  body = b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x0112, rng.choice([3, 2, 7, 12]), rng.choice([1, 0, 9**9]),
+  body = b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 0x0112, rng.choice([3, 2, 7, 12]), rng.choice([1, 0,
+  9**9]),
                                            rng.choice([0, 1, 3, 6, 8, 9, 2**31]))  # fmt: skip
   body = b"Exif\0\0" + body[: rng.choice([0, 2, 10, 20, 99])]
   return data[:2] + b"\xff\xe1" + struct.pack(">H", len(body) + 2) + body + data[2:]
 
 
 MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-  truncate, flip, flip_header, cut_out, zeros, repeat, insert, splice, append, prepend, another_file, of_text, lie,
+  truncate, flip, flip_header, cut_out, zeros, repeat, insert, splice, append, prepend, another_file,
+  of_text, lie,
   lie, lie, chunks, chunks, exif_garbage)  # fmt: skip
 
 

@@ -8,10 +8,14 @@ from collections.abc import Callable
 Mutation = Callable[[str, random.Random], str]
 
 WORDS = (
-  "", " ", "NaN", "nan", "-nan", "Infinity", "-inf", "1e999", "-1e999", "1e308", "1" + "0" * 400, "9" * 5000, "-1", "0", "-0",
-  "1.5", "10.0", "1e1", "0x10", "1_0", "+7", " 5 ", "1,5", "१२", "null", "None", "true", "abc", "65", "64", "1000000",
-  "2147483648", "18446744073709551616", "0.1", "0.99999999", "1.00001", "\x00", "\x1b[2J", "é", "红", "\ud800", "'", '"',
-  "<", "&", "&amp;", "&x;", "%", "{}", "[]", "--", "\t", "\n", "=cmd()", "im0.png", "../im0.png", "/etc/passwd")  # fmt: skip
+  "", " ", "NaN", "nan", "-nan", "Infinity", "-inf", "1e999", "-1e999", "1e308", "1" + "0" * 400, "9" * 5000,
+  "-1", "0", "-0",
+  "1.5", "10.0", "1e1", "0x10", "1_0", "+7", " 5 ", "1,5", "१२", "null", "None", "true", "abc", "65", "64",
+  "1000000",
+  "2147483648", "18446744073709551616", "0.1", "0.99999999", "1.00001", "\x00", "\x1b[2J", "é", "红",
+  "\ud800", "'", '"',
+  "<", "&", "&amp;", "&x;", "%", "{}", "[]", "--", "\t", "\n", "=cmd()", "im0.png", "../im0.png",
+  "/etc/passwd")  # fmt: skip
 
 
 def spots(text: str, pattern: str, rng: random.Random) -> tuple[int, int]:
@@ -87,7 +91,8 @@ def quotes(text: str, rng: random.Random) -> str:
 
 
 TEXT: tuple[Mutation, ...] = (
-  number_for_number, number_for_number, number_for_number, word_for_word, word_for_word, lose_character, lose_mark, put_word,
+  number_for_number, number_for_number, number_for_number, word_for_word, word_for_word, lose_character,
+  lose_mark, put_word,
   line_again, lose_line, swap_lines, twice, comment, quotes)  # fmt: skip
 
 
@@ -107,7 +112,8 @@ def comma_too_much(text: str, rng: random.Random) -> str:
 
 def wrapped(text: str, rng: random.Random) -> str:
   depth = rng.choice([1, 500, 100000])
-  return rng.choice(["[" * depth + text + "]" * depth, f'{{"coco": {text}}}', f"callback({text});", f"x = {text}",
+  return rng.choice(["[" * depth + text + "]" * depth, f'{{"coco": {text}}}', f"callback({text});",
+    f"x = {text}",
                      json_lines(text)])  # fmt: skip
 
 
@@ -158,8 +164,10 @@ def entities(text: str, rng: random.Random) -> str:
   laughs = '<!ENTITY a0 "ha">' + "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 10))
   inside, use = rng.choice([
     (laughs, "&a9;"), (laughs[:60], "&a1;"), ('<!ENTITY x SYSTEM "file:///etc/passwd">', "&x;"),
-    ('<!ENTITY x SYSTEM "http://localhost:1/x">', "&x;"), ('<!ENTITY x "cat">', "&x;"), ('<!ENTITY x "&x;">', "&x;"),
-    ('<!ENTITY % p SYSTEM "file:///dev/zero"> %p;', "cat"), (f'<!ENTITY x "{"a" * 100000}">', "&x;" * 5000)])  # fmt: skip
+    ('<!ENTITY x SYSTEM "http://localhost:1/x">', "&x;"), ('<!ENTITY x "cat">', "&x;"), ('<!ENTITY x "&x;">',
+    "&x;"),
+    ('<!ENTITY % p SYSTEM "file:///dev/zero"> %p;', "cat"), (f'<!ENTITY x "{"a" * 100000}">',
+    "&x;" * 5000)])  # fmt: skip
   start, stop = spots(text, r"(?<=<name>)[^<]*|(?<=<xmin>)[^<]*|(?<=<filename>)[^<]*", rng)
   return f'<?xml version="1.0"?>\n<!DOCTYPE annotation [{inside}]>\n{text[:start]}{use}{text[stop:]}'
 
@@ -183,24 +191,37 @@ def deep(text: str, rng: random.Random) -> str:
 def yaml_tag(text: str, rng: random.Random) -> str:
   bomb = "a0: &a0 [x,x]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n" for i in range(1, 10))
   return rng.choice([
-    text.replace("path: .", 'path: !!python/object/apply:os.system ["touch PWNED"]'), text + '\nx: !!python/name:os.system\n',
-    text.replace("nc: 3", "nc: !!int '3'"), text.replace("cat", "!!str 7"), bomb + text.replace("names:", "x: *a9\nnames:"),
-    text.replace("names:", "names: &n") + "x: *n\n", text.replace("names:", "names: *nothing\nx:"), text + "<<: {nc: 4}\n",
-    text.replace("names:", "names: !!set"), "%YAML 9.9\n---\n" + text, text + "---\n" + text, "&a [*a]\n" + text,
-    text.replace("cat", "!!binary aGk="), text.replace("cat", "2024-01-01"), text.replace("cat", "no"), text.replace("cat", "null"),
-    text.replace("cat", "1.0"), text.replace("cat", "[a, b]"), text.replace("cat", "{a: b}"), text + "[" * 50000])  # fmt: skip
+    text.replace("path: .", 'path: !!python/object/apply:os.system ["touch PWNED"]'),
+    text + '\nx: !!python/name:os.system\n',
+    text.replace("nc: 3", "nc: !!int '3'"), text.replace("cat", "!!str 7"), bomb + text.replace("names:",
+    "x: *a9\nnames:"),
+    text.replace("names:", "names: &n") + "x: *n\n", text.replace("names:", "names: *nothing\nx:"),
+    text + "<<: {nc: 4}\n",
+    text.replace("names:", "names: !!set"), "%YAML 9.9\n---\n" + text, text + "---\n" + text,
+    "&a [*a]\n" + text,
+    text.replace("cat", "!!binary aGk="), text.replace("cat", "2024-01-01"), text.replace("cat", "no"),
+    text.replace("cat", "null"),
+    text.replace("cat", "1.0"), text.replace("cat", "[a, b]"), text.replace("cat", "{a: b}"),
+    text + "[" * 50000])  # fmt: skip
 
 
 def yaml_shape(text: str, rng: random.Random) -> str:
   names = text[text.index("names:") :] if "names:" in text else text
   return rng.choice([
-    text.replace(names, "names: [cat, dog, red bird]\n"), text.replace(names, "names: [cat, dog]\n"), text.replace(names, ""),
-    text.replace(names, "names: [cat, cat, dog]\n"), text.replace(names, "names: cat\n"), text.replace("nc: 3", "nc: 80"),
-    text.replace(names, "names: {0: cat, 2: dog, 5: red bird}\n"), text.replace(names, "names: {a: cat, b: dog, c: bird}\n"),
-    text.replace(names, "names: {0: cat, 0: dog, 1: x, 2: y}\n"), text.replace("path: .", "path: /data/set"), text.replace("path: .\n", ""),
-    text.replace("images/train", "../train/images"), text.replace("images/train", "images"), text.replace("images/train", "train.txt"),
-    text.replace("images/train", "[images/train, images/val]"), text.replace("val: images/val\n", ""), text.replace("\n", "\n\t"),
-    text.replace("images/train", "https://ultralytics.com/a.zip"), text.replace("  ", "\t"), text.replace("images/val", "images/train")])  # fmt: skip
+    text.replace(names, "names: [cat, dog, red bird]\n"), text.replace(names, "names: [cat, dog]\n"),
+    text.replace(names, ""),
+    text.replace(names, "names: [cat, cat, dog]\n"), text.replace(names, "names: cat\n"),
+    text.replace("nc: 3", "nc: 80"),
+    text.replace(names, "names: {0: cat, 2: dog, 5: red bird}\n"), text.replace(names,
+    "names: {a: cat, b: dog, c: bird}\n"),
+    text.replace(names, "names: {0: cat, 0: dog, 1: x, 2: y}\n"), text.replace("path: .", "path: /data/set"),
+    text.replace("path: .\n", ""),
+    text.replace("images/train", "../train/images"), text.replace("images/train", "images"),
+    text.replace("images/train", "train.txt"),
+    text.replace("images/train", "[images/train, images/val]"), text.replace("val: images/val\n", ""),
+    text.replace("\n", "\n\t"),
+    text.replace("images/train", "https://ultralytics.com/a.zip"), text.replace("  ", "\t"),
+    text.replace("images/val", "images/train")])  # fmt: skip
 
 
 # Rows of YOLO
@@ -212,10 +233,14 @@ def row_shape(text: str, rng: random.Random) -> str:
   label, *box = (lines[i].split() or ["0"]) + ["0.5"] * 4
   a, b, c, d, *_ = box
   lines[i] = rng.choice([
-    f"{label} {a} {b} {c}", f"{label} {a} {b} {c} {d} 0.9", f"{label} {a} {b} {c} {d} {a} {b} {c}", f"{label},{a},{b},{c},{d}",
-    f"{label}\t{a}\t{b}\t{c}\t{d}", f"  {label}  {a} {b} {c} {d}  ", f"7 {a} {b} {c} {d}", f"-1 {a} {b} {c} {d}", f"1.0 {a} {b} {c} {d}",
-    f"cat {a} {b} {c} {d}", f"{label} 32 24 10 12", f"{label} {a} {b} -{c} {d}", f"{label} {a} {b} 0 {d}", f"{label} 1.2 {b} {c} {d}",
-    f"{label} 0.98 {b} 0.2 {d}", f"{label} 1 1 1 1", f"{label} 0.5 0.5 1.0000001 1", "", f"{label} {a} {b} {c} {d} # x"])  # fmt: skip
+    f"{label} {a} {b} {c}", f"{label} {a} {b} {c} {d} 0.9", f"{label} {a} {b} {c} {d} {a} {b} {c}",
+    f"{label},{a},{b},{c},{d}",
+    f"{label}\t{a}\t{b}\t{c}\t{d}", f"  {label}  {a} {b} {c} {d}  ", f"7 {a} {b} {c} {d}",
+    f"-1 {a} {b} {c} {d}", f"1.0 {a} {b} {c} {d}",
+    f"cat {a} {b} {c} {d}", f"{label} 32 24 10 12", f"{label} {a} {b} -{c} {d}", f"{label} {a} {b} 0 {d}",
+    f"{label} 1.2 {b} {c} {d}",
+    f"{label} 0.98 {b} 0.2 {d}", f"{label} 1 1 1 1", f"{label} 0.5 0.5 1.0000001 1", "",
+    f"{label} {a} {b} {c} {d} # x"])  # fmt: skip
   return "\n".join(lines) + rng.choice(["", "\n", "\n\n"])
 
 
@@ -237,11 +262,16 @@ def csv_shape(text: str, rng: random.Random) -> str:
   head, _, rest = text.partition("\n")
   swapped = ",".join(reversed(head.split(",")))
   return rng.choice([
-    rest, text.replace(",", ";"), text.replace(",", "\t"), text.replace(",", ", "), f"{head}\n{text}", f"{swapped}\n{rest}",
-    f"{head.upper()}\n{rest}", f"{head},\n{rest}", head, f"{head}\n", f"#{text}", f"sep=,\n{text}", text.replace("\n", ",\n"),
-    text.replace("\n", ",extra\n"), f",{text}", text + ",,,,,,,\n", text + "x" * 200000 + "\n", text + '"open quote\n',
-    text.replace("im0", '"im\n0"'), text.replace("64,48", "64.0,48.0"), text.replace("64,48", "48,64"), text.replace("64,48", ","),
-    text + "images/im0.png,,,,,\n", text + "im0.png,64,48,,,,,\n", text.replace("cat", '"a, ""b"""')])  # fmt: skip
+    rest, text.replace(",", ";"), text.replace(",", "\t"), text.replace(",", ", "), f"{head}\n{text}",
+    f"{swapped}\n{rest}",
+    f"{head.upper()}\n{rest}", f"{head},\n{rest}", head, f"{head}\n", f"#{text}", f"sep=,\n{text}",
+    text.replace("\n", ",\n"),
+    text.replace("\n", ",extra\n"), f",{text}", text + ",,,,,,,\n", text + "x" * 200000 + "\n",
+    text + '"open quote\n',
+    text.replace("im0", '"im\n0"'), text.replace("64,48", "64.0,48.0"), text.replace("64,48", "48,64"),
+    text.replace("64,48", ","),
+    text + "images/im0.png,,,,,\n", text + "im0.png,64,48,,,,,\n", text.replace("cat",
+    '"a, ""b"""')])  # fmt: skip
 
 
 OF_SUFFIX: dict[str, tuple[Mutation, ...]] = {
@@ -304,9 +334,12 @@ def insert(data: bytes, rng: random.Random) -> bytes:
 
 
 def another_file(data: bytes, rng: random.Random) -> bytes:
-  return rng.choice([b"", b"\n", b" ", b"null", b"[]", b"{}", b"0", b"\xef\xbb\xbf", gzip.compress(data), b"\0" * 500,
-                     b"<html>404</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
-                     b"PK\x03\x04", b"<annotation/>", b"---\n", b",,,,,\n", b"\x89PNG\r\n\x1a\n"])  # fmt: skip
+  return rng.choice([b"", b"\n", b" ", b"null", b"[]", b"{}", b"0", b"\xef\xbb\xbf", gzip.compress(data),
+    b"\0" * 500,
+                     b"<html>404</html>",
+                     b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+                     b"PK\x03\x04", b"<annotation/>", b"---\n", b",,,,,\n",
+                     b"\x89PNG\r\n\x1a\n"])  # fmt: skip
 
 
 def part_again(data: bytes, rng: random.Random) -> bytes:
@@ -316,4 +349,5 @@ def part_again(data: bytes, rng: random.Random) -> bytes:
 
 
 BYTES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-  truncate, truncate, flip, flip, encoding, encoding, line_ends, insert, another_file, part_again)  # fmt: skip
+  truncate, truncate, flip, flip, encoding, encoding, line_ends, insert, another_file,
+  part_again)  # fmt: skip

@@ -1,7 +1,7 @@
 """The ways in: each is run as a command, by the program's own `main`, in a forked process that is watched.
 
-Where a way is no command by itself (reading in place, the truth of an evaluation) it is made one here, so that
-what ends it is told and coded as everywhere. Predict's network is left out: what it is given is looked at.
+Where a way is no command by itself (reading in place, the truth of an evaluation) it is made one here, so
+that what ends it is told and coded as everywhere. Predict's network is left out: what it is given is looked at.
 """
 
 import gc
@@ -14,7 +14,6 @@ import select
 import shutil
 import signal
 import sys
-import time
 import traceback
 import types
 from collections.abc import Callable
