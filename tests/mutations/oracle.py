@@ -1,56 +1,19 @@
-"""What annotation files say, read slowly and strictly, and whether what came in is that.
-
-Each record is GOOD (it must come, as it is), MAY come (with these values; refusing is right too), ODD (must
-not come, and need not be refused) or BAD (must not come, and is refused unless --skip_bad drops it).
-"""
+"""What annotation files say, read slowly and strictly, and whether what came in is that."""
 
 import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from PIL import Image
 
+from tests.mutations import folders
 from tests.mutations.judge import reason, rules
+from tests.mutations.record import BAD, GOOD, MAY, ODD, Box, Expected, worst
 from tests.mutations.ways import Came, Outcome
-
-GOOD, MAY, ODD, BAD = "good", "may", "odd", "bad"
-
-
-class Box(NamedTuple):
-  status: str
-  image: str = ""  # base name; "" for any, as with all below
-  label: str = ""
-  box: tuple[float, ...] = ()  # x, y, w, h
-  crowd: bool | None = None
-  area: tuple[float, ...] = ()  # each of them is right
-
-  def is_(self, row: tuple) -> bool:
-    image, label, *box, crowd, area = row
-    same = all(math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-6) for a, b in zip(box, self.box, strict=False))
-    area_same = not self.area or any(math.isclose(area, a, rel_tol=1e-6, abs_tol=1e-6) for a in self.area)
-    return (
-      self.image in ("", image)
-      and self.label.strip() in ("", label.strip())
-      and same
-      and self.crowd in (None, crowd)
-      and area_same
-    )
-
-
-class Expected(NamedTuple):
-  """Of a split."""
-
-  whole: str  # GOOD; MAY (be refused as a whole); BAD (must be); "unknown": anything goes
-  images: Sequence[tuple[str, str, int, int]] = ()  # status, base name, width, height
-  boxes: Sequence[Box] = ()
-  identity: Any = None  # COCO: {id: base name} of images and {id: name} of categories; None: unclear
-
-  def statuses(self) -> set[str]:
-    return {self.whole, *(i[0] for i in self.images), *(b.status for b in self.boxes)}
 
 
 def size_of(path: Path) -> tuple[int, int] | None:
@@ -74,10 +37,6 @@ def whole(value: Any) -> tuple[str, Any]:
   if isinstance(value, str) and value:
     return MAY, int(value) if re.fullmatch(r"-?[0-9]{1,18}", value) else value
   return BAD, None
-
-
-def worst(*statuses: str) -> str:
-  return max(statuses, key=[GOOD, MAY, ODD, BAD].index)
 
 
 def parse_json(data: bytes) -> tuple[Any, str]:
@@ -239,13 +198,17 @@ def crowd_of(value: Any) -> tuple[str, bool | None]:
   return BAD, None
 
 
-def expected(kind: str, folder: Path, split: str) -> Expected:
-  return coco(folder, split) if kind == "coco" else Expected("unknown")
+def expected(kind: str, folder: Path) -> dict[str, Expected]:
+  if kind == "coco":
+    return {split: coco(folder, split) for split in ("train", "val")}
+  if kind in ("voc", "yolo"):
+    return {"voc": folders.voc, "yolo": folders.yolo}[kind](folder)
+  return folders.rows_of_csv(kind, folder)
 
 
 def judge_labels(kind: str, folder: Path, outcomes: list[Outcome]) -> Iterator[tuple[str, str]]:
   """Faults, each with its way."""
-  right = {split: expected(kind, folder, split) for split in ("train", "val")}
+  right = expected(kind, folder)
   for o in outcomes:
     yield from ((o.way, fault) for fault in rules(o))
     # Of a COCO folder all but reading in place see the training split alone.

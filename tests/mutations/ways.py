@@ -1,7 +1,7 @@
 """The ways in: each is run as a command, by the program's own `main`, in a forked process that is watched.
 
 Where a way is no command by itself (reading in place, the truth of an evaluation) it is made one here, so
-that what ends it is told and coded as everywhere. Predict's network is left out: what it is given is looked at.
+that what ends it is told and coded as everywhere. Predict is without its network: what that is given is seen.
 """
 
 import gc
@@ -35,7 +35,7 @@ class Came(NamedTuple):
 
   images: list[tuple[str, int, int]]  # base name, width, height
   boxes: list[tuple]  # base name, class, x, y, w, h, crowd, area
-  pixels: dict[str, Any] = {}  # by base name; None: another size than annotated
+  pixels: dict[str, Any]  # by base name; None: another size than annotated
 
 
 class Outcome(NamedTuple):
@@ -229,7 +229,7 @@ def truth(clean: Any, file: Path, scratch: Path) -> Outcome:
       (images[r["image_id"]][0], names[r["category_id"]], *r["bbox"], bool(r["iscrowd"]), r["area"])
       for r in content["annotations"]
     ]
-    read["train"] = Came(list(images.values()), boxes)
+    read["train"] = Came(list(images.values()), boxes, {})
 
   return run("truth", ["truth"], lambda: (read, ""), scratch, lambda: command("truth", main))
 
