@@ -8,8 +8,8 @@ with one to three mutations each, go through `prepare` (and --skip_bad where it 
 the truth of an evaluation and predict without its network. Each has to be taken and right, or refused in one
 line with exit code 2. Right is what slow readers say that share nothing with the package (`oracle`, `judge`).
 A fault is anything else: a traceback, a signal, 10 s of processor time, 2 GiB, something half-written, ways
-that disagree. DIR gets table.md and, for each kind of fault, a few folders with the input, what the commands said
-and what is wrong with that. The exit code is 1 if there are faults.
+that disagree. DIR gets table.md and, for each kind of fault, a few folders with the input, what the commands
+said and what is wrong with that. The exit code is 1 if there are faults.
 """
 
 import argparse
@@ -66,9 +66,9 @@ def outcomes_of(kind: str, folder: Path, scratch: Path, clean: Any) -> list[ways
   if done[0].code != 0:
     done.append(ways.prepare(folder, kind, scratch, skip_bad=True))
   if kind in pictures.SUFFIX:
-    done += [ways.place(folder, ["train"], scratch), ways.predict(folder / "train", scratch)]
+    done += [ways.place(folder, scratch), ways.predict(folder / "train", scratch)]
     return done
-  done.append(ways.place(folder, labels.SPLITS, scratch))
+  done.append(ways.place(folder, scratch))
   if kind == "coco":
     done.append(ways.truth(clean, folder / "annotations" / "instances_train.json", scratch))
   return done

@@ -127,11 +127,11 @@ def yolo(folder: Path) -> dict[str, Expected]:
         return dict.fromkeys(SPLITS, UNKNOWN)
       if not text.isascii() or "\0" in text or "\x0b" in text:
         return dict.fromkeys(SPLITS, UNKNOWN)
-      lines = list(dict.fromkeys(line.split() and tuple(line.split()) for line in text.splitlines()))
-      again = len(text.split("\n")) - len(lines) > 1
-      boxes = [yolo_row(name, cells, names) for cells in lines if cells]
-      rows += [b._replace(status=worst(b.status, MAY)) if again and b.status == GOOD else b for b in boxes]
-      rows += [Box(MAY, name)] * (400 if again else 0)
+      lines = [tuple(line.split()) for line in text.splitlines() if line.strip()]
+      once = dict.fromkeys(lines)
+      boxes = [yolo_row(name, cells, names) for cells in once]
+      for cells, box in zip(once, boxes, strict=True):  # what is there again may be left out
+        rows += [box] + [box._replace(status=worst(MAY, box.status))] * (lines.count(cells) - 1)
     found[split] = Expected(GOOD, [(GOOD, name, 64, 48) for name in images], rows)
   return found
 

@@ -61,7 +61,7 @@ def prepare_server(scratch: Path) -> None:
 
   def names() -> str:
     read_dataset(scratch / "made" / "d")
-    in_place(scratch / "data", ["train"])
+    in_place(scratch / "data")
     listed.write_text("\n".join(sys.modules))
     return ""
 
@@ -184,17 +184,17 @@ def command(name: str, main: Callable[[], None]) -> None:
   sys.modules[f"iou_det.commands.{name}"] = types.SimpleNamespace(main=main, __doc__="")  # type: ignore
 
 
-def in_place(folder: Path, splits: list[str]) -> dict[str, Came]:
-  """Opened, scanned, and every picture in a batch."""
+def in_place(folder: Path) -> dict[str, Came]:
+  """All splits opened, scanned, and every picture in a batch."""
   from iou_det.config import base_config
-  from iou_det.data import open_dataset
+  from iou_det.data import format_of, open_dataset
   from iou_det.data.pipeline import eval_batches
   from iou_det.data.plan import TrainingFilter, scan
 
   data = base_config().data
   data.update(short=64, long=96, canvas=(64, 96), max_boxes=100, threads=1)
   result = {}
-  for split in splits:
+  for split in format_of(folder).splits(folder):
     source = open_dataset(folder, split)
     read = came(source, decode=False)
     scan(source, TrainingFilter(1, 0.0, True))  # nothing is too small, so that there is something to train on
@@ -207,9 +207,9 @@ def in_place(folder: Path, splits: list[str]) -> dict[str, Came]:
   return result
 
 
-def place(folder: Path, splits: list[str], scratch: Path) -> Outcome:
+def place(folder: Path, scratch: Path) -> Outcome:
   read: dict[str, Came] = {}
-  before = lambda: command("place", lambda: read.update(in_place(folder, splits)))
+  before = lambda: command("place", lambda: read.update(in_place(folder)))
   return run("place", ["place"], lambda: (read, ""), scratch, before)
 
 
