@@ -321,7 +321,8 @@ def extra_key(content: Any, rng: random.Random) -> None:
 
 
 TREE: tuple[Callable[[Any, random.Random], None], ...] = (
-  any_value, any_value, number, number, box_number, box_number, box_number, box_shape, lose_key,
+  any_value, any_value, number, number, box_number, box_number, box_number, box_number, box_number,
+  box_shape, lose_key,
   lose_key_everywhere,
   convert_everywhere, convert_everywhere, swap_id, swap_id, rows_again, lose_row, garbage_row, whole_list,
   root_category, renumber, extra_key)  # fmt: skip
