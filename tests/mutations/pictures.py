@@ -230,6 +230,21 @@ def chunks(data: bytes, rng: random.Random) -> bytes:
   return b"".join(found)
 
 
+def inside(data: bytes, rng: random.Random) -> bytes:
+  """Other pixels in a whole file; of a PNG within its compressed data, so that all checksums are right."""
+  found = parts(data)
+  packed = [i for i, part in enumerate(found) if part[4:8] == b"IDAT"]
+  if data[:4] != b"\x89PNG" or not packed:
+    return flip(data, rng, len(data) // 2)
+  try:
+    rows = zlib.decompress(b"".join(found[i][8:-4] for i in packed))
+  except zlib.error:
+    return data
+  chunk = b"IDAT" + zlib.compress(rng.choice([flip, flip, truncate, cut_out, append])(rows, rng))
+  found[packed[0]] = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+  return b"".join(part for i, part in enumerate(found) if i not in packed[1:])
+
+
 def exif_garbage(data: bytes, rng: random.Random) -> bytes:
   """Orientation 0, 9, a text, and a block that is cut off."""
   if data[:2] != b"\xff\xd8":
@@ -244,7 +259,7 @@ def exif_garbage(data: bytes, rng: random.Random) -> bytes:
 MUTATIONS: tuple[Callable[[bytes, random.Random], bytes], ...] = (
   truncate, flip, flip_header, cut_out, zeros, repeat, insert, splice, append, prepend, another_file,
   of_text, lie,
-  lie, lie, chunks, chunks, exif_garbage)  # fmt: skip
+  lie, lie, chunks, chunks, inside, inside, inside, exif_garbage)  # fmt: skip
 
 
 def write(folder: Path, kind: str, rng: random.Random) -> list[str]:
