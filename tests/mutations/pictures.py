@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+PNG = b"\x89PNG\r\n\x1a\n"
 HEIGHT, WIDTH = 48, 64
 SUFFIX = {"jpeg": "jpg", "png": "png", "webp": "webp", "tiff": "tif", "bmp": "bmp"}
 SIZES = (0, 1, 2, 47, 49, 63, 65, 96, 128, 1000, 16000, 30000, 40000, 65535, 2**24, 2**31 - 1, 2**32 - 1)
@@ -137,7 +138,7 @@ def prepend(data: bytes, rng: random.Random) -> bytes:
 
 
 def another_file(data: bytes, rng: random.Random) -> bytes:
-  return rng.choice([b"", b"\xff\xd8", b"\x89PNG\r\n\x1a\n", b"<!DOCTYPE html><html>404</html>", b"BM",
+  return rng.choice([b"", b"\xff\xd8", PNG, b"<!DOCTYPE html><html>404</html>", b"BM",
                      b"II*\0", b"RIFF\0\0\0\0WEBP", b"\0\5\x16\7\0\2", b"GIF89a", b"<svg/>", bytes(1000),
                      b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"])  # fmt: skip
 
@@ -153,7 +154,7 @@ def of_text(data: bytes, rng: random.Random) -> bytes:
 def lie(data: bytes, rng: random.Random) -> bytes:
   """Another width, height or other number where the header has them."""
   size, change = rng.choice(SIZES), bytearray(data)
-  if data[:8] == b"\x89PNG\r\n\x1a\n" and len(data) > 33:
+  if data[:8] == PNG and len(data) > 33:
     place = rng.choice([16, 20, 16, 20, 24, 25, 26, 28])
     change[place : place + 4] = size.to_bytes(4, "big") if place < 24 else change[place : place + 4]
     if place >= 24:
@@ -183,7 +184,7 @@ def lie(data: bytes, rng: random.Random) -> bytes:
 
 def parts(data: bytes) -> list[bytes]:
   """PNG chunks, JPEG segments, RIFF chunks; the whole if there are none."""
-  if data[:8] == b"\x89PNG\r\n\x1a\n":
+  if data[:8] == PNG:
     found, at = [data[:8]], 8
     while at + 12 <= len(data):
       length = int.from_bytes(data[at : at + 4], "big")
