@@ -41,7 +41,7 @@ KINDS = {
   "csv": Kind("CSV, TensorFlow's tutorials", 1000, 10),
   "retinanet": Kind("CSV, RetinaNet's", 1000, 10),
   "jpeg": Kind("JPEG", 2500, 10),
-  "png": Kind("PNG", 2500, 10),
+  "png": Kind("PNG", 2500, 16),
   "webp": Kind("WebP", 1500, 10),
   "tiff": Kind("TIFF", 2000, 10),
   "bmp": Kind("BMP", 1500, 10),
