@@ -97,9 +97,12 @@ def keep(target: Path, folder: Path, case: Case, done: list[ways.Outcome]) -> No
 def work(out: Path, worker: int, cases: list[tuple[str, int]], seed: int, clean: Any) -> None:
   """Its share of the cases; writes each as a line."""
   examples: Counter[str] = Counter()
+  parent = os.getppid()
   place = Path(tempfile.mkdtemp(dir=out))
   with (out / f"cases-{worker}.jsonl").open("w") as file:
     for kind, number in cases:
+      if os.getppid() != parent:
+        return  # which was stopped
       scratch, folder = place / "scratch", place / f"{kind}-{number}"
       scratch.mkdir(exist_ok=True)
       rng = random.Random(f"{seed} {kind} {number}")

@@ -80,7 +80,7 @@ def by_pillow(data: bytes) -> Seen:
   """What Pillow sees. It refuses PNGs for chunks that are not of the pixels, and is asked without those."""
   seen = look(data)
   if seen.error and data.startswith(PNG):
-    found = [part for part in parts(data)[1:] if part[4:5].isupper() or part[4:8] == b"tRNS"]
+    found = [part for part in parts(data)[1:] if part[4:5].isupper() or part[4:8] in (b"tRNS", b"eXIf")]
     seen = look(PNG + b"".join(found))
   return seen
 
