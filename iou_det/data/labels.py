@@ -14,15 +14,11 @@ from iou_det.data.files import Files, find_files, read_start
 from iou_det.data.images import read_header
 from iou_det.data.source import Annotations, Category, Source
 from iou_det.errors import UserError
+from iou_det.streams import escaped
 
 FAR = 2**31  # pixels: no picture reaches as far
 SHOWN = 20  # kinds of problems in an error
 REMEDY = "mend them, or drop them with --skip_bad (a folder in place: --config.data.skip_bad=True)"
-
-
-def one_line(text: str) -> str:
-  """With escapes for what no line shows: names of files and classes may have anything in them."""
-  return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 class Problem(NamedTuple):
@@ -34,7 +30,7 @@ class Problem(NamedTuple):
   image_id: int | None = None  # of an image that must go, if its file is bad
 
   def __str__(self) -> str:
-    return one_line(f"{self.where}: {self.what}")
+    return escaped(f"{self.where}: {self.what}")
 
 
 class Remark(NamedTuple):
@@ -44,7 +40,7 @@ class Remark(NamedTuple):
   examples: list[str]
 
   def __str__(self) -> str:
-    shown = one_line(", ".join(self.examples)) + (", ..." if self.number > len(self.examples) else "")
+    shown = escaped(", ".join(self.examples)) + (", ..." if self.number > len(self.examples) else "")
     return f"{self.number}" + (f" ({shown})" if self.examples else "")
 
 
@@ -252,7 +248,7 @@ def list_problems(problems: Sequence[Problem]) -> str:
     kinds.setdefault(problem.kind or problem.what, []).append(problem)
   told = []
   for alike in islice(kinds.values(), SHOWN):
-    more = one_line(", ".join(p.where for p in alike[1:4])) + (", ..." if len(alike) > 4 else "")
+    more = escaped(", ".join(p.where for p in alike[1:4])) + (", ..." if len(alike) > 4 else "")
     told.append(f"{alike[0]}" + (f" (and {len(alike) - 1} more like it: {more})" if more else ""))
   left = len(kinds) - SHOWN
   return "; ".join(told) + (f"; and {left} more kinds" if left > 0 else "")
