@@ -21,6 +21,7 @@ COMMANDS = {
   "import-weights": "a detector of torchvision, mmdetection or detectron2 -> a file for us",
   "reproduce": "a table or figure of the paper: its runs, then the table",
   "fit-wloc": "w_loc of Table 4: keeps the first step's loss sum, any data",
+  "doctor": "what machine, config and data are fit for, and what is odd in them",
   "bench": "speed and memory: train, input, predict, eval, scaling; JSON lines",
   "predict": "draw boxes on your own images with a trained workdir",
   "export": "a trained detector as one file: safetensors, StableHLO, ONNX",

@@ -223,14 +223,14 @@ NOTHING = Annotations(
 )
 
 
-def list_problems(problems: Sequence[Problem]) -> str:
+def list_problems(problems: Sequence[Problem], shown: int = SHOWN) -> str:
   """The problems, those of a kind together: the first in full, the places of some more, and how many."""
   kinds: dict[str, list[Problem]] = {}
   for problem in problems:
     kinds.setdefault(problem.kind or problem.what, []).append(problem)
   told = []
-  for alike in islice(kinds.values(), SHOWN):
+  for alike in islice(kinds.values(), shown):
     more = ", ".join(p.where for p in alike[1:4]) + (", ..." if len(alike) > 4 else "")
     told.append(f"{alike[0]}" + (f" (and {len(alike) - 1} more like it: {more})" if more else ""))
-  left = len(kinds) - SHOWN
+  left = len(kinds) - shown
   return "; ".join(told) + (f"; and {left} more kinds" if left > 0 else "")
