@@ -38,7 +38,7 @@ EXTRAS = {
   "prepare": "tensorflow",
   "heif": "pillow_heif",
 }
-SECONDS = 60  # that devices have to answer; JAX and CUDA take 5 to 20 from a cold disk
+SECONDS = 60.0  # that devices have to answer; JAX and CUDA take 5 to 20 from a cold disk
 SAMPLE = 0.25  # seconds that decoding is timed
 BUSY = 0.1  # of a GPU's memory in use before we are there: more than a desktop's windows take
 LITTLE_DISK = 2**30  # bytes: less than a few checkpoints of a ResNet-50

@@ -31,6 +31,7 @@ from iou_det.data.labels import Labels
 from iou_det.data.look import Look, look
 from iou_det.errors import UserError
 from iou_det.finding import LEVELS, Finding, by_level, some
+from iou_det.storage import SHARED
 from iou_det.training import fit
 from iou_det.training.checks import SOME_CLASSES, open_data
 
@@ -55,7 +56,10 @@ def main() -> None:
   findings = [*devices.findings, *machine.few_cores(limits)]
   seen = Look("")
   if path and not (is_here(path) or DATA.value):
-    findings.append(Finding("note", f"data.path={path} is not on this machine: not looked at"))
+    todo = "give --data=FOLDER if it is here under another name"
+    findings.append(
+      Finding("warning", f"config.data.path={path} is not on this machine: not looked at", todo)
+    )
   elif path:
     wanted = [config.data.train_split, config.data.val_split] if config else None
     seen = look(path, wanted, reading(config), PICTURES.value)
@@ -126,15 +130,13 @@ def needs(
     return [], [*findings, Finding("error", str(error))]
   findings += fit.memory(host, device, limits.available, machine.shared_free(), devices.memory)
   size = machine.size
+  shared = f", {size(host.shared)} of {SHARED}" if host.shared else ""
   return [
+    ("config", f"batches read ahead take up to {size(host.ram)} of memory{shared}"),
     (
-      "config needs",
-      f"{size(host.ram)} of memory and {size(host.shared)} of shared memory for batches read ahead",
-    ),
-    (
-      "of a device",
-      f"{size(device.state)} for parameters and optimizer, {size(device.kept)} for a step of "
-      f"{config.train.batch_size} images on {number} x {kind}: counted, without what the compiler adds "
+      "",
+      f"a step of {config.train.batch_size} images on {number} x {kind} takes {size(device.total)} of each, "
+      f"{size(device.state)} of it parameters and optimizer: counted, without what the compiler adds "
       "(`iou-det bench train` measures it)",
     ),
   ], findings

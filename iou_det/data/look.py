@@ -45,6 +45,11 @@ def look(path: str, wanted: Sequence[str] | None, reading: Reading, pictures: in
   except UserError as error:
     return Look(path, findings=[Finding("error", str(error))])
   for split in there if wanted is None else wanted:
+    if split not in there:
+      what = f"there is no split {split!r} in {path}; there are: {', '.join(there) or 'none'}"
+      todo = "name the splits by --config.data.train_split and --config.data.val_split"
+      seen.findings.append(Finding("error", what, todo))
+      continue
     try:
       if hasattr(known, "read_split"):
         open_labels(seen, path, split, reading)
@@ -52,8 +57,10 @@ def look(path: str, wanted: Sequence[str] | None, reading: Reading, pictures: in
         source = known.open_split(path, split)
         seen.sources[split] = source
         seen.splits[split] = Labels(Path(path), source.categories, source.annotations)
-    except (UserError, OSError) as error:
+    except UserError as error:
       seen.findings.append(Finding("error", f"{split}: {error}"))
+    except OSError as error:
+      seen.findings.append(Finding("error", f"{split}: {error.filename}: {error.strerror}"))
   contents = look_at_pictures(seen, reading, pictures)
   for labels in seen.splits.values():
     remark_boxes(labels)
@@ -115,18 +122,19 @@ def choose(seen: Look, number: int) -> dict[str, Int64[np.ndarray, " chosen"]]:
   lengths = {split: len(labels.annotations) for split, labels in seen.splits.items()}
   if sum(lengths.values()) <= number:
     return {split: np.arange(length) for split, length in lengths.items()}
-  keys = [size_in_bytes(labels) for labels in seen.splits.values()]
-  order = np.argsort(np.concatenate(keys) * MIX, kind="stable")[:number]
+  sizes = np.concatenate([size_in_bytes(labels) for labels in seen.splits.values()])
+  chance = np.random.default_rng(0).permutation(len(sizes))  # among pictures of one size
+  order = np.lexsort((chance, sizes * MIX))[:number]
   of_split = np.repeat(np.arange(len(lengths)), list(lengths.values()))[order]
   starts = np.cumsum([0, *lengths.values()])
   return {s: np.sort(order[of_split == k] - starts[k]) for k, s in enumerate(lengths)}
 
 
 def size_in_bytes(labels: Labels) -> Contents:
-  """Of each picture's file; where there are no files, their places."""
-  if labels.files is None:
-    return np.arange(len(labels.annotations), dtype=np.uint64)
+  """Of each picture's file; 0 where there is none."""
   sizes = np.zeros(len(labels.annotations), np.uint64)
+  if labels.files is None:
+    return sizes
   for i in range(len(sizes)):
     try:
       sizes[i] = labels.files.path(i).stat().st_size

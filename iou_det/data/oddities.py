@@ -13,8 +13,8 @@ from iou_det.finding import Finding, some
 Contents = UInt64[np.ndarray, " images"]  # the same for images of the same content; 0: not known
 
 FEWEST = 10  # boxes; fewer may be so by chance
-# Share of the boxes that reach out. Corners taken for x, y, w, h do wherever x1 + x2 exceeds the width, or y1 + y2
-# the height: three quarters of boxes all over the image. Less is asked for: objects may keep to the upper left.
+# Share of boxes that reach out. Corners taken for x, y, w, h do where x1 + x2 exceeds the width or y1 + y2
+# the height: three quarters of boxes all over the image. Objects may keep to the upper left.
 WRONG_AS_CORNERS = 0.3
 WRONG_AS_CENTRES = 0.1  # those at the right and lower edge alone
 RIGHT = 0.99  # of the boxes must be right in the other reading; the rest may be wrong in both

@@ -154,7 +154,7 @@ def large_images(
       f"{np.median(1 / factors[shrunk]):.1f}): small things in them vanish"
     )
     yield Finding(
-      "warning", what, f"if they matter, {enlarged(data, 2)} (four times the memory), or cut the images"
+      "warning", what, f"if they matter, {enlarged(data, 2.0)} (four times the memory), or cut the images"
     )
 
 
