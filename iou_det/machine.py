@@ -203,10 +203,9 @@ def few_cores(found: Limits) -> Iterator[Finding]:
 def room(folders: Sequence[Path]) -> tuple[list[tuple[str, str]], list[Finding]]:
   """The compile cache, shared memory, and the disks of these folders."""
   rows, findings = [], []
-  cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-  files = [e for e in os.scandir(cache) if e.is_file()] if cache.is_dir() else []
-  rows.append(("compile cache", f"{cache}: {len(files)} files, {size(sum(e.stat().st_size for e in files))}"))
-  if not os.access(next(p for p in (cache, *cache.parents) if p.exists()), os.W_OK):
+  cache = os.environ["JAX_COMPILATION_CACHE_DIR"]
+  rows.append(("compile cache", f"{cache or 'off'}{cached(Path(cache)) if cache else ''}"))
+  if cache and "://" not in cache and not may_write(Path(cache)):
     todo = "set JAX_COMPILATION_CACHE_DIR to a folder that can be: else each start compiles anew"
     findings.append(Finding("warning", f"the compile cache {cache} cannot be written", todo))
   shared = shared_free()
@@ -222,6 +221,20 @@ def room(folders: Sequence[Path]) -> tuple[list[tuple[str, str]], list[Finding]]
         Finding("warning", f"{folder} has {size(free)} free", "make room before something is written")
       )
   return rows, findings
+
+
+def cached(folder: Path) -> str:
+  """What is in a folder, in words."""
+  try:
+    sizes = [entry.stat().st_size for entry in os.scandir(folder) if entry.is_file()]
+  except OSError:  # not there yet, or another process is at it
+    return ""
+  return f": {len(sizes)} files, {size(sum(sizes))}"
+
+
+def may_write(folder: Path) -> bool:
+  """Also of one that is not there yet."""
+  return os.access(next(p for p in (folder, *folder.absolute().parents) if p.exists()), os.W_OK)
 
 
 def shared_free() -> int:

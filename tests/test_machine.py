@@ -32,7 +32,10 @@ def test_devices_that_cannot_be_had_are_an_error(monkeypatch):
 @pytest.mark.parametrize(
   ("files", "memory", "available"),
   [
-    ({"memory.max": "1000000", "memory.current": "300000", "memory.stat": "anon 5\ninactive_file 200000"}, 10**6, 9 * 10**5),
+    (
+      {"memory.max": "1000000", "memory.current": "300000", "memory.stat": "anon 5\ninactive_file 200000"},
+      10**6, 9 * 10**5,
+    ),
     ({"memory.limit_in_bytes": "1000000", "memory.usage_in_bytes": "300000"}, 10**6, 7 * 10**5),
     ({"memory.max": "max"}, None, None),
   ],

@@ -11,6 +11,7 @@ from iou_det.data.source import describe_difference
 from iou_det.finding import Finding, some
 
 Contents = UInt64[np.ndarray, " images"]  # the same for images of the same content; 0: not known
+Column = Float64[np.ndarray, " boxes"]
 
 FEWEST = 10  # boxes; fewer may be so by chance
 # Share of boxes that reach out. Corners taken for x, y, w, h do where x1 + x2 exceeds the width or y1 + y2
@@ -73,7 +74,12 @@ def remark_oddities(labels: Labels) -> None:
   width, height = a.width[image], a.height[image]
   x, y, w, h = a.bbox.T
   solid = (w > 0) & (h > 0)
-  right = lambda *corners: share(inside(np.stack(corners, axis=1), width, height))
+
+  def right(x1: Column, y1: Column, x2: Column, y2: Column) -> float:
+    """Share of the boxes that have an area and lie in their image, read so."""
+    inside = (x1 >= -SLACK) & (y1 >= -SLACK) & (x2 <= width + SLACK) & (y2 <= height + SLACK)
+    return share(inside & (x2 > x1) & (y2 > y1))
+
   wrong = 1 - right(x, y, x + w, y + h)
   forms = {
     CORNERS: wrong >= WRONG_AS_CORNERS and right(x, y, w, h) >= RIGHT,
@@ -85,15 +91,6 @@ def remark_oddities(labels: Labels) -> None:
   for trait, holds in forms.items():
     labels.remark(trait, len(a.bbox) if holds and enough else 0)
     enough = enough and not holds  # what is one is not another
-
-
-def inside(
-  corners: Float64[np.ndarray, "n 4"], width: np.ndarray, height: np.ndarray
-) -> Bool[np.ndarray, " n"]:
-  """Which boxes x1, y1, x2, y2 have an area and lie in their image."""
-  x1, y1, x2, y2 = corners.T
-  good = (x1 >= -SLACK) & (y1 >= -SLACK) & (x2 <= width + SLACK) & (y2 <= height + SLACK)
-  return good & (x2 > x1) & (y2 > y1)
 
 
 def share(which: Bool[np.ndarray, " n"]) -> float:

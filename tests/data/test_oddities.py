@@ -312,3 +312,24 @@ def test_real_sets_have_what_they_have_and_no_more(real_data, name, expected):
   assert sorted(f.level for f in every) == sorted(level for level, _ in expected)
   for level, words in expected:
     assert any(f.level == level and f.what.startswith(words) for f in every), words
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["bccd", "deeppcb", "coco_mini"])
+def test_real_boxes_in_another_form_are_told_from_those_in_cocos(real_data, name):
+  known = format_of(real_data / name)
+  for part in known.splits(real_data / name):
+    labels = known.read_split(real_data / name, part)
+    a, first = labels.annotations, labels.annotations.bbox.copy()
+    x, y, w, h = first.T
+    height, width = a.height[a.image_of_box()], a.width[a.image_of_box()]
+    for form, columns in {
+      None: (x, y, w, h),
+      oddities.CORNERS: (x, y, x + w, y + h),
+      oddities.FRACTIONS: (x / width, y / height, w / width, h / height),
+    }.items():
+      a.bbox[:] = np.stack(columns, axis=1)
+      a.area[:] = a.bbox[:, 2] * a.bbox[:, 3]
+      labels.remarks.clear()
+      oddities.remark_oddities(labels)
+      assert [trait for trait, remark in labels.remarks.items() if remark.number] == [form] * bool(form)
