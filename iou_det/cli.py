@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from iou_det import leaving
+from iou_det import leaving, streams
 from iou_det.errors import EXIT_PREEMPTED, Preempted, UserError
 
 COMMANDS = {
@@ -38,7 +38,11 @@ def main(argv: list[str] | None = None) -> None:
 
   With 0: done; 2: bad input, one line on stderr; 75: told to stop, or stuck, run it again; 130: Ctrl-C where
   there is nothing to go on with; 1: a bug. In a group of processes the end of one so ends all.
+
+  Where nobody reads what it prints any more (`| head`, a terminal that is gone) it goes on, and ends with 0;
+  where a full disk lost some of that, with 2, all else being done.
   """
+  streams.set_up()
   argv = sys.argv[1:] if argv is None else argv
   if not argv or argv[0] in ("-h", "--help", "help"):
     print(usage())
@@ -58,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     print(flags.FLAGS.module_help(module))
     sys.exit(0)
   set_up_logging()
+  code = None
   try:
     # ml_collections looks for --config.a.b in sys.argv
     sys.argv = [f"iou-det {command}", *check_command_line(argv[1:])]
@@ -67,7 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     elif len(rest) > 1:
       raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     else:
-      module.main()
+      code = module.main()  # of doctor alone
+    if lost := streams.failure():  # a full disk behind it; if the reader of a pipe has left, all is well
+      raise UserError(f"all is done and written, but what it prints is lost ({lost.strerror})")
     processes.finish()
   except Preempted:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # or another one on the way out would change the exit code
@@ -79,13 +86,18 @@ def main(argv: list[str] | None = None) -> None:
       leaving.leave(EXIT_PREEMPTED, f"iou-det {command}: {line}")
     elif isinstance(error, (UserError, flags.Error)):
       fail(command, str(error))
+    elif isinstance(error, UnicodeEncodeError) and not names_are_utf8():
+      fail(command, f"{error.object[:200]}: {error}")
     elif isinstance(error, OSError):  # a path that cannot be read or written, a full disk
       where, why = error.filename or "input or output", error.strerror or error
-      fail(command, f"{where}: {why}; give another path or make room")
+      path = not isinstance(error, ConnectionError)  # else of another program, or of a network
+      fail(command, f"{where}: {why}; {'give another path or make room' if path else 'run it again'}")
     elif leaving.tell_others:
       traceback.print_exc()
       leaving.leave(1, f"iou-det {command}: {type(error).__name__}: {error}")
     raise
+  if code:
+    sys.exit(code)
 
 
 def keep_compiled_programs() -> None:
@@ -99,7 +111,8 @@ def set_up_logging() -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
-  handler.setFormatter(std_logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+  handler.python_handler.setStream(sys.stderr)  # it has the one that was there when absl was imported
+  handler.setFormatter(Lines("%(asctime)s %(message)s", "%H:%M:%S"))
   # Orbax warns of its own defaults at every turn; what goes wrong in it and its tasks comes as an exception.
   quiet = ("/orbax/", "/asyncio/")
   threshold = lambda path: std_logging.FATAL if any(q in path for q in quiet) else std_logging.WARNING
@@ -108,16 +121,31 @@ def set_up_logging() -> None:
   sys.unraisablehook = show_unraisable
 
 
+class Lines(std_logging.Formatter):
+  """In which names cannot act on the terminal."""
+
+  def format(self, record: std_logging.LogRecord) -> str:
+    return streams.escaped(super().format(record), keep="\n\t")
+
+
 def show_unraisable(unraisable: Any) -> None:
   """As Python does, but for what TensorStore says, hundreds of times, after the end of a save that failed."""
   if str(unraisable.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(unraisable)
 
 
+def names_are_utf8() -> bool:
+  """Else files that a data set names are not found where the names are not ASCII."""
+  return sys.getfilesystemencoding() == "utf-8"
+
+
 def fail(command: str, message: str) -> None:
   """Prints one line and exits with code 2; what libraries say of their own ends then would only hide it."""
   sys.unraisablehook = lambda unraisable: None
-  line = f"iou-det {command}: " + " ".join(message.split())
+  if not (message.isascii() or names_are_utf8()):
+    taken = f"names of files are taken as {sys.getfilesystemencoding()} in this locale"
+    message += f" ({taken}; PYTHONUTF8=1 takes them as UTF-8)"
+  line = streams.one_line(f"iou-det {command}: {message}")
   if leaving.tell_others:
     leaving.leave(2, line)
   print(line, file=sys.stderr)

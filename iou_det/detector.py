@@ -305,8 +305,8 @@ def ground_truth(source: Source, annotations: str, skip_bad: bool = False) -> di
   belongs = "give the file that belongs to them"
   theirs = tuple(Category(c["id"], c["name"]) for c in truth["categories"])
   if set(theirs) != set(source.categories):
-    difference = describe_difference(theirs, source.categories)
-    raise UserError(f"the categories of {annotations} and of {source.name} differ ({difference}); {belongs}")
+    difference = describe_difference({annotations: theirs, source.name: source.categories})
+    raise UserError(f"{annotations} has other categories than {source.name} ({difference}); {belongs}")
   a = source.annotations
   known = {image["id"]: image for image in truth["images"]}
   ours = set(a.image_id.tolist())

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from iou_det.streams import one_line
+
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 
 Act = Callable[[int], None]  # takes the signal's number
@@ -38,7 +40,7 @@ def leave(code: int, line: str, *, stacks: bool = False, tell: bool = True) -> N
     time.sleep(3600)  # another thread is at it
   if stacks:
     faulthandler.dump_traceback(all_threads=True)
-  line = " ".join(line.split())
+  line = one_line(line)
   bars = getattr(sys.modules.get("tqdm"), "tqdm", None)  # an open one has no end of line yet
   print(("\n" if getattr(bars, "_instances", None) else "") + line, file=sys.stderr, flush=True)
   others = [lambda tell=tell: tell(code, line, stacks) for tell in tell_others] if tell else []

@@ -105,7 +105,8 @@ def whole_file(path: AnyPath) -> Iterator[BinaryIO]:
 def write_whole(path: AnyPath, content: str | bytes | Iterable[bytes]) -> int:
   """Writes a file that is whole when it is there; a large one comes in pieces. Returns its CRC-32."""
   if isinstance(content, (str, bytes)):
-    content = [content.encode() if isinstance(content, str) else content]
+    # Names that are not UTF-8 have halves of surrogate pairs.
+    content = [content.encode(errors="backslashreplace") if isinstance(content, str) else content]
   crc = 0
   with whole_file(path) as file:
     for piece in content:
@@ -132,7 +133,7 @@ def parse_json(content: bytes, path: AnyPath, remedy: str, **options: Any) -> An
   try:
     value = json.loads(content, **options)
     return unsealed(value) if isinstance(value, dict) and not options else value
-  except ValueError as error:  # not UTF-8, not JSON, or another seal
+  except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end, or another seal
     raise UserError(f"{path} is not JSON, or not whole ({error}); {remedy}") from None
 
 

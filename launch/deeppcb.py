@@ -80,7 +80,7 @@ def write_splits(data: Path, part: Path) -> dict[str, tuple[int, int]]:
 def read(path: Path) -> str:
   if not path.is_file():
     raise UserError(f"{path} does not exist; give a complete clone of github.com/tangsanli5201/DeepPCB")
-  return path.read_text()
+  return path.read_text(encoding="utf-8")
 
 
 def copy_image(path: Path, folder: Path) -> tuple[int, int]:

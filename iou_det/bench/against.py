@@ -58,9 +58,9 @@ def run_torchvision(kind: str, config: ConfigDict, num_classes: int, boxes: int,
   with tempfile.TemporaryDirectory() as folder:
     arrays: dict[str, Any] = synthetic.batch(config, batch_size, num_classes, boxes)
     np.savez(Path(folder) / "inputs.npz", **arrays)
-    (Path(folder) / "settings.json").write_text(json.dumps(settings))
+    (Path(folder) / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
     command = [sys.executable, "-m", "iou_det.bench.torchvision_model", folder]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
   if done.returncode:
     raise UserError(f"torchvision's run failed: {done.stderr.strip().splitlines()[-1]}")
   return [json.loads(line) for line in done.stdout.splitlines()]

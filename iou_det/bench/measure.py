@@ -127,7 +127,7 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def cpu_model() -> str:
-  lines = Path("/proc/cpuinfo").read_text().splitlines()
+  lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
   names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
   return names[0] if names else platform.machine()
 
@@ -198,5 +198,5 @@ def print_line(row: Line, out: Path | None) -> None:
   line = json.dumps(row)
   print(line, flush=True)
   if out:
-    with out.open("a") as file:
+    with out.open("a", encoding="utf-8") as file:
       file.write(line + "\n")

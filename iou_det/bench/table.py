@@ -22,7 +22,7 @@ NUMBERS: dict[str, Any] = {  # heading -> format, factor, fields
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
   """The measurements of a JSON-lines file; a line that is none is a UserError."""
   rows = []
-  for number, line in enumerate(Path(path).read_text().splitlines(), 1):
+  for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
     try:
       row = json.loads(line)
     except ValueError:

@@ -23,7 +23,7 @@ def main(folder: str) -> None:
   import torch
   import torchvision
 
-  settings = json.loads((Path(folder) / "settings.json").read_text())
+  settings = json.loads((Path(folder) / "settings.json").read_text(encoding="utf-8"))
   device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
   torch.manual_seed(0)
   if device.type == "cuda":

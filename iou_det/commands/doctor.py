@@ -12,7 +12,6 @@ prepare`, which opens every picture.
 
 import contextlib
 import os
-import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -32,6 +31,7 @@ from iou_det.data.look import Look, look
 from iou_det.errors import UserError
 from iou_det.finding import LEVELS, Finding, by_level, some
 from iou_det.storage import SHARED
+from iou_det.streams import one_line
 from iou_det.training import fit
 from iou_det.training.checks import SOME_CLASSES, open_data
 
@@ -47,7 +47,7 @@ WIDTH, LABEL = 110, 14  # columns
 OWN = 16  # pictures of the data set whose decoding is timed
 
 
-def main() -> None:
+def main() -> int:
   jax.config.update("jax_platforms", "cpu")  # before JAX looks for devices: another run may have them
   logging.set_verbosity(logging.ERROR)  # what reading says is among the findings
   config = checked_config()
@@ -85,7 +85,7 @@ def main() -> None:
     ]
   print(page(rows, findings))
   worst = min((LEVELS.index(finding.level) for finding in findings), default=2)
-  sys.exit(2 - worst)
+  return 2 - worst
 
 
 def checked_config() -> ConfigDict | None:
@@ -165,7 +165,11 @@ def describe(split: str, labels: Labels) -> tuple[str, str]:
 def page(rows: list[tuple[str, str]], findings: list[Finding]) -> str:
   """What there is, then what is odd, the worst first."""
   wrap = lambda text, label: textwrap.fill(
-    text, WIDTH, initial_indent=f"{label:<{LABEL}}", subsequent_indent=" " * LABEL, break_long_words=False
+    one_line(text),
+    WIDTH,
+    initial_indent=f"{label:<{LABEL}}",
+    subsequent_indent=" " * LABEL,
+    break_long_words=False,
   )
   lines = [wrap(text, label) for label, text in rows if text]
   numbers = Counter(finding.level for finding in findings)

@@ -4,18 +4,39 @@ import colorsys
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import cv2
-import matplotlib
 import numpy as np
+from absl import logging
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from iou_det import fonts
+from iou_det.data.source import Category
+from iou_det.streams import one_line
 
 Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, x2 and y2 exclusive
 
 MIN_SIDE = 640  # smaller images are enlarged to about this before text goes on them
 GAP = 8  # pixels between the pictures of a contact sheet
+
+
+def drawable_names(categories: Sequence[Category], font: str | None = None) -> list[str]:
+  """Names as they can be drawn: "id 3" where no font here has all letters, which is said once."""
+  names = [one_line(c.name) for c in categories]
+  lacking = {
+    c: letters for c, n in zip(categories, names, strict=True) if (letters := fonts.lacking(n, font))
+  }
+  if lacking:
+    letters = "".join(dict.fromkeys("".join(lacking.values())))
+    which = ", ".join(f"{one_line(c.name)} (id {c.id})" for c in list(lacking)[:5])
+    more = ", ..." if len(lacking) > 5 else ""
+    logging.warning(
+      f"no font of this machine has {letters[:20]}{'...' if len(letters) > 20 else ''}: {len(lacking)} of "
+      f"{len(names)} classes are drawn by their id, {which}{more}; give a font that has the letters "
+      "(--font=FILE) or install one, as Noto Sans of that script"
+    )
+  return [f"id {c.id}" if c in lacking else name for c, name in zip(categories, names, strict=True)]
 
 
 def draw_detections(
@@ -26,16 +47,18 @@ def draw_detections(
   names: Sequence[str],
   *,
   ground_truth: Float[np.ndarray, "m 4"] | None = None,
+  font: str | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
   """A new RGB picture with boxes, class and score, the best on top; ground truth below, dashed in white.
 
   An image whose longer side is below 640 px is enlarged by the next whole factor. Boxes are x1, y1, x2, y2 in
   pixels of `image`, x2 and y2 exclusive. Labels are indices into `names`; each has its own colour everywhere.
+  A letter is drawn with the file `font`, DejaVu Sans or another font of this machine: the first that has it.
   """
   factor = max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))
   height, width = factor * image.shape[0], factor * image.shape[1]
   line = max(2, round(max(height, width) / 320))
-  font = _font(max(13, round(max(height, width) / 48)))
+  letters = max(13, round(max(height, width) / 48))
   picture = Image.fromarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC))
   draw = ImageDraw.Draw(picture)
 
@@ -47,14 +70,30 @@ def draw_detections(
     x1, y1, x2, y2 = _pixels(boxes[i], factor, height, width)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=_colour(int(labels[i])), width=line)
   for i in order:  # the best detection's label gets the best place
-    text, colour = f"{names[labels[i]]} {scores[i]:.2f}", _colour(int(labels[i]))
-    size = math.ceil(font.getlength(text)) + 3 * line, sum(font.getmetrics())  # as high as any text
+    text, colour = _Text(str(names[labels[i]]), f" {scores[i]:.2f}", letters, font), _colour(int(labels[i]))
+    size = text.width + 3 * line, text.ascent + text.descent
     x1, y1, x2, y2 = place = _place(_pixels(boxes[i], factor, height, width), size, taken, (height, width))
     taken.append(place)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
     ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 130 else "white"  # what reads better on it
-    draw.text(((x1 + x2) / 2, (y1 + y2) / 2), text, fill=ink, font=font, anchor="mm")
+    text.draw(draw, (x1 + x2 - text.width) / 2, y1 + text.ascent, ink)
   return np.array(picture)
+
+
+class _Text:
+  """A name and what stands behind it, in pieces of one font each; as high as any text in these fonts."""
+
+  def __init__(self, name: str, behind: str, size: int, font: str | None) -> None:
+    pieces = [*fonts.runs(name, font), *fonts.runs(behind, font)]
+    shown = str if fonts.shapes_letters() else functools.partial(fonts.UNSEEN.sub, "")
+    self.pieces = [(shown(text), fonts.load(face or fonts.DEJAVU, size)) for text, face in pieces]
+    self.width = math.ceil(sum(used.getlength(text) for text, used in self.pieces))
+    self.ascent, self.descent = (max(m) for m in zip(*(f.getmetrics() for _, f in self.pieces), strict=True))
+
+  def draw(self, draw: ImageDraw.ImageDraw, x: float, baseline: int, ink: str) -> None:
+    for text, used in self.pieces:
+      draw.text((x, baseline), text, fill=ink, font=used, anchor="ls")
+      x += used.getlength(text)
 
 
 def contact_sheet(
@@ -118,12 +157,6 @@ def _dashed(draw: ImageDraw.ImageDraw, box: Rectangle, line: int) -> None:
   for y in range(y1, y2, 2 * dash):
     for x in (x1, x2 - line):
       draw.rectangle((x, y, x + line - 1, min(y + dash, y2) - 1), fill="white")
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-  # As matplotlib ships it: the same letters on every machine.
-  return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")), size)
 
 
 @functools.cache

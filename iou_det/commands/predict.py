@@ -16,12 +16,13 @@ import numpy as np
 from absl import flags
 
 from iou_det.commands import flags as common
-from iou_det.commands.drawing import contact_sheet, draw_detections
+from iou_det.commands.drawing import contact_sheet, draw_detections, drawable_names
 from iou_det.data import Reading, open_dataset
 from iou_det.data.images import Image, image_files
 from iou_det.data.pipeline import decode_image
 from iou_det.data.source import corners
 from iou_det.errors import UserError
+from iou_det.fonts import check_font
 from iou_det.storage import AnyPath, user_path, write_json, write_whole
 from iou_det.weights.load import load_detector
 
@@ -34,6 +35,10 @@ SPLIT = flags.DEFINE_string("split", None, "Instead of files: a split of the con
 LIMIT = flags.DEFINE_integer("limit", 0, "With --split: only the first images; 0: all.", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "Folder for pictures and detections.json.", required=True)
 SCORE = flags.DEFINE_float("score", 0.3, "Boxes below this are not drawn.", lower_bound=0, upper_bound=1)
+FONT_HELP = (
+  "Font file for class names; default: DejaVu Sans, then fonts of this machine that have the letters."
+)
+FONT = flags.DEFINE_string("font", None, FONT_HELP)
 SHEET = 12  # pictures on the contact sheet
 
 
@@ -44,6 +49,8 @@ def write_image(path: AnyPath, picture: np.ndarray) -> None:
 
 def main(arguments: list[str]) -> None:
   out = user_path(OUT.value, write=True)
+  if FONT.value:
+    check_font(FONT.value, "font")
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
   TEST_TIME(detector.config)
   given = [*IMAGES.value, *arguments]
@@ -64,6 +71,7 @@ def main(arguments: list[str]) -> None:
     images = (decode_image(source[i]) for i in range(len(source)))
     a = source.annotations
     names, truth = list(a.file_name), [corners(a.bbox[a.rows(i)]) for i in range(len(a))]
+  drawn_names = drawable_names(detector.categories, FONT.value)
   out.mkdir(parents=True, exist_ok=True)
 
   rows: list[dict] = []
@@ -78,8 +86,9 @@ def main(arguments: list[str]) -> None:
       found.boxes[drawn],
       found.labels[drawn],
       found.scores[drawn],
-      detector.classes,
+      drawn_names,
       ground_truth=boxes,
+      font=FONT.value,
     )
     write_image(out / f"{i:05d}_{PurePath(name).stem}.png", picture)
     if len(pictures) < SHEET:

@@ -11,8 +11,10 @@ from tqdm import tqdm
 from iou_det.data.images import check
 from iou_det.data.labels import Labels
 from iou_det.data.oddities import remark_oddities
+from iou_det.streams import one_line
 
 TOLERANCE = 1e-6  # pixels a box may overhang by rounding
+MANY = 40  # classes that are all listed
 LISTED = 1000  # places of bad records in a report
 
 
@@ -103,7 +105,11 @@ def repeated(rows: np.ndarray) -> np.ndarray:
 def report(labels: Labels, title: str) -> str:
   """The counts as text, one a line, with the first few places where something is out of the ordinary."""
   counts = np.bincount(labels.annotations.label, minlength=len(labels.categories))
-  per_class = ", ".join(f"{c.name} {n}" for c, n in zip(labels.categories, counts, strict=True))
+  named = [f"{c.name} {n}" for c, n in zip(labels.categories, counts, strict=True)]
+  per_class = ", ".join(named)
+  if len(named) > MANY:
+    ranked = [named[i] for i in np.argsort(-counts, kind="stable")]
+    per_class = f"{', '.join(ranked[:10])}, ..., {', '.join(ranked[-10:])} ({len(named)} classes)"
   lines = [f"{title}: {len(labels.annotations)} images, {len(labels.annotations.bbox)} boxes"]
   lines.append(f"  boxes per class: {per_class}")
   lines += [f"  {trait}: {remark}" for trait, remark in labels.remarks.items() if remark.number]
@@ -114,4 +120,4 @@ def report(labels: Labels, title: str) -> str:
     lines += [f"  bad records dropped: {dropped}", *(f"    {p}" for p in labels.problems[:LISTED])]
     if len(labels.problems) > LISTED:
       lines.append(f"    and {len(labels.problems) - LISTED} more")
-  return "\n".join(lines)
+  return "\n".join(line[: len(line) - len(line.lstrip())] + one_line(line) for line in lines)

@@ -257,4 +257,4 @@ def write_annotations(
 ) -> None:
   (root / "annotations").mkdir(parents=True, exist_ok=True)
   text = json.dumps(to_coco(categories, annotations))
-  (root / "annotations" / f"instances_{split}.json").write_text(text)
+  (root / "annotations" / f"instances_{split}.json").write_text(text, encoding="utf-8")

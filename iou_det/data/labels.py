@@ -40,7 +40,7 @@ class Remark(NamedTuple):
 
   def __str__(self) -> str:
     shown = ", ".join(self.examples) + (", ..." if self.number > len(self.examples) else "")
-    return f"{self.number}" + (f"  ({shown})" if self.examples else "")
+    return f"{self.number}" + (f" ({shown})" if self.examples else "")
 
 
 class Images(NamedTuple):
@@ -101,7 +101,8 @@ class Labels:
   def settle(self, skip_bad: bool) -> None:
     """Refuses bad records by a UserError, or drops them: a bad image goes with its boxes."""
     if self.problems and not skip_bad:
-      bad = f"{len(self.problems)} bad records of {self.records}: {list_problems(self.problems)}"
+      records = "record" if len(self.problems) == 1 else "records"
+      bad = f"{len(self.problems)} bad {records} of {self.records}: {list_problems(self.problems)}"
       raise UserError(f"{bad}; {REMEDY}")
     gone = [p.image_id for p in self.problems if p.image_id is not None]
     if gone:
@@ -132,7 +133,7 @@ class Labels:
     return Labels(self.where, self.categories, annotations, files=files, own_ids=self.own_ids)
 
   def adopt(self, table: tuple[Category, ...]) -> None:
-    """Takes the category table of other splits, if it has all the names and the file has no ids of its own."""
+    """Takes the category table of other splits if it has all names, and the file no ids of its own."""
     place = {c.name: i for i, c in enumerate(table)}
     if not self.own_ids and all(c.name in place for c in self.categories):
       new = np.array([place[c.name] for c in self.categories], np.int32)

@@ -20,10 +20,12 @@ class Category:
   name: str
 
 
-def describe_difference(ours: Sequence[Category], theirs: Sequence[Category]) -> str:
-  """In what two category tables differ: the first few that only one has, with their ids."""
-  only = lambda a, b: ", ".join(f"{c.id}: {c.name}" for c in [c for c in a if c not in b][:5]) or "none"
-  return f"only in the first: {only(ours, theirs)}; only in the second: {only(theirs, ours)}"
+def describe_difference(tables: dict[str, Sequence[Category]]) -> str:
+  """In what two category tables differ: the first few that only one has, with their ids, under its name."""
+  (a, of_a), (b, of_b) = tables.items()
+  only = lambda ours, theirs: [f"{c.id}: {c.name}" for c in ours if c not in theirs][:5]
+  parts = {a: only(of_a, of_b), b: only(of_b, of_a)}
+  return "; ".join(f"only in {name}: {', '.join(rows) or 'none'}" for name, rows in parts.items())
 
 
 def describe_categories(categories: Sequence[Category]) -> str:

@@ -170,10 +170,10 @@ def check_target(
   if categories is not None and there != [split]:
     table = read_categories(version)
     if table != tuple(categories):
+      difference = describe_difference({repr(split): categories, "the others": table})
       raise UserError(
-        f"the categories of {split!r} and those of the splits already in {version} differ "
-        f"({describe_difference(categories, table)}); all splits of a dataset share one table: give another "
-        "--name, or the missing categories to one of them"
+        f"the categories of {split!r} and those of the splits already in {version} differ ({difference}); "
+        "all splits of a dataset share one table: give another --name, or mend the annotations"
       )
   return version
 
@@ -237,7 +237,7 @@ def read_info(version: Path) -> dict[str, Any]:
 
 def write_info(version: Path, info: dict[str, Any]) -> None:
   part = version / "dataset_info.json.part"
-  part.write_text(json.dumps(info, indent=2))
+  part.write_text(json.dumps(info, indent=2), encoding="utf-8")
   os.replace(part, version / "dataset_info.json")
 
 

@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 
 from iou_det.data.coco import read_coco, to_coco
 from iou_det.errors import UserError
+from iou_det.streams import columns_of, one_line
 
 # Name: the words of COCO's table (quantity, IoU, area, detections per image).
 FIGURES = {
@@ -187,9 +188,9 @@ def table(metrics: dict[str, Any]) -> str:
   ious = metrics["AP_per_iou"]
   lines += ["", " IoU  " + "  ".join(f"{iou:>5}" for iou in ious)]
   lines += [" AP   " + "  ".join(map(figure, ious.values()))]
-  classes = metrics["AP_per_class"]
-  width = max(map(len, classes), default=0)
-  cells = [f"{name:<{width}}  {figure(value)}" for name, value in classes.items()]
+  classes = [(one_line(name), value) for name, value in metrics["AP_per_class"].items()]
+  width = max((columns_of(name) for name, _ in classes), default=0)
+  cells = [f"{name}{' ' * (width - columns_of(name))}  {figure(value)}" for name, value in classes]
   columns = max(1, min(4, len(cells) // 8 + 1, 100 // (width + 10)))
   rows = -(-len(cells) // columns)
   per_class = [" " + "    ".join(cells[row::rows]) for row in range(rows)]  # read down, then right

@@ -216,7 +216,7 @@ def listed_images(root: Path) -> list[tuple[int, str, int, int]]:
       "goes on from here"
     )
   try:
-    described = json.loads(listed.read_text())["images"]
+    described = json.loads(listed.read_text(encoding="utf-8"))["images"]
     rows = [(i["id"], i["file_name"], i["height"], i["width"]) for i in described]
   except (ValueError, KeyError, TypeError) as error:
     raise UserError(f"{listed} is no list of COCO images ({error}); get it again") from None

@@ -43,7 +43,7 @@ def open_data(config: ConfigDict) -> Data:
   source, val_source = (open_dataset(d.path, s, Reading.of(d)) for s in (d.train_split, d.val_split))
   if source.categories != val_source.categories:
     both = f"{d.train_split!r} and {d.val_split!r} of {d.path}"
-    difference = describe_difference(source.categories, val_source.categories)
+    difference = describe_difference({s.name: s.categories for s in (source, val_source)})
     raise UserError(f"splits {both} have different category tables ({difference})")
   truth = ground_truth(val_source, d.val_annotations, d.skip_bad)
   return Data(source, val_source, truth, make_plan(source, config))

@@ -149,7 +149,7 @@ class Lock:
     self.path.parent.mkdir(parents=True, exist_ok=True)
     if not in_bucket(self.path):
       try:
-        with open(self.path, "x") as file:
+        with open(self.path, "x", encoding="utf-8") as file:
           file.write(json.dumps(sealed(self.owner)) + "\n")
         return
       except FileExistsError:
@@ -230,7 +230,7 @@ class Lock:
 def machine() -> str:
   """Where a process id means the same process: the host since it was started, and the container."""
   boot = Path("/proc/sys/kernel/random/boot_id")
-  identity = [socket.gethostname(), boot.read_text().strip() if boot.exists() else ""]
+  identity = [socket.gethostname(), boot.read_text(encoding="utf-8").strip() if boot.exists() else ""]
   return "/".join([*identity, os.readlink("/proc/self/ns/pid") if boot.exists() else ""])
 
 

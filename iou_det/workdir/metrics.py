@@ -80,7 +80,7 @@ class MetricsLog:
     write_whole(self.path, "".join(self.lines))
     self.events = workdir / "tensorboard"
     self.gathered = tempfile.TemporaryDirectory() if on_object_store(workdir) else None
-    self.file = None if self.gathered else self.path.open("a")
+    self.file = None if self.gathered else self.path.open("a", encoding="utf-8")
     folder = self.gathered.name if self.gathered else str(self.events)
     with shared_memory("the log for TensorBoard"):
       self.board = SummaryWriter(folder, purge_step=start_step + 1)

@@ -44,7 +44,12 @@ def content():
     row(17, 40, 9, [2, 2, 0.99, 9], 8.9),  # below 1 px
     row(18, 3, 9, [2, 2, 10, 10], 100.0),
   ]
-  return {"info": {}, "images": images, "annotations": annotations, "categories": list(CATEGORIES)}
+  return {
+    "info": {},
+    "images": images,
+    "annotations": annotations,
+    "categories": [dict(c) for c in CATEGORIES],
+  }
 
 
 def write(root: Path, split="train", coco=None):

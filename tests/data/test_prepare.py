@@ -120,7 +120,7 @@ def test_splits_of_a_dataset_share_their_categories(tmp_path):
   source = open_dataset(tmp_path, "train")
   prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out")
   source = dataclasses.replace(source, categories=(*source.categories[:2], Category(9, "puma")))
-  with pytest.raises(UserError, match=r"\(only in the first: 9: puma; only in the second: 9: cat\)"):
+  with pytest.raises(UserError, match=r"\(only in 'val': 9: puma; only in the others: 9: cat\)"):
     prepare_dataset(source, name="set", split="val", data_dir=tmp_path / "out")
 
 
@@ -288,13 +288,13 @@ def test_report_counts_what_is_out_of_the_ordinary(tmp_path):
   assert text[0] == "set/train: 5 images, 9 boxes"
   assert text[1] == "  boxes per class: dog 4, a very big bird 1, cat 4"
   for line in (
-    "images without boxes: 2  (sub/c.png, small.jpg)",
-    "crowd boxes (also VOC's difficult ones): neither trained on nor counted: 1  (annotation 14 (image 7))",
-    "zero-area boxes: 1  (annotation 13 (image 7))",
-    "boxes that reach out of their image: 1  (annotation 15 (image 40))",
-    f"boxes given twice: 1  (annotation {2**40} (image 40))",
-    "annotation ids given twice: 1  (annotation 17 (image 3))",
-    "file names given twice: 1  (small.jpg)",
+    "images without boxes: 2 (sub/c.png, small.jpg)",
+    "crowd boxes (also VOC's difficult ones): neither trained on nor counted: 1 (annotation 14 (image 7))",
+    "zero-area boxes: 1 (annotation 13 (image 7))",
+    "boxes that reach out of their image: 1 (annotation 15 (image 40))",
+    f"boxes given twice: 1 (annotation {2**40} (image 40))",
+    "annotation ids given twice: 1 (annotation 17 (image 3))",
+    "file names given twice: 1 (small.jpg)",
     "annotations without 'area' (that of the box taken): 1",
     "annotations without 'iscrowd' (0 taken): 1",
   ):
@@ -308,7 +308,7 @@ def test_images_of_equal_content_are_counted(tmp_path):
   file.write_text(json.dumps(coco))
   (images / "a.jpg").write_bytes((images / "b.jpg").read_bytes())
   text = report(checked(images, file), "x")
-  assert "images with the same content as another: 1  (a.jpg = b.jpg)" in text
+  assert "images with the same content as another: 1 (a.jpg = b.jpg)" in text
 
 
 def test_nothing_left_after_skipping_is_an_error(tmp_path):
@@ -372,7 +372,7 @@ def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
       seen += 1
   assert seen == len(rows)
   crowds = sum(a["iscrowd"] for a in rows.values())
-  assert f"neither trained on nor counted: {crowds}  (" in report(labels, "x")
+  assert f"neither trained on nor counted: {crowds} (" in report(labels, "x")
 
 
 @pytest.mark.real_data
@@ -380,4 +380,4 @@ def test_real_bccd_has_its_two_zero_area_boxes(real_data):
   root = real_data / "bccd"
   for split, where in (("train", "2288 (image 343)"), ("val", "3692 (image 338)")):
     labels = checked(root / split, root / "annotations" / f"instances_{split}.json")
-    assert f"  zero-area boxes: 1  (annotation {where})" in report(labels, "x").splitlines()
+    assert f"  zero-area boxes: 1 (annotation {where})" in report(labels, "x").splitlines()
