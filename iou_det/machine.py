@@ -168,7 +168,7 @@ def control_groups(controller: str) -> Iterator[Path]:
 
 def text(path: Path) -> str:
   try:
-    return path.read_text().strip()
+    return path.read_text(encoding="utf-8").strip()
   except OSError:
     return ""
 

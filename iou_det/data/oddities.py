@@ -121,12 +121,11 @@ def across(splits: Mapping[str, Labels], contents: Mapping[str, Contents]) -> li
   first, *others = splits
   findings = []
   for other in others:
-    ours, theirs = splits[first].categories, splits[other].categories
-    if ours != theirs:
-      what = f"{first} and {other} have different category tables ({describe_difference(ours, theirs)})"
-      findings.append(
-        Finding("error", what, "give all splits the same ids and names: one label means one class")
-      )
+    tables = {split: splits[split].categories for split in (first, other)}
+    if tables[first] != tables[other]:
+      what = f"{first} and {other} have different category tables ({describe_difference(tables)})"
+      todo = "give all splits the same ids and names: one label means one class"
+      findings.append(Finding("error", what, todo))
   findings += shared_images(splits, contents)
   return findings + (classes(splits) if not any(f.level == "error" for f in findings) else [])
 
