@@ -1,13 +1,13 @@
 """What is odd in the records of a data set, and what to do about it: for `prepare` and `doctor`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt64
 
 from iou_det.data.labels import Labels, Remark
-from iou_det.data.source import describe_difference
+from iou_det.data.source import Category, describe_difference
 from iou_det.finding import Finding, some
 
 Contents = UInt64[np.ndarray, " images"]  # the same for images of the same content; 0: not known
@@ -121,7 +121,7 @@ def across(splits: Mapping[str, Labels], contents: Mapping[str, Contents]) -> li
   first, *others = splits
   findings = []
   for other in others:
-    tables = {split: splits[split].categories for split in (first, other)}
+    tables: dict[str, Sequence[Category]] = {split: splits[split].categories for split in (first, other)}
     if tables[first] != tables[other]:
       what = f"{first} and {other} have different category tables ({describe_difference(tables)})"
       todo = "give all splits the same ids and names: one label means one class"
