@@ -28,12 +28,14 @@ from iou_det.config import validate
 from iou_det.data import EXIF, NAMES, Reading, is_here
 from iou_det.data.labels import Labels
 from iou_det.data.look import Look, look
+from iou_det.data.plan import make_plan
+from iou_det.detector import ground_truth
 from iou_det.errors import UserError
 from iou_det.finding import LEVELS, Finding, by_level, some
 from iou_det.storage import SHARED
 from iou_det.streams import one_line
 from iou_det.training import fit
-from iou_det.training.checks import SOME_CLASSES, open_data
+from iou_det.training.checks import SOME_CLASSES
 
 CONFIG = common.config("Its data.path is looked at, in place of --data.")
 DATA = flags.DEFINE_string("data", None, "Folder of a data set of any known format; default: the config's.")
@@ -114,13 +116,15 @@ def needs(
   config: ConfigDict, devices: machine.Devices, limits: machine.Limits, seen: Look
 ) -> tuple[list[tuple[str, str]], list[Finding]]:
   """The memory that a config needs, and whether data and machine fit it."""
-  findings: list[Finding] = []
-  if seen.splits and not any(f.level == "error" for f in seen.findings):
-    findings += fit.objects_and_images(config, seen.splits)
-    try:
-      open_data(config)
-    except (UserError, OSError) as error:
-      findings.append(Finding("error", f"training refuses the data: {error}"))
+  findings = list(fit.objects_and_images(config, seen.splits)) if seen.splits else []
+  d, sources = config.data, seen.sources
+  try:
+    if d.train_split in sources:
+      make_plan(sources[d.train_split], config)
+    if d.val_split in sources and d.val_annotations:
+      ground_truth(sources[d.val_split], d.val_annotations, d.skip_bad)
+  except UserError as error:
+    findings.append(Finding("error", f"training refuses the data: {error}"))
   classes = max((len(labels.categories) for labels in seen.splits.values()), default=SOME_CLASSES)
   host = fit.host_memory(config, seen.splits)
   kind, number = devices.platform or "cpu", devices.number or 1
@@ -135,7 +139,7 @@ def needs(
     ("config", f"batches read ahead take up to {size(host.ram)} of memory{shared}"),
     (
       "",
-      f"a step of {config.train.batch_size} images on {number} x {kind} takes {size(device.total)} of each, "
+      f"a step of {config.train.batch_size} images on {number} x {kind} takes {size(device.total)} a device, "
       f"{size(device.state)} of it parameters and optimizer: counted, without what the compiler adds "
       "(`iou-det bench train` measures it)",
     ),

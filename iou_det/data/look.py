@@ -9,7 +9,7 @@ from jaxtyping import Int64
 
 from iou_det.data import Reading, format_of, read_labels
 from iou_det.data.checks import check_pictures, content_number, remark_boxes
-from iou_det.data.labels import REMEDY, Labels, list_problems
+from iou_det.data.labels import REMEDY, Labels, Problem, list_problems
 from iou_det.data.oddities import Contents, across, of_remarks, remark_oddities
 from iou_det.data.source import Source
 from iou_det.errors import UserError
@@ -75,18 +75,17 @@ def open_labels(seen: Look, path: str, split: str, reading: Reading) -> None:
   """Adds a split in whose files there may be anything; its bad records are a finding."""
   labels = read_labels(path, split, reading)
   if labels.problems:
-    told = list_problems(labels.problems, KINDS)
-    bad = f"{split}: {len(labels.problems)} bad records of {labels.records}: {told}"
-    seen.findings.append(Finding(level(reading), bad, REMEDY))
+    seen.findings.append(bad(reading, split, f"records of {labels.records}", labels.problems))
   labels.settle(skip_bad=True)
   labels.problems = []
   seen.splits[split] = labels
   seen.sources[split] = labels.source(split, reading.exif)
 
 
-def level(reading: Reading) -> str:
-  """Of bad records."""
-  return "warning" if reading.skip_bad else "error"
+def bad(reading: Reading, split: str, what: str, problems: Sequence[Problem]) -> Finding:
+  """Of bad records, by what will be done with them."""
+  level, todo = ("warning", "config.data.skip_bad drops them") if reading.skip_bad else ("error", REMEDY)
+  return Finding(level, f"{split}: {len(problems)} bad {what}: {list_problems(problems, KINDS)}", todo)
 
 
 def look_at_pictures(seen: Look, reading: Reading, number: int) -> dict[str, Contents]:
@@ -106,14 +105,11 @@ def look_at_pictures(seen: Look, reading: Reading, number: int) -> dict[str, Con
     contents[split][places] = check_pictures(some, reading.exif)
     labels.remarks |= some.remarks
     if some.problems:
-      bad = (
-        f"{split}: {len(some.problems)} bad pictures of {len(places)}: {list_problems(some.problems, KINDS)}"
-      )
-      seen.findings.append(Finding(level(reading), bad, REMEDY))
+      seen.findings.append(bad(reading, split, f"pictures of {len(places)}", some.problems))
   every, opened = (sum(map(len, x.values())) for x in (contents, chosen))
-  seen.pictures = (
-    f"all {every} opened" if every == opened else f"{opened} of {every} opened (--pictures={every} opens all)"
-  )
+  if every:
+    more = f" (--pictures={every} opens all)" if opened < every else ""
+    seen.pictures = f"{opened} of {every} opened{more}"
   return contents
 
 

@@ -60,10 +60,6 @@ ADVICE = {
     "warning",
     f"look at some; if their boxes refer to the pixels as stored, give {EXIF_FLAGS}",
   ),
-  "16-bit images": (
-    "note",
-    "each is scaled by the bits of its own largest value; to have it otherwise store them with 8 bits",
-  ),
 }
 
 

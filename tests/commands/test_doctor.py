@@ -33,7 +33,7 @@ def test_a_clean_set_with_its_config_is_0(shapes_folder):
   ]
   assert all(any(line.startswith(start) for line in lines) for start in [*starts, "config", "data", "  val "])
   assert "devices       8 x cpu (no accelerator)" in lines
-  assert "  train       32 images of " in "\n".join(lines) and "pictures      all 45 opened" in lines
+  assert "  train       32 images of " in "\n".join(lines) and "pictures      45 of 45 opened" in lines
   assert lines[-1] == "errors: 0, warnings: 0, notes: 0"
 
 
@@ -55,6 +55,7 @@ def test_what_training_refuses_is_2(shapes_folder, tmp_path):
   text = " ".join(" ".join(lines).split())
   assert code == 2 and "errors: 1, warnings: 0" in text
   assert "error training refuses the data: config.data.max_boxes=1 is too small" in text
+  assert "give --config.data.max_boxes=" in text
 
 
 def test_no_data_and_no_devices_are_2_on_a_page(tmp_path):
