@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, TypeAlias, cast, overload
 
 import jax
 import numpy as np
@@ -31,6 +31,7 @@ from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_d
 from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, write_json, write_whole
 
+Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"]
 NEVER: Callable[[], bool] = lambda: False
 
 
@@ -136,8 +137,8 @@ class Detector:
 
     Args:
       images: RGB uint8 array [height, width, 3], or [height, width] or [height, width, 1] (grey), or
-        [height, width, 4] (the alpha channel is left out); or the path of a JPEG or PNG file, read as it is
-        stored (EXIF rotation is not applied). Or a list of such.
+        [height, width, 4] (the alpha channel is left out); or the path of a picture file, which is turned as
+        its EXIF orientation says. Or a list of such.
 
     Raises:
       UserError: naming an image that is none of these.
@@ -146,13 +147,21 @@ class Detector:
     several: Any = [images] if single else images
     if not len(several):
       return []
-    found = [detections for _, detections in self.stream(several, len(several))]
+    found = []
+    for seen in self.stream(several, len(several)):
+      if isinstance(seen, UserError):
+        raise seen
+      found.append(seen[1])
     return found[0] if single else found
 
   def stream(
-    self, images: Iterable[Image], number: int
-  ) -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], ImageDetections]]:
-    """Pixels and detections of `number` images, in order; see `__call__`. Few images are held at a time."""
+    self, images: Iterable[Any], number: int, read: Callable[[Any, str], Pixels] = as_pixels
+  ) -> Iterator[tuple[Pixels, ImageDetections] | UserError]:
+    """Pixels and detections of `number` images, in order; see `__call__`. Few images are held at a time.
+
+    In place of an image that cannot be read stands the UserError of `read`, called in threads with an image
+    and a name for it; the others are not affected.
+    """
     if jax.process_count() > 1:
       raise UserError("a detector is called in a single process; several evaluate data sets: iou-det eval")
     if self.call_size is None:
@@ -160,14 +169,14 @@ class Detector:
       self.call_size = even_batch(number, self.config.eval.batch_size, shares)
     size, canvas = self.call_size, tuple(self.config.data.canvas)
     stack = Stack(canvas)
-    held: dict[int, UInt8[np.ndarray, "h w 3"]] = {}  # read, not given out yet
+    held: dict[int, Pixels | UserError] = {}  # read, not given out yet
     found: dict[int, ImageDetections] = {}
     queues: dict[bool, list[int]] = {False: [], True: []}  # landscape, portrait: waiting for a whole batch
     running: deque[tuple[list[int], Detections]] = deque()  # one on the device while the next is made ready
 
     def start(portrait: bool) -> None:
       places, queues[portrait] = queues[portrait], []
-      rows = [picture_row(held[i], canvas, portrait) for i in places]
+      rows = [picture_row(cast(Pixels, held[i]), canvas, portrait) for i in places]
       batch = stack([*rows, *rows[:1] * (size - len(rows))])
       running.append((places, self.step(self.variables, to_device(batch, self.mesh), portrait)))
       if len(running) > 1:
@@ -179,12 +188,17 @@ class Detector:
       for k, i in enumerate(places):  # behind them: fillers
         found[i] = self._of_image(boxes[k][valid[k]], scores[k][valid[k]], labels[k][valid[k]])
 
-    def ready() -> Iterator[tuple[UInt8[np.ndarray, "h w 3"], ImageDetections]]:
-      while held and (first := min(held)) in found:
-        yield held.pop(first), found.pop(first)
+    def ready() -> Iterator[tuple[Pixels, ImageDetections] | UserError]:
+      while held and (isinstance(image := held[first := min(held)], UserError) or first in found):
+        del held[first]
+        yield image if isinstance(image, UserError) else (image, found.pop(first))
 
-    for i, image in enumerate(read_ahead(images, number_of_threads(self.config.data.threads), 2 * size)):
+    threads = number_of_threads(self.config.data.threads)
+    for i, image in enumerate(read_ahead(images, read, threads, 2 * size)):
       held[i] = image
+      if isinstance(image, UserError):
+        yield from ready()
+        continue
       portrait = image.shape[0] > image.shape[1]
       queues[portrait].append(i)
       if len(queues[portrait]) == size:
@@ -342,12 +356,21 @@ def even_batch(number: int, most: int, devices: int) -> int:
   return -(-size // devices) * devices
 
 
-def read_ahead(images: Iterable[Image], threads: int, most: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-  """Pixels of images, in order; threads make at most so many ready before they are asked for."""
+def read_ahead(
+  images: Iterable[Any], read: Callable[[Any, str], Pixels], threads: int, most: int
+) -> Iterator[Pixels | UserError]:
+  """Pixels of images, in order, or why there are none; threads make at most so many ready beforehand."""
+
+  def pixels(image: Any, name: str) -> Pixels | UserError:
+    try:
+      return read(image, name)
+    except UserError as error:
+      return error
+
   waiting: deque[Future] = deque()
   with ThreadPoolExecutor(threads) as pool:
     for i, image in enumerate(images):
-      waiting.append(pool.submit(as_pixels, image, f"image {i}"))
+      waiting.append(pool.submit(pixels, image, f"image {i}"))
       if len(waiting) > most:
         yield waiting.popleft().result()
     while waiting:

@@ -95,3 +95,26 @@ def test_data_with_fewer_categories_are_scored_by_these(reference, caplog):
   assert len(results) < len(every)
   assert f"{len(every) - len(results)} of {len(every)} detections are of 1 classes that" in caplog.text
   assert list(metrics["AP_per_class"]) == [c.name for c in three]
+
+
+def test_a_bad_image_is_named_and_costs_the_others_nothing_in_a_stream(reference, tmp_path):
+  detector = load_detector(reference[0])
+  good = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+  bad = tmp_path / "bad.png"
+  bad.write_bytes(b"\x89PNG\r\n\x1a\n")
+  with pytest.raises(UserError, match=r"bad\.png: truncated PNG"):
+    detector([good, bad, good])
+  with pytest.raises(UserError, match=r"gone\.png: there is no such file"):
+    detector(tmp_path / "gone.png")
+  images = [bad, good, good[:, ::-1], bad, bad, good, bad]
+  seen = list(detector.stream(images, len(images)))
+  assert [isinstance(one, UserError) for one in seen] == [True, False, False, True, True, False, True]
+  expected = detector([good, good[:, ::-1]])
+  for (pixels, found), image, same in zip(
+    (seen[1], seen[2], seen[5]),
+    (good, good[:, ::-1], good),
+    (expected[0], expected[1], expected[0]),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(pixels, image)
+    np.testing.assert_allclose(found.scores, same.scores, atol=1e-5)

@@ -93,7 +93,7 @@ class Measured:
     records = [[int(i) for i in self.plan.batch(step).records] for step in range(self.steps)]
     encoded = {i: self.source[i].image for i in set(itertools.chain(*records))}
 
-    decode = lambda record: image_files.decode(encoded[record]) is not None
+    decode = lambda record: image_files.open_picture(encoded[record]).pixels.size
     with ThreadPoolExecutor(self.threads) as pool:
       # The pool takes all that it is given at once: it gets what is timed when it is asked for.
       for part in (records[:EDGE], records[EDGE:-EDGE], records[-EDGE:]):

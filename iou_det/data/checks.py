@@ -51,14 +51,14 @@ def check_pictures(labels: Labels, exif: str) -> UInt64[np.ndarray, " images"]:
       except OSError as error:
         labels.problems.append(labels.file_problem(i, f"cannot be read: {error.strerror}"))
         continue
-      problem, traits = check(data, int(a.height[i]), int(a.width[i]), messages)
+      problem, traits = check(data, (int(a.height[i]), int(a.width[i])), messages, exif)
       if problem:
         labels.problems.append(labels.file_problem(i, problem))
         continue
       contents[i] = digest = content_number(data)
       first = firsts.setdefault(digest, i)
-      for trait, holds in traits.items():
-        labels.remark(trait, int(holds), [name] if holds else [])
+      for trait, said in traits.items():
+        labels.remark(trait, int(said is not None), [] if said is None else [name + said])
       if first != i:
         trait = "images with the same content as another"
         labels.remark(trait, 1, [f"{name} = {a.file_name[first]}"])

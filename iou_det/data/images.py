@@ -1,75 +1,288 @@
-"""Image files: found and read; what a JPEG or PNG says about itself, and whether all of it is there."""
+"""Pictures: the one way from files of any kind to RGB pixels. See docs/data.md for what is taken, and how."""
 
 import contextlib
-import io
 import os
-import struct
-import warnings
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
-from PIL.Image import Exif
-from PIL.JpegImagePlugin import JpegImageFile
-from PIL.PngImagePlugin import PngImageFile
+from PIL.Image import Image as PillowImage
 
+from iou_det.data.headers import (
+  HEAD,
+  SUFFIXES,
+  Header,
+  kind_of,
+  open_by_pillow,
+  other_kind,
+  read_header,
+  truncated,
+)
 from iou_det.errors import UserError
 from iou_det.storage import local_path
 
-# Boxes refer to the pixels as stored: no rotation by EXIF.
-DECODE_FLAGS = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+if "OPENCV_LOG_LEVEL" not in os.environ:  # a damaged picture is named by us, in one line
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
-JPEG = b"\xff\xd8"
-PNG = b"\x89PNG\r\n\x1a\n"
-SUFFIXES = (".jpg", ".jpeg", ".png")
-ORIENTATION = 0x0112  # EXIF tag
+COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+# Not to RGB at once: OpenCV 5.0.0 then takes wrong numbers out of a TIFF of 16 bits.
+DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+# The others by Pillow, which is right about more of what there is in them.
+BY_OPENCV = ("JPEG", "PNG", "WebP")
+DEEP_BY_OPENCV = ("PNG", "TIFF", "JPEG 2000", "PNM")  # where Pillow has 8 bits alone, or for grey alone
+DEPTHS = (8, 10, 12, 14, 16)  # bits that a picture can be full scale of
+
+# Of a picture that is no even surface, a byte of the file holds far fewer pixels. A header that claims more
+# is wrong, and believing it costs gigabytes where the pixels are more than MANY.
+MANY, IN_A_BYTE = 2**26, 512
+
+LIMIT = "OPENCV_IO_MAX_IMAGE_"  # variables that OpenCV reads
+PIXELS = f"{LIMIT}PIXELS"
+ROWS_OF = 2**24  # pixels that are converted at once
 
 Image = np.ndarray | str | os.PathLike[str]  # pixels, or the path of a file
 
 
-def image_files(arguments: Sequence[str]) -> list[Path]:
-  """Files, and for folders their JPEG and PNG files by name; one that is none, or cut off, is refused."""
+class Unreadable(Exception):
+  """What is wrong with the bytes of an image file, in words that can stand behind its name and a colon."""
+
+
+class Picture(NamedTuple):
+  """A decoded image file."""
+
+  pixels: UInt8[np.ndarray, "h w 3"]  # RGB
+  header: Header
+  turned: bool  # by its EXIF orientation
+  largest: int  # value before it was scaled, where the file has more than 8 bits; or 0
+
+
+def open_picture(data: bytes, exif: str = "apply", size: tuple[int, int] | None = None) -> Picture:
+  """The pixels of an image file, or an `Unreadable`; for any number of threads.
+
+  Args:
+    exif: see `turned`.
+    size: annotated height and width.
+  """
+  header = checked_header(data)
+  try:
+    stored = decode(data, header)
+    pixels, largest = eight_bits(stored)
+    # OpenCV and Pillow both turn a TIFF, and cannot be told not to.
+    now, wanted = header.kind == "TIFF", turned(header, exif, size)
+    if stored.shape[:2] != (header.shown if now else header[:2]):
+      found, said = stored.shape[:2], header.shown if now else header[:2]
+      raise Unreadable(
+        f"has {found[1]}x{found[0]} pixels, its header says {said[1]}x{said[0]}: it is damaged"
+      )
+    if now != wanted and header.orientation != 1:
+      back = {6: 8, 8: 6}.get(header.orientation, header.orientation)
+      pixels = turn(pixels, back if now else header.orientation)
+  except MemoryError:
+    raise Unreadable(f"there is no memory for its {header.width}x{header.height} pixels") from None
+  return Picture(pixels, header, wanted and header.orientation != 1, largest)
+
+
+def checked_header(data: bytes) -> Header:
+  """The header, after everything that can be known before room is made for the pixels."""
+  kind = kind_of(data)
+  if not kind:
+    raise Unreadable(f"no picture, but {other_kind(data)}")
+  if kind == "HEIC" and not find_spec("pillow_heif"):
+    raise Unreadable("a HEIC picture, which needs pillow-heif: pip install 'iou-det[heif]'")
+  if what := truncated(data, kind):
+    raise Unreadable(what)
+  header = read_header(data)
+  if header is None:
+    raise Unreadable(f"a damaged {kind} file: its header cannot be read")
+  number, shown = header.height * header.width, f"{header.width}x{header.height}"
+  sides = (f"{LIMIT}WIDTH", header.width, 2**20), (f"{LIMIT}HEIGHT", header.height, 2**20)
+  for variable, value, most in ((PIXELS, number, 2**30), *sides):
+    given = os.environ.get(variable, "")
+    limit = int(given) if given.isdecimal() else most
+    if value > limit:
+      raise Unreadable(
+        f"its header says {shown} pixels, above OpenCV's limit of {limit}; make it smaller, or set the "
+        f"environment variable {variable}={value}"
+      )
+  if number > max(MANY, IN_A_BYTE * len(data)) and PIXELS not in os.environ:
+    raise Unreadable(
+      f"its header says {shown} pixels, for which {len(data)} bytes are too few: it is damaged, or empty; if "
+      f"it is right, set the environment variable {PIXELS}={number}"
+    )
+  if header.channels > 4:
+    raise Unreadable(
+      f"has {header.channels} channels of {header.bits} bits; give 1 to 4: grey or RGB, or with alpha"
+    )
+  return header
+
+
+def turned(header: Header, exif: str, size: tuple[int, int] | None) -> bool:
+  """Whether a picture is turned as its EXIF orientation says.
+
+  Args:
+    exif: "apply"; "ignore"; "auto": not if the annotated `size` (height, width) is that of the stored picture
+      and not that of the turned one.
+  """
+  return exif == "apply" or (exif == "auto" and (size != header[:2] or size == header.shown))
+
+
+def turn(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarray, "h2 w2 3"]:
+  """As a viewer shows a picture of this EXIF orientation."""
+  if orientation >= 5:
+    pixels = cv2.transpose(pixels)
+  axis = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}.get(orientation)
+  return pixels if axis is None else cv2.flip(pixels, axis)
+
+
+def decode(data: bytes, header: Header) -> np.ndarray:
+  """RGB of any depth, or an `Unreadable`; as stored, a TIFF as shown. An alpha channel is left out."""
+  kind, pixels = header.kind, None
+  if header.bits > 8 and kind in DEEP_BY_OPENCV and not data.startswith((b"P2", b"P3")):  # not of texts
+    pixels = opencv(data, DEEP)
+    pixels = pixels if pixels is None else pixels[..., ::-1]
+  elif kind in BY_OPENCV:
+    pixels = opencv(data, COLOUR)
+  if pixels is None and kind in BY_OPENCV:
+    raise Unreadable(f"a {kind} file that cannot be decoded")
+  return pillow(data, header) if pixels is None else pixels
+
+
+def opencv(data: bytes, flags: int) -> np.ndarray | None:
+  try:
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  except cv2.error as error:
+    if error.code == cv2.Error.STS_NO_MEM:
+      raise MemoryError from None
+    return None
+
+
+def pillow(data: bytes, header: Header) -> np.ndarray:
+  try:
+    image = open_by_pillow(data, header.kind)
+  except Exception:  # a form that it does not know
+    pixels = opencv(data, COLOUR)
+    if pixels is None:
+      raise Unreadable(f"a {header.kind} file that cannot be decoded") from None
+    return pixels
+  try:
+    with image:
+      deep = image.mode == "F" or image.mode.startswith("I")
+      pixels = np.asarray(image) if deep else colours(image)
+  except MemoryError:
+    raise
+  except Exception as error:  # whatever it raises at bytes without sense
+    raise Unreadable(f"a {header.kind} file that cannot be decoded ({error})") from None
+  if header.kind == "TIFF" and header.bits > 8 and not deep:
+    raise Unreadable(
+      f"a TIFF file of {header.channels} channels of {header.bits} bits that cannot be decoded"
+    )
+  if header.kind == "PNM" and deep:  # 16 bits in 32
+    pixels = pixels.astype(np.uint16)
+  return np.repeat(pixels[..., None], 3, axis=-1) if pixels.ndim == 2 else pixels
+
+
+def colours(image: PillowImage) -> UInt8[np.ndarray, "h w 3"]:
+  """RGB, made in parts: as a whole, the picture would be in memory up to four times."""
+  image.load()  # which may change its size
+  pixels = np.empty((image.height, image.width, 3), np.uint8)
+  rows = max(1, ROWS_OF // image.width)
+  for y in range(0, image.height, rows):
+    part = image.crop((0, y, image.width, min(y + rows, image.height)))
+    pixels[y : y + rows] = np.asarray(part.convert("RGB"))
+  return pixels
+
+
+def depth_of(largest: int) -> int:
+  """The bits that a picture with this largest value is full scale of."""
+  return next(bits for bits in DEPTHS if largest < 2**bits)
+
+
+def eight_bits(pixels: np.ndarray) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
+  """The upper 8 of the bits that the largest value needs; and that value, 0 if 8 bits were given."""
+  if pixels.dtype == np.uint8:
+    return pixels, 0
+  largest = np.fmax.reduce(pixels, axis=None)
+  if pixels.dtype != np.uint16:
+    raise Unreadable(
+      f"has {pixels.dtype} values up to {largest}; what these mean is not known here: store it with 8 or 16 "
+      "bits a channel"
+    )
+  return (pixels >> (depth_of(int(largest)) - 8)).astype(np.uint8), int(largest)
+
+
+def size_problem(picture: Picture, exif: str, size: tuple[int, int]) -> str:
+  """Says where a picture is not of the annotated size (height, width); "" if it is."""
+  height, width = picture.pixels.shape[:2]
+  if (height, width) == size:
+    return ""
+  what = f"has {width}x{height} pixels, its annotation says {size[1]}x{size[0]}"
+  if (width, height) == size and picture.header.orientation >= 5:
+    other = "ignore" if picture.turned else "apply"
+    what += (
+      f" (EXIF orientation {picture.header.orientation} and exif={exif}; its size is right with exif={other})"
+    )
+  return what
+
+
+def image_files(arguments: Sequence[str]) -> tuple[list[Path], int]:
+  """Files, and for folders the pictures in them by name; how many others in these were passed over.
+
+  Of a folder: what is a picture by content or suffix, no names that begin with a dot, no folders.
+  """
   files: list[Path] = []
+  passed = 0
   for path in [local_path(argument, "image") for argument in arguments]:
     if path.is_dir():
-      inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+      every = sorted(path.iterdir())
+      inside = [p for p in every if not p.name.startswith(".") and p.is_file() and may_be_picture(p)]
       if not inside:
-        raise UserError(f"{path}: the folder has no {', '.join(SUFFIXES)} files")
+        raise UserError(f"{printable(path)}: the folder has no pictures in it (names in it: {len(every)})")
+      passed += len(every) - len(inside)
       files += inside
+    elif not path.is_file():
+      raise UserError(f"{printable(path)}: there is no such file or folder")
     else:
       files.append(path)
-  for path in files:  # at once, by what costs little: the pixels are decoded one time, when their turn comes
-    read_encoded(path)
-  return files
+  return files, passed
 
 
-def read_encoded(path: Path) -> bytes:
-  """A JPEG or PNG file; a JPEG has to have its end."""
-  if not path.is_file():
-    raise UserError(
-      f"{path}: a folder, not a file" if path.is_dir() else f"{path}: there is no such file or folder"
-    )
-  if path.suffix.lower() not in SUFFIXES:
-    raise UserError(f"{path}: not one of {', '.join(SUFFIXES)}")
-  data = path.read_bytes()
-  if is_truncated_jpeg(data):
-    raise UserError(
-      f"{path}: truncated JPEG ({len(data)} bytes, no end marker); get it again or leave it out"
-    )
-  if open_header(data) is None:
-    raise UserError(f"{path}: not a readable JPEG or PNG image")
-  return data
+def may_be_picture(path: Path) -> bool:
+  if path.suffix.lower() in SUFFIXES:
+    return True
+  try:
+    with path.open("rb") as file:
+      return bool(kind_of(file.read(HEAD)))
+  except OSError:
+    return False
 
 
-def read_image(path: str | os.PathLike[str]) -> UInt8[np.ndarray, "h w 3"]:
-  """RGB pixels of a JPEG or PNG file as stored: EXIF rotation is not applied, an alpha channel ignored."""
-  pixels = decode(read_encoded(local_path(path, "image")))
-  if pixels is None:
-    raise UserError(f"{path}: not a readable JPEG or PNG image")
-  return pixels
+def printable(path: str | os.PathLike[str]) -> str:
+  """A path as text that can be written as UTF-8; bytes of other encodings as \\xNN."""
+  return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def read_picture(path: str | os.PathLike[str], exif: str = "apply") -> Picture:
+  """A picture file of any kind; a UserError names one that cannot be read."""
+  file = local_path(path, "image")
+  try:
+    return open_picture(file.read_bytes(), exif)
+  except FileNotFoundError:
+    raise UserError(f"{printable(path)}: there is no such file") from None
+  except IsADirectoryError:
+    raise UserError(f"{printable(path)}: a folder, not a file") from None
+  except OSError as error:
+    raise UserError(f"{printable(path)}: cannot be read ({error.strerror or error})") from None
+  except Unreadable as error:
+    raise UserError(f"{printable(path)}: {error}") from None
+
+
+def read_image(path: str | os.PathLike[str], exif: str = "apply") -> UInt8[np.ndarray, "h w 3"]:
+  """RGB pixels of a picture file, turned as its EXIF orientation says, or (`exif` "ignore") as stored."""
+  return read_picture(path, exif).pixels
 
 
 def as_pixels(image: Image, name: str = "the image") -> UInt8[np.ndarray, "h w 3"]:
@@ -77,7 +290,7 @@ def as_pixels(image: Image, name: str = "the image") -> UInt8[np.ndarray, "h w 3
 
   Args:
     image: uint8 [height, width, 3], [height, width], [height, width, 1] or [height, width, 4]; or the path of
-      a JPEG or PNG file.
+      a picture file: see `read_image`.
     name: of the image in messages.
   """
   if isinstance(image, (str, os.PathLike)):
@@ -103,103 +316,56 @@ def as_pixels(image: Image, name: str = "the image") -> UInt8[np.ndarray, "h w 3
   return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
 
 
-class Header(NamedTuple):
-  """Facts from the header of an image file."""
+def check(
+  data: bytes, size: tuple[int, int], messages: BinaryIO, exif: str = "auto"
+) -> tuple[str, dict[str, str | None]]:
+  """What is wrong with an image file ("" if nothing), and its remarkable traits.
 
-  height: int  # pixels as stored
-  width: int
-  channels: int  # 1 grey, 3 colour, 4 CMYK (JPEG) or with alpha (PNG: 2 or 4)
-  orientation: int = 1  # EXIF: 1 upright, 5-8 height and width are exchanged for viewing
-
-
-def open_header(data: bytes) -> JpegImageFile | PngImageFile | None:
-  """Pillow's view of the header of a JPEG or PNG, nothing decoded; None if it cannot be read."""
-  # Not by Pillow's `Image.open`: that refuses images of many pixels.
-  kind = PngImageFile if data.startswith(PNG) else JpegImageFile
-  try:
-    return kind(io.BytesIO(data))
-  except (SyntaxError, OSError, ValueError, struct.error):
-    return None
-
-
-def read_header(data: bytes) -> Header | None:
-  """The header of a JPEG or PNG; None if it is neither, or damaged."""
-  with warnings.catch_warnings(action="ignore"):  # Pillow's, of damaged EXIF
-    image = open_header(data)
-    if image is None:
-      return None
-    exif = image.info.get("exif", b"") if isinstance(image, JpegImageFile) else b""
-    orientation = exif_orientation(exif)
-  channels = 3 if image.mode == "P" else len(image.getbands())
-  return Header(image.height, image.width, channels, orientation)
-
-
-def exif_orientation(block: bytes) -> int:
-  """The orientation tag of an EXIF block, 1 (upright) if it has none."""
-  exif = Exif()
-  try:
-    exif.load(block)
-    value = exif.get(ORIENTATION)
-  except (SyntaxError, OSError, ValueError, struct.error):
-    return 1
-  return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def is_truncated_jpeg(data: bytes) -> bool:
-  """Whether a JPEG ends before its end marker; some decoders fill up such a file in grey without a word."""
-  if not data.startswith(JPEG) or data.endswith(b"\xff\xd9"):  # nearly all files end with the marker
-    return False
-  image = open_header(data)  # read up to the scan: the end marker of a thumbnail in the header does not count
-  rest = image.fp.read() if image and image.fp else data
-  return b"\xff\xd9" not in rest
-
-
-def decode(data: bytes) -> np.ndarray | None:
-  """RGB pixels as stored, or None. OpenCV fills up what is missing of some damaged files: see `check`."""
-  return cv2.imdecode(np.frombuffer(data, np.uint8), DECODE_FLAGS) if data else None
-
-
-def check(data: bytes, height: int, width: int, messages: BinaryIO) -> tuple[str, dict[str, bool]]:
-  """What is wrong with an image file ("" if nothing), and which remarkable traits it has.
-
-  A truncated JPEG is found by its missing end marker (older OpenCV decodes it, grey where data are missing);
-  if an end marker stands behind the gap, by what the decoder says on standard error.
+  Read as training reads it, but also what the decoder says is heard: a JPEG that lacks data before its end
+  marker is filled up in grey with no other sign.
 
   Args:
-    height, width: pixels, as the annotations have them.
+    size: annotated height and width.
     messages: scratch file for what the decoder says.
+    exif: see `turned`.
+
+  Returns:
+    Problem, and by trait what is to be said of it behind the file's name, None if the file does not have it.
   """
-  if not data:
-    return "the file is empty", {}
-  if not data.startswith((JPEG, PNG)):
-    return f"not a JPEG or PNG file (it begins with {data[:4].hex(' ')})", {}
-  if is_truncated_jpeg(data):
-    return f"truncated JPEG: no end marker in {len(data)} bytes", {}
+  picture, problem = None, ""
   with standard_error_to(messages):
-    pixels = decode(data)
+    try:
+      picture = open_picture(data, exif, size)
+    except Unreadable as error:
+      problem = str(error)
   messages.seek(0)
   said = " ".join(messages.read().decode(errors="replace").split())
   if "remature end" in said:
     return f"truncated or damaged JPEG: the decoder says {said!r}", {}
-  if pixels is None:
-    return "cannot be decoded" + (f": the decoder says {said!r}" if said else ""), {}
-  header = read_header(data) or Header(*pixels.shape)  # OpenCV forgives some that Pillow does not
-  if pixels.shape[:2] != (height, width):
-    what = f"has {pixels.shape[1]}x{pixels.shape[0]} pixels, its annotation says {width}x{height}"
-    if header.orientation >= 5 and pixels.shape[:2] == (width, height):
-      what += (
-        f" (EXIF orientation {header.orientation} turns it by 90 degrees for viewing, but boxes must refer "
-        "to the pixels as stored: store it upright)"
-      )
-    return what, {}
-  jpeg = data.startswith(JPEG)
-  return "", {
+  if picture is None:
+    return problem + (f": the decoder says {said!r}" if said else ""), {}
+  if problem := size_problem(picture, exif, size):
+    return problem, {}
+  header = picture.header
+  exif_says = header.orientation != 1
+  untold = exif == "auto" and header[:2] == header.shown
+  traits = {
     "grey images": header.channels in (1, 2),
-    "CMYK images": header.channels == 4 and jpeg,
-    "images with an alpha channel (ignored)": header.channels in (2, 4) and not jpeg,
-    "EXIF-rotated images (boxes refer to the pixels as stored)": header.orientation != 1,
+    "CMYK images": header.channels == 4 and header.kind == "JPEG",
+    "images with an alpha channel (ignored)": header.channels in (2, 4) and header.kind != "JPEG",
+    "images turned by EXIF": picture.turned and not untold,
+    "images turned by EXIF whose size does not tell": picture.turned and untold,
+    "images whose EXIF orientation is ignored: annotated as stored": exif_says and not picture.turned,
     "images with decoder warnings": bool(said),
   }
+  found: dict[str, str | None] = {trait: "" if holds else None for trait, holds in traits.items()}
+  if header.kind not in ("JPEG", "PNG"):
+    found[f"{header.kind} images"] = ""
+  if header.pages:
+    found["images of more than one page (the first is taken)"] = ""
+  if picture.largest:
+    found[f"16-bit images, taken as {depth_of(picture.largest)} bits"] = f" (largest value {picture.largest})"
+  return "", found
 
 
 @contextlib.contextmanager

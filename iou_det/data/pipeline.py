@@ -22,11 +22,12 @@ from typing import NamedTuple
 import cv2
 import grain
 import numpy as np
+from absl import logging
 from grain.experimental import ThreadPrefetchIterDataset
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from iou_det.data import images as image_files
+from iou_det.data.images import Unreadable, depth_of, open_picture, size_problem
 from iou_det.data.plan import Plan, TrainingFilter, log_shrunk
 from iou_det.data.source import Record, Source
 from iou_det.errors import UserError
@@ -34,6 +35,7 @@ from iou_det.storage import shared_memory
 
 AHEAD = 3  # batches
 EPOCHS = 1 << 20  # more than any run has
+OR_DROP = "or drop it with `iou-det prepare --skip_bad` or --config.data.skip_bad=True"
 
 # image uint8 [b, h, w, 3] RGB, top left in its canvas; image_size, original_size int32 [b, 2]: height, width
 # in the canvas and as stored; boxes float32 [b, max_boxes, 4]: x1, y1, x2, y2 in canvas pixels; labels int32
@@ -146,19 +148,21 @@ class Stack:
 
 
 def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
-  """RGB pixels as stored; they must be all there and of the record's size."""
+  """RGB pixels, as `Record.exif` says; they must be all there and of the record's size."""
   name = f"image {record.file_name} (id {record.image_id})"
-  if image_files.is_truncated_jpeg(record.image):
-    raise UserError(f"{name} is truncated; mend it, or drop it with `iou-det prepare --skip_bad`")
-  image = image_files.decode(record.image)
-  if image is None:
-    raise UserError(f"{name} cannot be decoded; mend it, or drop it with `iou-det prepare --skip_bad`")
-  if image.shape[:2] != (record.height, record.width):
-    raise UserError(
-      f"{name} has {image.shape[1]}x{image.shape[0]} pixels, its annotation says "
-      f"{record.width}x{record.height}; correct the annotation file"
-    )
-  return image
+  size = (record.height, record.width)
+  try:
+    picture = open_picture(record.image, record.exif, size)
+  except Unreadable as error:
+    raise UserError(f"{name}: {error}; mend it, {OR_DROP}") from None
+  if problem := size_problem(picture, record.exif, size):
+    raise UserError(f"{name} {problem}; correct the annotation file, {OR_DROP}")
+  if picture.turned:
+    logging.log_first_n(logging.INFO, "%s is turned by its EXIF orientation; others are not named", 1, name)
+  if picture.largest:
+    what = "%s has more than 8 bits, values up to %d: taken as %d bits; others are not named"
+    logging.log_first_n(logging.INFO, what, 1, name, picture.largest, depth_of(picture.largest))
+  return picture.pixels
 
 
 def fit(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 3"]:

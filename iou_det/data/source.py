@@ -90,7 +90,7 @@ class Record:
 
   image_id: int
   file_name: str
-  image: bytes  # the file
+  image: bytes  # the file, a picture of any kind
   height: int
   width: int
   boxes: Float[np.ndarray, "n 4"]  # x1, y1, x2, y2 in pixels, x2 and y2 exclusive
@@ -108,6 +108,7 @@ class Source:
   Attributes:
     categories: sorted by id; a label is a place in them.
     read: the encoded image of a record by its place, 0 to len - 1; can be pickled, for worker processes.
+    exif: of the records.
   """
 
   name: str

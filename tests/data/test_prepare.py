@@ -242,7 +242,7 @@ def damaged(tmp_path):
   file.write_text(json.dumps(coco))
   named = [
     "truncated.jpg (image id 100): truncated JPEG",
-    "text.jpg (image id 101): not a JPEG or PNG",
+    "text.jpg (image id 101): no picture, but text",
     "missing.jpg (image id 102): the file does not exist",
     "turned.jpg (image id 103): has 40x50 pixels",
     "annotation id 500 (image id 7): unknown category_id 77",

@@ -4,16 +4,19 @@ import json
 import pickle
 import shutil
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from iou_det.data import open_dataset
+from iou_det.data.pipeline import decode_image
 from iou_det.data.plan import TrainingFilter, scan
 from iou_det.data.tfds import COCO_CATEGORIES, find_version, prepare_dataset
 from iou_det.errors import UserError
-from tests.data.coco_files import assert_same_records, content, picture, write
+from tests.data.coco_files import assert_same_records, content, open_pair, picture, write
 
 
 class Coco(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -280,3 +283,19 @@ def test_pickling_and_reading_from_threads(prepared):
   with ThreadPoolExecutor(8) as pool:
     ids = list(pool.map(lambda i: back[i % 4].image_id, range(64)))
   assert ids == [40, 7, 1000000000007, 3] * 16
+
+
+def test_pictures_of_any_kind_are_stored_as_they_are(tmp_path):
+  coco = content()
+  for image, suffix in zip(coco["images"], (".bmp", ".tiff", ".webp", ".ppm"), strict=True):
+    image["file_name"] = str(Path(image["file_name"]).with_suffix(suffix))
+  images, file = write(tmp_path, coco=coco)
+  prepare_dataset(open_pair(images, file), name="kinds", split="train", data_dir=tmp_path / "out")
+  source = open_dataset(tmp_path / "out" / "kinds", "train")
+  for i in range(4):
+    path = images / source[i].file_name
+    assert source[i].image == path.read_bytes()
+    with Image.open(path) as other:
+      np.testing.assert_allclose(
+        decode_image(source[i]).astype(int), np.asarray(other.convert("RGB")), atol=2
+      )

@@ -97,7 +97,7 @@ def test_files_are_read_as_arrays_are_and_decoded_once(detector, pictures, found
   for d, i in zip(detector([str(paths[0]), paths[1]]), (0, 2), strict=True):
     same(d, found[i])
   decoded, decode = [], image_files.decode
-  monkeypatch.setattr(image_files, "decode", lambda data: decoded.append(data) or decode(data))
+  monkeypatch.setattr(image_files, "decode", lambda *a: decoded.append(a) or decode(*a))
   same(detector(paths[0]), found[0])
   assert len(decoded) == 1
 
