@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.Image import Exif
 
 from iou_det.config import base_config
 from iou_det.data import AS_IT_LOOKS, format_of, oddities
@@ -191,6 +193,18 @@ def test_a_bad_picture_is_found_and_missing_ones(tmp_path):
   assert "train: 1 bad pictures of 8" in second.what and "1_4.png" in second.what
 
 
+def test_a_turned_picture_whose_size_does_not_tell_is_found(tmp_path):
+  """Upside down: the annotated size is right for both."""
+  write(tmp_path, train=split(1), val=split(2))
+  file = tmp_path / "train/1_4.png"
+  exif = Exif()
+  exif[0x112] = 3
+  Image.open(file).save(file, exif=exif)
+  (only,) = found(tmp_path)
+  assert only.what == "images turned by EXIF whose size does not tell: train 1 (1_4.png)"
+  assert only.level == "warning" and "--exif=ignore" in only.todo
+
+
 def test_prepared_data_are_looked_at_too(tmp_path):
   train, val = split(1), split(2)
   same_image(train, val)
@@ -284,9 +298,9 @@ def test_memory_of_the_host_follows_the_pipelines_rule(tmp_path):
   assert fit.host_memory(config, {}) == (0, 10 * stacked)
   every = list(fit.memory(fit.HostMemory(0, 100), fit.DeviceMemory(50, 50), 120, 99, None))
   assert ["/dev/shm" in f.what for f in every] == [True, False] and all(f.level == "error" for f in every)
-  (device,) = fit.memory(fit.HostMemory(0, 0), fit.DeviceMemory(50, 51), 0, 0, 100)
-  assert "a training step needs at least" in device.what
-  assert not list(fit.memory(fit.HostMemory(0, 0), fit.DeviceMemory(50, 50), 0, 0, 100))
+  for need, level in ((100, []), (101, ["warning"]), (126, ["error"])):
+    every = fit.memory(fit.HostMemory(0, 0), fit.DeviceMemory(50, need - 50), 0, 0, 100)
+    assert [f.level for f in every] == level
 
 
 @pytest.mark.real_data
