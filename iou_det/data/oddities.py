@@ -23,9 +23,9 @@ SLACK = 1.0  # pixels: inclusive ends and rounding
 NO_AREA = 0.05  # of its box; the median mask of COCO covers 0.6
 UNBALANCED = 100  # times as many boxes as the rarest class: some epochs then have it only by chance
 
-CORNERS = "boxes that are x1 y1 x2 y2 given as x y w h, by all appearance"
-CENTRES = "boxes that are x_centre y_centre w h given as x y w h, by all appearance"
-FRACTIONS = "boxes that are fractions of their image given as pixels, by all appearance"
+CORNERS = "boxes that seem to be x1 y1 x2 y2 given as x y w h"
+CENTRES = "boxes that seem to be x_centre y_centre w h given as x y w h"
+FRACTIONS = "boxes that seem to be fractions of their image given as pixels"
 SMALL_AREAS = "boxes whose 'area' is next to nothing, in all images alike"
 
 EXIF_FLAGS = "--exif=ignore (in place: --config.data.exif=ignore)"

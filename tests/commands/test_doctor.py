@@ -98,5 +98,5 @@ def test_prepare_says_it_too(shapes_folder, tmp_path):
   shutil.copy(tmp_path / "set/train" / one, other)
   done = iou_det("prepare", f"--data={tmp_path / 'set'}", "--name=set", f"--data_dir={tmp_path / 'out'}")
   assert done.returncode == 0, done.stderr
-  assert "  error: boxes that are x1 y1 x2 y2 given as x y w h, by all appearance: train" in done.stdout
+  assert "  error: boxes that seem to be x1 y1 x2 y2 given as x y w h: train" in done.stdout
   assert f"warning: 1 images of train are in val too, by content ({one}); take them out of one" in done.stdout

@@ -133,7 +133,7 @@ FAULTS = [
   (
     boxes(lambda x, y, w, h: [x / WIDTH, y / HEIGHT, w / WIDTH, h / HEIGHT]),
     "error",
-    "fractions of their image given as pixels, by all appearance: train 24, val 24",
+    "fractions of their image given as pixels: train 24, val 24",
   ),
   (bad_record, "error", "train: 1 bad records of 32"),
   (no_annotations, "error", "instances_val.json: the list 'annotations' is empty"),
