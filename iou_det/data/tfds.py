@@ -282,7 +282,7 @@ def read_rows(name: str, rows: Any) -> Annotations:
     header = read_header(row["image"])
     if header is None:
       where = f"image id {image_id} ({file_name})"
-      raise UserError(f"{where} is not a readable JPEG or PNG; prepare the dataset again")
+      raise UserError(f"{where} is no readable picture; prepare the dataset again")
     images.append((image_id, file_name, header.height, header.width))
     sides = np.array([header.width, header.height] * 2)
     objects = row["objects"]
