@@ -168,13 +168,12 @@ def describe(split: str, labels: Labels) -> tuple[str, str]:
 
 def page(rows: list[tuple[str, str]], findings: list[Finding]) -> str:
   """What there is, then what is odd, the worst first."""
-  wrap = lambda text, label: textwrap.fill(
-    one_line(text),
-    WIDTH,
-    initial_indent=f"{label:<{LABEL}}",
-    subsequent_indent=" " * LABEL,
-    break_long_words=False,
-  )
+
+  def wrap(text: str, label: str) -> str:
+    label, more = f"{label:<{LABEL}}", " " * LABEL
+    whole = {"break_long_words": False, "break_on_hyphens": False}  # flags and paths can be copied
+    return textwrap.fill(one_line(text), WIDTH, initial_indent=label, subsequent_indent=more, **whole)
+
   lines = [wrap(text, label) for label, text in rows if text]
   numbers = Counter(finding.level for finding in findings)
   lines += ["", ", ".join(f"{level}s: {numbers[level]}" for level in LEVELS)]

@@ -32,7 +32,7 @@ class Look:
 
 
 def look(path: str, wanted: Sequence[str] | None, reading: Reading, pictures: int) -> Look:
-  """Looks at some splits of a data set, by default all.
+  """Looks at some splits of a data set; at all by default, and if one of these is not there.
 
   Args:
     pictures: so many are opened at the most, over all splits. Of more, those are chosen that have certain
@@ -44,12 +44,12 @@ def look(path: str, wanted: Sequence[str] | None, reading: Reading, pictures: in
     seen = Look(f"{path}: {known.WHAT} with {', '.join(there) or 'no splits'}")
   except UserError as error:
     return Look(path, findings=[Finding("error", str(error))])
-  for split in there if wanted is None else wanted:
-    if split not in there:
-      what = f"there is no split {split!r} in {path}; there are: {', '.join(there) or 'none'}"
-      todo = "name the splits by --config.data.train_split and --config.data.val_split"
-      seen.findings.append(Finding("error", what, todo))
-      continue
+  missing = [repr(split) for split in wanted or () if split not in there]
+  if missing:
+    what = f"there is no split {' or '.join(missing)} in {path}; there are: {', '.join(there) or 'none'}"
+    todo = "name them by --config.data.train_split=... and --config.data.val_split=..."
+    seen.findings.append(Finding("error", what, todo))
+  for split in wanted if wanted and not missing else there:
     try:
       if hasattr(known, "read_split"):
         open_labels(seen, path, split, reading)
