@@ -171,7 +171,10 @@ def page(rows: list[tuple[str, str]], findings: list[Finding]) -> str:
 
   def wrap(text: str, label: str) -> str:
     label, more = f"{label:<{LABEL}}", " " * LABEL
-    whole = {"break_long_words": False, "break_on_hyphens": False}  # flags and paths can be copied
+    whole: dict[str, Any] = {
+      "break_long_words": False,
+      "break_on_hyphens": False,
+    }  # flags and paths can be copied
     return textwrap.fill(one_line(text), WIDTH, initial_indent=label, subsequent_indent=more, **whole)
 
   lines = [wrap(text, label) for label, text in rows if text]
