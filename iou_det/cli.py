@@ -21,6 +21,7 @@ COMMANDS = {
   "import-weights": "a detector of torchvision, mmdetection or detectron2 -> a file for us",
   "reproduce": "a table or figure of the paper: its runs, then the table",
   "fit-wloc": "w_loc of Table 4: keeps the first step's loss sum, any data",
+  "doctor": "what machine, config and data are fit for, and what is odd in them",
   "bench": "speed and memory: train, input, predict, eval, scaling; JSON lines",
   "predict": "draw boxes on your own images with a trained workdir",
   "export": "a trained detector as one file: safetensors, StableHLO, ONNX",
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     print(flags.FLAGS.module_help(module))
     sys.exit(0)
   set_up_logging()
+  code = None
   try:
     # ml_collections looks for --config.a.b in sys.argv
     sys.argv = [f"iou-det {command}", *check_command_line(argv[1:])]
@@ -70,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     elif len(rest) > 1:
       raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     else:
-      module.main()
+      code = module.main()  # of doctor alone
     if lost := streams.failure():  # a full disk behind it; if the reader of a pipe has left, all is well
       raise UserError(f"all is done and written, but what it prints is lost ({lost.strerror})")
     processes.finish()
@@ -94,6 +96,8 @@ def main(argv: list[str] | None = None) -> None:
       traceback.print_exc()
       leaving.leave(1, f"iou-det {command}: {type(error).__name__}: {error}")
     raise
+  if code:
+    sys.exit(code)
 
 
 def keep_compiled_programs() -> None:

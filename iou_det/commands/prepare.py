@@ -19,6 +19,7 @@ from iou_det.data import EXIF, FILE_FORMATS, Reading, format_of, read_labels
 from iou_det.data.checks import check_all, report
 from iou_det.data.divide import divide
 from iou_det.data.labels import Labels
+from iou_det.data.oddities import Contents, across, of_remarks
 from iou_det.data.tfds import check_target, existing_categories, prepare_dataset
 from iou_det.errors import UserError
 from iou_det.storage import local_path
@@ -52,10 +53,13 @@ def main() -> None:
   for split in ("train", "val") if FRACTION.value else names:
     version = target(split)
   parts: dict[str, Labels] = {}
+  every: dict[str, Contents] = {}
   for split in names:
     labels = read(split)
-    contents = check_all(labels, EXIF_FLAG.value, SKIP_BAD.value)
+    every[split] = contents = check_all(labels, EXIF_FLAG.value, SKIP_BAD.value)
     print(report(labels, f"{NAME.value}/{split}"))
+    grave = [finding for finding in of_remarks({split: labels}) if finding.level == "error"]
+    print(*(f"  {finding}\n" for finding in grave), sep="", end="")
     if FRACTION.value:
       parts = divide(labels, contents, FRACTION.value, SEED.value)
       print("\n".join(f"{NAME.value}/{s}: {len(p.annotations)} of them" for s, p in parts.items()))
@@ -64,6 +68,8 @@ def main() -> None:
   for split, labels in parts.items():
     labels.adopt(existing_categories(version, split) or next(iter(parts.values())).categories)
     target(split, labels.categories)
+  odd = across(parts, {} if FRACTION.value else every)
+  print(*(f"{finding}\n" for finding in odd), sep="", end="")
   for split, labels in parts.items():
     source = labels.source(f"{NAME.value}/{split}", EXIF_FLAG.value)
     prepare_dataset(source, name=NAME.value, split=split, data_dir=data_dir, overwrite=OVERWRITE.value)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from iou_det.data.images import check
 from iou_det.data.labels import Labels
+from iou_det.data.oddities import remark_oddities
 from iou_det.streams import one_line
 
 TOLERANCE = 0.01  # pixels a box may overhang by rounding (YOLO's six digits)
@@ -26,6 +27,7 @@ def check_all(labels: Labels, exif: str, skip_bad: bool) -> UInt64[np.ndarray, "
   contents = check_pictures(labels, exif)
   labels.settle(skip_bad)
   remark_boxes(labels)
+  remark_oddities(labels)
   return contents[contents > 0]
 
 
@@ -53,8 +55,7 @@ def check_pictures(labels: Labels, exif: str) -> UInt64[np.ndarray, " images"]:
       if problem:
         labels.problems.append(labels.file_problem(i, problem))
         continue
-      digest = int.from_bytes(blake2b(data, digest_size=8).digest()) or 1
-      contents[i] = digest
+      contents[i] = digest = content_number(data)
       first = firsts.setdefault(digest, i)
       for trait, said in traits.items():
         labels.remark(trait, int(said is not None), [] if said is None else [name + said])
@@ -62,6 +63,11 @@ def check_pictures(labels: Labels, exif: str) -> UInt64[np.ndarray, " images"]:
         trait = "images with the same content as another"
         labels.remark(trait, 1, [f"{name} = {a.file_name[first]}"])
   return contents
+
+
+def content_number(data: bytes) -> int:
+  """The same for the same bytes; not 0."""
+  return int.from_bytes(blake2b(data, digest_size=8).digest()) or 1
 
 
 def remark_boxes(labels: Labels) -> None:

@@ -180,9 +180,15 @@ def alphabet(names: Iterable[str]) -> tuple[Category, ...]:
   return tuple(Category(i, name) for i, name in enumerate(sorted(set(names)), 1))
 
 
-def exchanged(corners: Float64[np.ndarray, "boxes 4"], box_at: Callable[[int], str]) -> list[Problem]:
-  """Of boxes (xmin, ymin, xmax, ymax) whose first corner is not the upper left one."""
-  bad = np.flatnonzero((corners[:, :2] > corners[:, 2:]).any(axis=1)).tolist()
+def exchanged(
+  corners: Float64[np.ndarray, "boxes 4"], box_at: Callable[[int], str], inside: bool = False
+) -> list[Problem]:
+  """Of boxes (xmin, ymin, xmax, ymax) whose first corner is not the upper left one.
+
+  Args:
+    inside: both corners are pixels of the box: one of no width has its xmax before its xmin.
+  """
+  bad = np.flatnonzero((corners[:, :2] - inside > corners[:, 2:]).any(axis=1)).tolist()
   what = lambda i: "xmin {:g}, ymin {:g}, xmax {:g}, ymax {:g}: min is above max".format(*corners[i])
   return [Problem(box_at(i), what(i), "exchanged") for i in bad]
 
@@ -241,14 +247,14 @@ NOTHING = Annotations(
 )
 
 
-def list_problems(problems: Sequence[Problem]) -> str:
+def list_problems(problems: Sequence[Problem], shown: int = SHOWN) -> str:
   """The problems, those of a kind together: the first in full, the places of some more, and how many."""
   kinds: dict[str, list[Problem]] = {}
   for problem in problems:
     kinds.setdefault(problem.kind or problem.what, []).append(problem)
   told = []
-  for alike in islice(kinds.values(), SHOWN):
+  for alike in islice(kinds.values(), shown):
     more = escaped(", ".join(p.where for p in alike[1:4])) + (", ..." if len(alike) > 4 else "")
     told.append(f"{alike[0]}" + (f" (and {len(alike) - 1} more like it: {more})" if more else ""))
-  left = len(kinds) - SHOWN
+  left = len(kinds) - shown
   return "; ".join(told) + (f"; and {left} more kinds" if left > 0 else "")

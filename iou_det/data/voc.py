@@ -199,8 +199,8 @@ def read_groups(where: Path, chosen: list[Group], every: list[Group]) -> Labels:
     bbox[:, 2] * bbox[:, 3],
     np.arange(1, len(rows) + 1),
   )
-  wrong = exchanged(corners, box_at)
-  kept = np.flatnonzero((corners[:, :2] <= corners[:, 2:]).all(axis=1))
+  wrong = exchanged(corners, box_at, inside=not from_0)
+  kept = np.flatnonzero((bbox[:, 2:] >= 0).all(axis=1))
   labels = make_labels(where, categories, images, boxes.select(kept), lambda i: box_at(int(kept[i])))
   labels.own_ids = False
   bad = [problem for file in files for problem in parsed[file].problems]

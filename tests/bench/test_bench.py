@@ -17,6 +17,7 @@ from iou_det.bench.table import markdown, read_lines
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import Example
 from iou_det.errors import UserError
+from iou_det.training.fit import device_memory
 from iou_det.training.step import make_train_step
 from tests.command import iou_det
 from tests.tiny import tinier_config, tiny_config
@@ -52,6 +53,8 @@ def test_train_reports_step_pieces_and_compilation(capsys, monkeypatch):
   assert step["shapes"]["network_input"] == [64, 96] and step["shapes"]["boxes"] == 4
   assert np.isfinite([step["loss_first"], step["loss_last"]]).all()
   assert step["loss_first"] != step["loss_last"], "the state did not change: it was no training"
+  # What is counted without compiling: the compiler saves some of it, and adds other.
+  assert device_memory(config, 3, "cpu", 1).total == pytest.approx(step["program_memory_bytes"], rel=0.25)
   # Weights' and inputs' gradients cost a forward pass each.
   assert 2.5 < flops["network forward and backward"] / flops["network forward"] < 3.2
   assert 2.5 < flops["backbone forward and backward"] / flops["backbone forward"] < 3.2

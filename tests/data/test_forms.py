@@ -177,8 +177,6 @@ def test_a_format_that_the_folder_has_not_is_refused(toy, tmp_path, name):
 @pytest.mark.parametrize("form", ("voc", "yolo", "tensorflow_csv", "retinanet_csv", "roboflow_coco"))
 @pytest.mark.parametrize("name", ("bccd", "coco_mini", "deeppcb"))
 def test_real_folders_come_back(real_data, tmp_path, name, form):
-  if (name, form) == ("bccd", "voc"):
-    pytest.skip("has boxes without area, which corners inside the box cannot say")
   root = real_data / name
   forms.FORMS[form](root, tmp_path)
 

@@ -83,7 +83,7 @@ def test_sizes_that_are_not_said_are_the_files(tmp_path, size):
 
 BAD = {
   "exchanged": (DOG.replace(">14<", ">1<"), "xmin 3, ymin 4, xmax 12, ymax 1: min is above max"),
-  "inside out by one": (DOG.replace(">12<", ">2<"), "object 2 (dog)"),
+  "inside out by two": (DOG.replace(">12<", ">1<"), "object 2 (dog)"),
   "polygon only": ("<object><name>dog</name><polygon><x1>1</x1></polygon></object>", "only a <polygon>"),
   "no name": (DOG.replace("dog", " "), "object 2: has no <name>"),
   "no number": (DOG.replace(">12<", ">twelve<"), "<xmax> is 'twelve', must be a number"),
@@ -101,6 +101,11 @@ def test_bad_objects_are_refused_or_dropped(tmp_path, name):
   assert "1 bad record of 5" in refused(tmp_path)
   assert message in refused(tmp_path) and "a.xml" in refused(tmp_path)
   assert len(only(tmp_path, skip_bad=True).annotations.bbox) == 2
+
+
+def test_a_box_of_no_width_ends_before_it_starts(tmp_path):
+  source = only(write(tmp_path, {"a": text(DOG.replace(">12<", ">2<"))}))
+  assert source.annotations.bbox[0, 0] == 2 and source.annotations.bbox[0, 2] == 0
 
 
 BOMB = '<!DOCTYPE a [<!ENTITY x "' + "y" * 1000 + '">' + "".join(

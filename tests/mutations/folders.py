@@ -94,8 +94,11 @@ def xml(path: Path) -> tuple[str, list[tuple[str, str, list[float], bool | None]
     if status == BAD:
       found.append((ODD, "", [], None))
       continue
-    if not label or corners[0] > corners[2] or corners[1] > corners[3]:
+    turned = max(corners[0] - corners[2], corners[1] - corners[3])
+    if not label or turned > 1:
       how = BAD
+    if 0 < turned <= 1:  # of no width, if both corners are inside
+      how = worst(how, MAY)
     if corners[0] < 0 or corners[1] < 0 or corners[2] > 64 or corners[3] > 48 or len(label) > 100:
       how = worst(how, MAY)
     difficult = (node.findtext("difficult") or "").strip()
