@@ -137,8 +137,8 @@ def read_coco(path: str | Path) -> Labels:
         continue
       what = f"a second image has this id (the first is {rows.images[first].file_name}); ids must differ"
       problems.append(Problem(image_at(i), what, "second id"))
-  for i in [i for i, r in enumerate(rows.images) if not r.file_name or "\0" in r.file_name]:
-    problems.append(Problem(image_at(i), "'file_name' is empty or has a zero in it", "file_name"))
+  for i in [i for i, r in enumerate(rows.images) if not r.file_name]:
+    problems.append(Problem(image_at(i), "'file_name' is empty", "file_name"))
     good[i] = False
     refused.add(rows.images[i].id)
   kept = np.flatnonzero(good)
@@ -209,10 +209,6 @@ def category_table(
   Left out is a category without annotations that all others name as their supercategory: the root that
   Roboflow adds, often of the name of a class.
   """
-  for number, row in enumerate(rows):
-    if not row.name.strip() or len(row.name.splitlines()) != 1 or "\0" in row.name:
-      where = describe("category", row, number)
-      raise UserError(f"{path}, {where}: needs a whole number 'id' and a 'name' of one line")
   distinct = list({(r.id, r.name): r for r in rows}.values())
   if len(distinct) < len(rows):
     taken["categories listed twice (taken once)"] += len(rows) - len(distinct)

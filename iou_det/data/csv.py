@@ -23,6 +23,7 @@ from iou_det.errors import UserError
 NAME = "csv"
 WHAT = "a folder of CSV files"
 WHAT_PAIR = "a CSV file (.csv)"
+USUAL = ("train", "training", "val", "valid", "validation", "test")  # names of splits
 SIGN = "SPLIT.csv, SPLIT_labels.csv or SPLIT/_annotations.csv with a box in each row"
 
 
@@ -72,7 +73,10 @@ def find_splits(root: Path) -> dict[str, Path]:
 
 def box_files(folder: Path) -> list[Path]:
   names = sorted(n for n in listing(folder) if n.lower().endswith((".csv", ".tsv")) and not n.startswith("."))
-  return [folder / name for name in names if form_of(folder / name)]
+  files = [folder / name for name in names]
+  # One that is named as a split but is no such file is to be refused, not to be left out in silence.
+  boxes = [file for file in files if form_of(file) or split_name(file).lower() in USUAL]
+  return boxes if any(map(form_of, boxes)) else []
 
 
 def split_name(file: Path) -> str:
@@ -178,7 +182,10 @@ def class_table(folders: list[Path]) -> tuple[tuple[Category, ...] | None, dict[
       if form_of(folder / name):
         continue
       with (folder / name).open(encoding="utf-8-sig", errors="replace", newline="") as opened:
-        rows = [[field.strip() for field in row] for row in islice(csv.reader(opened), CHUNK) if row]
+        try:
+          rows = [[field.strip() for field in row] for row in islice(csv.reader(opened), CHUNK) if row]
+        except csv.Error:
+          continue
       if not rows or any(len(row) != 2 for row in rows):
         continue
       words = {mid: text for mid, text in rows if mid.startswith(("/m/", "/g/", "/t/"))}

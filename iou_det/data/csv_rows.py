@@ -29,6 +29,7 @@ COLUMNS = {  # lower case, without spaces, dashes and underscores
 NEEDED = ("file", "class", *CORNERS)
 RETINANET = {"file": 0, "xmin": 1, "ymin": 2, "xmax": 3, "ymax": 4, "class": 5}
 CHUNK = 100_000  # rows that are texts at a time
+FIRST = 20  # lines: a header, or a good row, is among so many
 WHAT_IT_NEEDS = (
   "a header with filename, class, xmin, ymin, xmax, ymax or no header and rows path,x1,y1,x2,y2,class"
 )
@@ -45,11 +46,16 @@ class Form(NamedTuple):
 
 
 def form_of(file: Path) -> Form | None:
-  """How a file of boxes is written, by its first row; None if it is none."""
+  """How a file of boxes is written, by the first row that tells; None if it is none."""
   with file.open("rb") as opened:
     start = opened.read(1 << 16)
   encoding = "utf-16" if start[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-  line = start.decode(encoding, errors="replace").lstrip("\r\n").partition("\n")[0].strip("\r")
+  lines = [line for line in start.decode(encoding, errors="replace").splitlines() if line.strip()]
+  forms = [form_of_line(line, encoding) for line in lines[:FIRST]]
+  return next((form for k, form in enumerate(forms) if form and (k == 0 or not form.header)), None)
+
+
+def form_of_line(line: str, encoding: str) -> Form | None:
   delimiter = max(",;\t|", key=line.count)
   try:
     row = next(csv.reader([line], delimiter=delimiter), [])

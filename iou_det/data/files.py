@@ -62,6 +62,9 @@ def find_files(names: Sequence[str], folders: Sequence[Path], avoid: Sequence[Pa
   missing: dict[int, str] = {}
   elsewhere: list[int] = []
   for i, name in enumerate(names):
+    if "\0" in name:
+      missing[i] = "its name has a zero byte"
+      continue
     for k, folder in enumerate(folders):
       parent, base = os.path.split(name)
       if base in inside(folder / parent if parent else folder):

@@ -208,6 +208,9 @@ def make_labels(
   Args:
     box_at: the place of a box, by its row, for messages.
   """
+  for category in categories:
+    if not category.name.strip() or len(category.name.splitlines()) != 1 or "\0" in category.name:
+      raise UserError(f"{where}: a category has the name {category.name[:80]!r}; it must be one line of text")
   labels = Labels(where, categories, NOTHING, records=len(images.id) + len(boxes.id))
 
   def refuse(bad: np.ndarray, what: Callable[[int], str], kind: str) -> None:

@@ -183,3 +183,27 @@ def test_a_pair(tmp_path):
   assert labels.annotations.bbox.tolist() == [BOX] and not labels.problems and not labels.own_ids
   with pytest.raises(UserError, match="does not exist"):
     csv.read_pair(tmp_path / "pictures", tmp_path / "x/z.csv")
+
+
+def test_a_file_whose_first_row_is_bad_is_still_one_of_boxes(tmp_path):
+  write(tmp_path, "a.jpg,three,4,12,14,dog\na.jpg,3,4,12,14,dog\n")
+  assert "row 1: xmin is 'three', must be a number" in refused(tmp_path)
+  assert only(tmp_path, skip_bad=True).annotations.bbox.tolist() == [BOX]
+
+
+def test_a_split_that_is_garbage_is_not_left_out(tmp_path):
+  write(tmp_path, f"{HEADER}\n{ROW}\n")
+  (tmp_path / "val.csv").write_text("404 not found")
+  (tmp_path / "notes.csv").write_text("what,when\nbought,2019\n")
+  assert csv.splits(tmp_path) == ["train", "val"]
+  assert "val.csv begins with '404 not found'; it needs a header" in refused(tmp_path, "val")
+
+
+def test_names_with_a_zero_byte_and_endless_fields_are_refused(tmp_path):
+  write(tmp_path, f"{HEADER}\n{ROW}\nx\0/b.jpg,60,40,dog,3,4,12,14\n")
+  assert "its name has a zero byte" in refused(tmp_path)
+  write(tmp_path, f"{HEADER}\n{ROW}\na.jpg,60,40,d\0g,3,4,12,14\n")
+  assert "a category has the name 'd\\x00g'" in refused(tmp_path)
+  write(tmp_path, f"{HEADER}\n{ROW}\n")
+  (tmp_path / "classes.csv").write_text("dog," + "9" * 200_000)
+  assert only(tmp_path).annotations.bbox.tolist() == [BOX]
