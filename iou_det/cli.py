@@ -15,7 +15,7 @@ from iou_det import leaving, streams
 from iou_det.errors import EXIT_PREEMPTED, Preempted, UserError
 
 COMMANDS = {
-  "prepare": "COCO-format folder -> checked TFDS ArrayRecord dataset",
+  "prepare": "data in any usual form -> a checked TFDS ArrayRecord dataset",
   "train": "train a config; resumes if the workdir has a checkpoint",
   "eval": "COCO metrics and detections.json of a trained workdir",
   "import-weights": "a detector of torchvision, mmdetection or detectron2 -> a file for us",
