@@ -108,6 +108,9 @@ def keep_compiled_programs() -> None:
 
 def set_up_logging() -> None:
   """Shows our own information and everybody's warnings, on stderr with the time."""
+  for handler in std_logging.root.handlers[:]:  # of imports that logged before: all would come twice
+    if getattr(handler, "stream", None) is sys.__stderr__:
+      std_logging.root.removeHandler(handler)
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   handler = logging.get_absl_handler()
