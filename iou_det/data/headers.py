@@ -5,6 +5,7 @@ import io
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -191,13 +192,38 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     place = end + 4  # behind a checksum
 
 
+def png_whole(data: bytes, begin: int, end: int) -> bool:
+  """Whether a chunk is all there and of the right checksum, by the begin and end of its content."""
+  return zlib.crc32(memoryview(data)[begin - 4 : end]).to_bytes(4, "big") == data[end : end + 4]
+
+
+def png_of_pixels(data: bytes) -> bytes:
+  """A PNG without the chunks that its pixels do not need.
+
+  Of these OpenCV's reader refuses a file for some, and prints what it finds wrong; that of animated pictures
+  (acTL) gives black where data are lacking.
+  """
+  needed, palette = [PNG], b"PLTE" if data[25] == 3 else b""
+  for name, begin, end in png_chunks(data):
+    if name in (b"IHDR", palette, b"IDAT", b"IEND"):
+      needed.append(data[begin - 8 : end + 4])
+    if name == b"IEND":
+      break
+  return b"".join(needed)
+
+
+PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
+
+
 def png_header(data: bytes) -> Header | None:
-  if data[12:16] != b"IHDR":
+  size, name, width, height, bits, colour, *ways, interlaced = struct.unpack_from(
+    ">I4sIIBBBBB", data, len(PNG)
+  )
+  if name != b"IHDR" or size != 13 or bits not in PNG_BITS[colour] or any(ways) or interlaced > 1:
     return None
-  width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
   orientation, pages = 1, False
   for name, begin, end in png_chunks(data):
-    if name == b"eXIf":
+    if name == b"eXIf" and png_whole(data, begin, end):
       orientation = exif_orientation(data[begin:end])
     elif name == b"acTL":
       pages = data[begin : begin + 4] > b"\0\0\0\1"
@@ -205,17 +231,21 @@ def png_header(data: bytes) -> Header | None:
   return Header(height, width, channels, orientation, bits=bits, pages=pages)
 
 
-def truncated(data: bytes, kind: str) -> str:
-  """What a JPEG or PNG lacks at its end; "" if it is whole.
-
-  Some decoders fill up such a JPEG in grey without a word; OpenCV makes room for a PNG's chunk of any size.
-  """
+def damage(data: bytes, kind: str) -> str:
+  """What is wrong with a JPEG or PNG that a decoder would not say in words, or not at all; "" if nothing."""
   if kind == "JPEG" and not data.endswith(b"\xff\xd9"):  # nearly all files end with the marker
     # The end marker of a thumbnail in the header does not count.
     ends = [end for code, _, end in jpeg_segments(data) if code == 0xDA]
     if data.find(b"\xff\xd9", ends[0] if ends else 0) < 0:
       return f"truncated JPEG: no end marker in {len(data)} bytes"
-  if kind == "PNG" and not any(n == b"IEND" and end + 4 <= len(data) for n, _, end in png_chunks(data)):
+  if kind == "PNG":
+    for name, begin, end in png_chunks(data):
+      if end + 4 > len(data):
+        break
+      if name in (b"IHDR", b"PLTE", b"IDAT") and not png_whole(data, begin, end):
+        return f"damaged PNG: wrong checksum of its {name.decode()} chunk at byte {begin - 8}"
+      if name == b"IEND":
+        return ""
     return f"truncated PNG: no end chunk in {len(data)} bytes"
   return ""
 
