@@ -203,9 +203,10 @@ def png_of_pixels(data: bytes) -> bytes:
   Of these OpenCV's reader refuses a file for some, and prints what it finds wrong; that of animated pictures
   (acTL) gives black where data are lacking.
   """
-  needed, palette = [PNG], b"PLTE" if data[25] == 3 else b""
+  needed = [data[:33]]  # with the IHDR chunk
   for name, begin, end in png_chunks(data):
-    if name in (b"IHDR", palette, b"IDAT", b"IEND"):
+    first_palette = name == b"PLTE" and data[25] == 3 and len(needed) == 1
+    if first_palette or name in (b"IDAT", b"IEND"):
       needed.append(data[begin - 8 : end + 4])
     if name == b"IEND":
       break

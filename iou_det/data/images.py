@@ -174,10 +174,8 @@ def jpeg(data: bytes, header: Header) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
     warning = str(error)
   if "remature end" in warning:  # what is lacking would be filled up in grey
     raise Unreadable(f"truncated or damaged JPEG: the decoder says {warning!r}")
-  try:
-    return decode_jpeg(data, "RGB", strict=False), warning
-  except ValueError:  # at warnings of the header, and ways to sample colours that it does not know
-    return pillow(data, header), "" if warning.startswith("tj") else warning
+  # Not by the same without `strict`, which fills up at errors too. Pillow knows more samplings of colours, too.
+  return pillow(data, header), "" if warning.startswith("tj") else warning
 
 
 def opencv(data: bytes, flags: int) -> np.ndarray | None:
@@ -223,6 +221,8 @@ def pillow(data: bytes, header: Header) -> np.ndarray:
 def colours(image: PillowImage) -> UInt8[np.ndarray, "h w 3"]:
   """RGB, made in parts: as a whole, the picture would be in memory up to four times."""
   image.load()  # which may change its size
+  if image.mode == "RGB" and image.width * image.height <= ROWS_OF:
+    return np.array(image)
   pixels = np.empty((image.height, image.width, 3), np.uint8)
   rows = max(1, ROWS_OF // image.width)
   for y in range(0, image.height, rows):
