@@ -9,8 +9,8 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from PIL import Image
 from PIL.Image import Exif
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 # Of damaged EXIF and the like, for each picture; not `catch_warnings`, which is not for threads.
@@ -112,7 +112,7 @@ def read_header(data: bytes) -> Header | None:
   return header._replace(kind=kind) if header and good else None
 
 
-def open_by_pillow(data: bytes, kind: str) -> Image.Image:
+def open_by_pillow(data: bytes, kind: str) -> ImageFile:
   """Not by Pillow's `Image.open`: that refuses pictures of many pixels, and tries other kinds."""
   if kind == "HEIC":
     factory = importlib.import_module("pillow_heif").HeifImageFile

@@ -174,7 +174,7 @@ def jpeg(data: bytes, header: Header) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
     warning = str(error)
   if "remature end" in warning:  # what is lacking would be filled up in grey
     raise Unreadable(f"truncated or damaged JPEG: the decoder says {warning!r}")
-  # Not by the same without `strict`, which fills up at errors too. Pillow knows more samplings of colours, too.
+  # Not by the same without `strict`, which fills up at errors too. Pillow knows more samplings of colours.
   return pillow(data, header), "" if warning.startswith("tj") else warning
 
 
