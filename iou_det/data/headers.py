@@ -276,9 +276,12 @@ def tiff_header(data: bytes) -> Header | None:
   tags: Any = ImageFileDirectory_v2(file.read(16 if data[2:3] == b"+" or data[3:4] == b"+" else 8))
   file.seek(tags.next)
   tags.load(file)
-  orientation, bits = tags.get(ORIENTATION, 1), tags.get(258, (1,))
+  orientation, channels = tags.get(ORIENTATION, 1), tags.get(277, 1)
   orientation = orientation if orientation in range(1, 9) else 1
-  return Header(tags[257], tags[256], tags.get(277, 1), orientation, bits=max(bits), pages=bool(tags.next))
+  bits = tags.get(258, (1,))[:channels]
+  if len(set(bits)) != 1:  # no decoder is right about it
+    return None
+  return Header(tags[257], tags[256], channels, orientation, bits=bits[0], pages=bool(tags.next))
 
 
 READERS = {"JPEG": jpeg_header, "PNG": png_header, "WebP": webp_header, "TIFF": tiff_header}

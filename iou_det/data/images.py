@@ -191,8 +191,9 @@ def pillow(data: bytes, header: Header) -> np.ndarray:
   try:
     image = open_by_pillow(data, header.kind)
   except Exception as error:
-    # OpenCV knows more forms of TIFF.
-    pixels = opencv(data, COLOUR) if header.kind == "TIFF" else None
+    # OpenCV knows more forms of TIFF, but multiplies colours by alpha and has other colours for CMYK.
+    known = header.kind == "TIFF" and header.bits <= 8 and header.channels in (1, 3)
+    pixels = opencv(data, COLOUR) if known else None
     if pixels is None:
       raise Unreadable(f"a {header.kind} file that cannot be decoded ({error})") from None
     return pixels

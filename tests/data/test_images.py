@@ -185,6 +185,23 @@ def test_spoilt_data_of_a_tiff_are_refused_without_a_word_of_the_decoder(compres
   assert "a TIFF file that cannot be decoded" in by_all_readers(bytes(data), capfd, (40, 60))
 
 
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA"])
+@pytest.mark.parametrize("tag", [258, 259])
+def test_a_tiff_of_four_channels_with_a_wrong_byte_in_its_header_is_refused(mode, tag, capfd):
+  image = Image.fromarray(COLOURS).convert(mode)
+  if mode == "RGBA":
+    image.putalpha(Image.fromarray(COLOURS[..., 0]))
+  data = bytearray(saved("TIFF", image))
+  at = data.index(struct.pack("<HH", tag, 3)) + 8
+  if tag == 259:
+    data[at] = 0  # a compression that OpenCV takes for none
+  else:
+    data[struct.unpack_from("<I", data, at)[0] + 1] = 64  # bits of the first channel
+  assert (
+    "a damaged TIFF" if tag == 258 else "cannot be decoded" in by_all_readers(bytes(data), capfd, (40, 60))
+  )
+
+
 def test_pictures_that_would_take_minutes_are_refused():
   data = b"qoif" + struct.pack(">IIBB", 4000, 3000, 3, 0) + bytes(100_000)
   assert "a QOI file of 4000x3000 pixels, which are read too slowly" in problem(data, 3000, 4000)[0]
