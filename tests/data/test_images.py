@@ -197,9 +197,8 @@ def test_a_tiff_of_four_channels_with_a_wrong_byte_in_its_header_is_refused(mode
     data[at] = 0  # a compression that OpenCV takes for none
   else:
     data[struct.unpack_from("<I", data, at)[0] + 1] = 64  # bits of the first channel
-  assert (
-    "a damaged TIFF" if tag == 258 else "cannot be decoded" in by_all_readers(bytes(data), capfd, (40, 60))
-  )
+  said = "a damaged TIFF" if tag == 258 else "cannot be decoded"
+  assert said in by_all_readers(bytes(data), capfd, (40, 60))
 
 
 def test_pictures_that_would_take_minutes_are_refused():
