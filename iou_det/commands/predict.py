@@ -82,6 +82,7 @@ class Files:
       "images turned by EXIF (--exif=ignore: as stored)": picture.turned,
       "images whose EXIF orientation is ignored": picture.header.orientation != 1 and not picture.turned,
       "images of more than one page (the first is taken)": picture.header.pages,
+      "images with decoder warnings": bool(picture.warning),
     }
     self.seen += [trait for trait, holds in traits.items() if holds]
     self.deep += [picture.largest] if picture.largest else []

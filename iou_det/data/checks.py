@@ -1,6 +1,5 @@
 """Checks the pictures of a data set one by one, counts what is in it, and names what is wrong."""
 
-import tempfile
 from collections import Counter
 from hashlib import blake2b
 
@@ -42,26 +41,25 @@ def check_pictures(labels: Labels, exif: str) -> UInt64[np.ndarray, " images"]:
   absent = {p.image_id for p in labels.problems}
   contents = np.zeros(len(a), np.uint64)
   firsts: dict[int, int] = {}
-  with tempfile.TemporaryFile() as messages:
-    for i, name in enumerate(tqdm(a.file_name, desc="check images", unit="img", delay=5)):
-      if int(a.image_id[i]) in absent:
-        continue
-      try:
-        data = files.read(i)
-      except OSError as error:
-        labels.problems.append(labels.file_problem(i, f"cannot be read: {error.strerror}"))
-        continue
-      problem, traits = check(data, (int(a.height[i]), int(a.width[i])), messages, exif)
-      if problem:
-        labels.problems.append(labels.file_problem(i, problem))
-        continue
-      contents[i] = digest = content_number(data)
-      first = firsts.setdefault(digest, i)
-      for trait, said in traits.items():
-        labels.remark(trait, int(said is not None), [] if said is None else [name + said])
-      if first != i:
-        trait = "images with the same content as another"
-        labels.remark(trait, 1, [f"{name} = {a.file_name[first]}"])
+  for i, name in enumerate(tqdm(a.file_name, desc="check images", unit="img", delay=5)):
+    if int(a.image_id[i]) in absent:
+      continue
+    try:
+      data = files.read(i)
+    except OSError as error:
+      labels.problems.append(labels.file_problem(i, f"cannot be read: {error.strerror}"))
+      continue
+    problem, traits = check(data, (int(a.height[i]), int(a.width[i])), exif)
+    if problem:
+      labels.problems.append(labels.file_problem(i, problem))
+      continue
+    contents[i] = digest = content_number(data)
+    first = firsts.setdefault(digest, i)
+    for trait, said in traits.items():
+      labels.remark(trait, int(said is not None), [] if said is None else [name + said])
+    if first != i:
+      trait = "images with the same content as another"
+      labels.remark(trait, 1, [f"{name} = {a.file_name[first]}"])
   return contents
 
 

@@ -5,11 +5,12 @@ import io
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from PIL import Image
 from PIL.Image import Exif
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 # Of damaged EXIF and the like, for each picture; not `catch_warnings`, which is not for threads.
@@ -111,7 +112,7 @@ def read_header(data: bytes) -> Header | None:
   return header._replace(kind=kind) if header and good else None
 
 
-def open_by_pillow(data: bytes, kind: str) -> Image.Image:
+def open_by_pillow(data: bytes, kind: str) -> ImageFile:
   """Not by Pillow's `Image.open`: that refuses pictures of many pixels, and tries other kinds."""
   if kind == "HEIC":
     factory = importlib.import_module("pillow_heif").HeifImageFile
@@ -191,13 +192,39 @@ def png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     place = end + 4  # behind a checksum
 
 
+def png_whole(data: bytes, begin: int, end: int) -> bool:
+  """Whether a chunk is all there and of the right checksum, by the begin and end of its content."""
+  return zlib.crc32(memoryview(data)[begin - 4 : end]).to_bytes(4, "big") == data[end : end + 4]
+
+
+def png_of_pixels(data: bytes) -> bytes:
+  """A PNG without the chunks that its pixels do not need.
+
+  Of these OpenCV's reader refuses a file for some, and prints what it finds wrong; that of animated pictures
+  (acTL) gives black where data are lacking.
+  """
+  needed = [data[:33]]  # with the IHDR chunk
+  for name, begin, end in png_chunks(data):
+    first_palette = name == b"PLTE" and data[25] == 3 and len(needed) == 1
+    if first_palette or name in (b"IDAT", b"IEND"):
+      needed.append(data[begin - 8 : end + 4])
+    if name == b"IEND":
+      break
+  return b"".join(needed)
+
+
+PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # by colour type
+
+
 def png_header(data: bytes) -> Header | None:
-  if data[12:16] != b"IHDR":
+  size, name, width, height, bits, colour, *ways, interlaced = struct.unpack_from(
+    ">I4sIIBBBBB", data, len(PNG)
+  )
+  if name != b"IHDR" or size != 13 or bits not in PNG_BITS[colour] or any(ways) or interlaced > 1:
     return None
-  width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
   orientation, pages = 1, False
   for name, begin, end in png_chunks(data):
-    if name == b"eXIf":
+    if name == b"eXIf" and png_whole(data, begin, end):
       orientation = exif_orientation(data[begin:end])
     elif name == b"acTL":
       pages = data[begin : begin + 4] > b"\0\0\0\1"
@@ -205,17 +232,21 @@ def png_header(data: bytes) -> Header | None:
   return Header(height, width, channels, orientation, bits=bits, pages=pages)
 
 
-def truncated(data: bytes, kind: str) -> str:
-  """What a JPEG or PNG lacks at its end; "" if it is whole.
-
-  Some decoders fill up such a JPEG in grey without a word; OpenCV makes room for a PNG's chunk of any size.
-  """
+def damage(data: bytes, kind: str) -> str:
+  """What is wrong with a JPEG or PNG that a decoder would not say in words, or not at all; "" if nothing."""
   if kind == "JPEG" and not data.endswith(b"\xff\xd9"):  # nearly all files end with the marker
     # The end marker of a thumbnail in the header does not count.
     ends = [end for code, _, end in jpeg_segments(data) if code == 0xDA]
     if data.find(b"\xff\xd9", ends[0] if ends else 0) < 0:
       return f"truncated JPEG: no end marker in {len(data)} bytes"
-  if kind == "PNG" and not any(n == b"IEND" and end + 4 <= len(data) for n, _, end in png_chunks(data)):
+  if kind == "PNG":
+    for name, begin, end in png_chunks(data):
+      if end + 4 > len(data):
+        break
+      if name in (b"IHDR", b"PLTE", b"IDAT") and not png_whole(data, begin, end):
+        return f"damaged PNG: wrong checksum of its {name.decode()} chunk at byte {begin - 8}"
+      if name == b"IEND":
+        return ""
     return f"truncated PNG: no end chunk in {len(data)} bytes"
   return ""
 
@@ -245,9 +276,12 @@ def tiff_header(data: bytes) -> Header | None:
   tags: Any = ImageFileDirectory_v2(file.read(16 if data[2:3] == b"+" or data[3:4] == b"+" else 8))
   file.seek(tags.next)
   tags.load(file)
-  orientation, bits = tags.get(ORIENTATION, 1), tags.get(258, (1,))
+  orientation, channels = tags.get(ORIENTATION, 1), tags.get(277, 1)
   orientation = orientation if orientation in range(1, 9) else 1
-  return Header(tags[257], tags[256], tags.get(277, 1), orientation, bits=max(bits), pages=bool(tags.next))
+  bits = tags.get(258, (1,))[:channels]
+  if len(set(bits)) != 1:  # no decoder is right about it
+    return None
+  return Header(tags[257], tags[256], channels, orientation, bits=bits[0], pages=bool(tags.next))
 
 
 READERS = {"JPEG": jpeg_header, "PNG": png_header, "WebP": webp_header, "TIFF": tiff_header}

@@ -1,44 +1,51 @@
 """Pictures: the one way from files of any kind to RGB pixels. See docs/data.md for what is taken, and how."""
 
-import contextlib
+import ctypes
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import PIL
 from jaxtyping import UInt8
+from PIL.Image import DECODERS
 from PIL.Image import Image as PillowImage
+from simplejpeg import decode_jpeg
 
 from iou_det.data.headers import (
   HEAD,
   SUFFIXES,
   Header,
+  damage,
   kind_of,
   open_by_pillow,
   other_kind,
+  png_of_pixels,
   read_header,
-  truncated,
 )
 from iou_det.errors import UserError
 from iou_det.storage import local_path
 
 if "OPENCV_LOG_LEVEL" not in os.environ:  # a damaged picture is named by us, in one line
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+for library in (
+  Path(PIL.__file__).parents[1].glob("pillow.libs/libtiff*")
+):  # of the wheel, used by Pillow alone
+  ctypes.CDLL(str(library)).TIFFSetErrorHandler(None)
 
 COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
 # Not to RGB at once: OpenCV 5.0.0 then takes wrong numbers out of a TIFF of 16 bits.
 DEEP = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-# The others by Pillow, which is right about more of what there is in them.
-BY_OPENCV = ("JPEG", "PNG", "WebP")
 DEEP_BY_OPENCV = ("PNG", "TIFF", "JPEG 2000", "PNM")  # where Pillow has 8 bits alone, or for grey alone
 DEPTHS = (8, 10, 12, 14, 16)  # bits that a picture can be full scale of
 
 # Of a picture that is no even surface, a byte of the file holds far fewer pixels. A header that claims more
 # is wrong, and believing it costs gigabytes where the pixels are more than MANY.
 MANY, IN_A_BYTE = 2**26, 512
+SLOW = 2**23  # pixels that a decoder written in Python has in ten seconds
 
 LIMIT = "OPENCV_IO_MAX_IMAGE_"  # variables that OpenCV reads
 PIXELS = f"{LIMIT}PIXELS"
@@ -58,6 +65,7 @@ class Picture(NamedTuple):
   header: Header
   turned: bool  # by its EXIF orientation
   largest: int  # value before it was scaled, where the file has more than 8 bits; or 0
+  warning: str  # of the decoder, that takes it nevertheless; or ""
 
 
 def open_picture(data: bytes, exif: str = "apply", size: tuple[int, int] | None = None) -> Picture:
@@ -69,7 +77,7 @@ def open_picture(data: bytes, exif: str = "apply", size: tuple[int, int] | None 
   """
   header = checked_header(data)
   try:
-    stored = decode(data, header)
+    stored, warning = decode(data, header)
     pixels, largest = eight_bits(stored)
     # OpenCV and Pillow both turn a TIFF, and cannot be told not to.
     now, wanted = header.kind == "TIFF", turned(header, exif, size)
@@ -83,7 +91,7 @@ def open_picture(data: bytes, exif: str = "apply", size: tuple[int, int] | None 
       pixels = turn(pixels, back if now else header.orientation)
   except MemoryError:
     raise Unreadable(f"there is no memory for its {header.width}x{header.height} pixels") from None
-  return Picture(pixels, header, wanted and header.orientation != 1, largest)
+  return Picture(pixels, header, wanted and header.orientation != 1, largest, warning)
 
 
 def checked_header(data: bytes) -> Header:
@@ -92,8 +100,8 @@ def checked_header(data: bytes) -> Header:
   if not kind:
     raise Unreadable(f"no picture, but {other_kind(data)}")
   if kind == "HEIC" and not find_spec("pillow_heif"):
-    raise Unreadable("a HEIC picture, which needs pillow-heif: pip install 'iou-det[heif]'")
-  if what := truncated(data, kind):
+    raise Unreadable("a HEIC picture, which needs pillow-heif: pip install -e '.[heif]'")
+  if what := damage(data, kind):
     raise Unreadable(what)
   header = read_header(data)
   if header is None:
@@ -138,17 +146,36 @@ def turn(pixels: UInt8[np.ndarray, "h w 3"], orientation: int) -> UInt8[np.ndarr
   return pixels if axis is None else cv2.flip(pixels, axis)
 
 
-def decode(data: bytes, header: Header) -> np.ndarray:
-  """RGB of any depth, or an `Unreadable`; as stored, a TIFF as shown. An alpha channel is left out."""
+def decode(data: bytes, header: Header) -> tuple[np.ndarray, str]:
+  """RGB of any depth, as stored, a TIFF as shown; and what a decoder warns of. An alpha channel is left out.
+
+  By decoders that write nothing to the terminal, and refuse what is damaged.
+  """
   kind, pixels = header.kind, None
+  if kind == "JPEG":
+    return jpeg(data, header)
+  if kind == "PNG":
+    data = png_of_pixels(data)
   if header.bits > 8 and kind in DEEP_BY_OPENCV and not data.startswith((b"P2", b"P3")):  # not of texts
     pixels = opencv(data, DEEP)
     pixels = pixels if pixels is None else pixels[..., ::-1]
-  elif kind in BY_OPENCV:
+  elif kind == "PNG":
     pixels = opencv(data, COLOUR)
-  if pixels is None and kind in BY_OPENCV:
-    raise Unreadable(f"a {kind} file that cannot be decoded")
-  return pillow(data, header) if pixels is None else pixels
+  if pixels is None and kind == "PNG":
+    raise Unreadable("a PNG file that cannot be decoded")
+  # The others by Pillow, which is right about more of what there is in them.
+  return pillow(data, header) if pixels is None else pixels, ""
+
+
+def jpeg(data: bytes, header: Header) -> tuple[UInt8[np.ndarray, "h w 3"], str]:
+  try:
+    return decode_jpeg(data, "RGB"), ""
+  except ValueError as error:
+    warning = str(error)
+  if "remature end" in warning:  # what is lacking would be filled up in grey
+    raise Unreadable(f"truncated or damaged JPEG: the decoder says {warning!r}")
+  # Not by the same without `strict`, which fills up at errors too. Pillow knows more samplings of colours.
+  return pillow(data, header), "" if warning.startswith("tj") else warning
 
 
 def opencv(data: bytes, flags: int) -> np.ndarray | None:
@@ -163,11 +190,18 @@ def opencv(data: bytes, flags: int) -> np.ndarray | None:
 def pillow(data: bytes, header: Header) -> np.ndarray:
   try:
     image = open_by_pillow(data, header.kind)
-  except Exception:  # a form that it does not know
-    pixels = opencv(data, COLOUR)
+  except Exception as error:
+    # OpenCV knows more forms of TIFF, but multiplies colours by alpha and has other colours for CMYK.
+    known = header.kind == "TIFF" and header.bits <= 8 and header.channels in (1, 3)
+    pixels = opencv(data, COLOUR) if known else None
     if pixels is None:
-      raise Unreadable(f"a {header.kind} file that cannot be decoded") from None
+      raise Unreadable(f"a {header.kind} file that cannot be decoded ({error})") from None
     return pixels
+  if image.tile and image.tile[0][0] in DECODERS and image.width * image.height > SLOW:
+    raise Unreadable(
+      f"a {header.kind} file of {image.width}x{image.height} pixels, which are read too slowly above {SLOW}; "
+      "store it as PNG"
+    )
   try:
     with image:
       deep = image.mode == "F" or image.mode.startswith("I")
@@ -188,6 +222,8 @@ def pillow(data: bytes, header: Header) -> np.ndarray:
 def colours(image: PillowImage) -> UInt8[np.ndarray, "h w 3"]:
   """RGB, made in parts: as a whole, the picture would be in memory up to four times."""
   image.load()  # which may change its size
+  if image.mode == "RGB" and image.width * image.height <= ROWS_OF:
+    return np.array(image)
   pixels = np.empty((image.height, image.width, 3), np.uint8)
   rows = max(1, ROWS_OF // image.width)
   for y in range(0, image.height, rows):
@@ -316,34 +352,20 @@ def as_pixels(image: Image, name: str = "the image") -> UInt8[np.ndarray, "h w 3
   return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels[..., :3]
 
 
-def check(
-  data: bytes, size: tuple[int, int], messages: BinaryIO, exif: str = "auto"
-) -> tuple[str, dict[str, str | None]]:
-  """What is wrong with an image file ("" if nothing), and its remarkable traits.
-
-  Read as training reads it, but also what the decoder says is heard: a JPEG that lacks data before its end
-  marker is filled up in grey with no other sign.
+def check(data: bytes, size: tuple[int, int], exif: str = "auto") -> tuple[str, dict[str, str | None]]:
+  """What is wrong with an image file ("" if nothing), and its remarkable traits; read as training reads it.
 
   Args:
     size: annotated height and width.
-    messages: scratch file for what the decoder says.
     exif: see `turned`.
 
   Returns:
     Problem, and by trait what is to be said of it behind the file's name, None if the file does not have it.
   """
-  picture, problem = None, ""
-  with standard_error_to(messages):
-    try:
-      picture = open_picture(data, exif, size)
-    except Unreadable as error:
-      problem = str(error)
-  messages.seek(0)
-  said = " ".join(messages.read().decode(errors="replace").split())
-  if "remature end" in said:
-    return f"truncated or damaged JPEG: the decoder says {said!r}", {}
-  if picture is None:
-    return problem + (f": the decoder says {said!r}" if said else ""), {}
+  try:
+    picture = open_picture(data, exif, size)
+  except Unreadable as error:
+    return str(error), {}
   if problem := size_problem(picture, exif, size):
     return problem, {}
   header = picture.header
@@ -356,7 +378,7 @@ def check(
     "images turned by EXIF": picture.turned and not untold,
     "images turned by EXIF whose size does not tell": picture.turned and untold,
     "images whose EXIF orientation is ignored: annotated as stored": exif_says and not picture.turned,
-    "images with decoder warnings": bool(said),
+    "images with decoder warnings": bool(picture.warning),
   }
   found: dict[str, str | None] = {trait: "" if holds else None for trait, holds in traits.items()}
   if header.kind not in ("JPEG", "PNG"):
@@ -366,17 +388,3 @@ def check(
   if picture.largest:
     found[f"16-bit images, taken as {depth_of(picture.largest)} bits"] = f" (largest value {picture.largest})"
   return "", found
-
-
-@contextlib.contextmanager
-def standard_error_to(file: BinaryIO) -> Iterator[None]:
-  """Sends file descriptor 2, where C libraries write, to an emptied file; for one thread at a time."""
-  file.seek(0)
-  file.truncate()
-  saved = os.dup(2)
-  os.dup2(file.fileno(), 2)
-  try:
-    yield
-  finally:
-    os.dup2(saved, 2)
-    os.close(saved)

@@ -162,6 +162,9 @@ def decode_image(record: Record) -> UInt8[np.ndarray, "h w 3"]:
   if picture.largest:
     what = "%s has more than 8 bits, values up to %d: taken as %d bits; others are not named"
     logging.log_first_n(logging.INFO, what, 1, name, picture.largest, depth_of(picture.largest))
+  if picture.warning:
+    what = "%s: the decoder says %r, and takes it; others are not named"
+    logging.log_first_n(logging.WARNING, what, 1, name, picture.warning)
   return picture.pixels
 
 

@@ -2,7 +2,6 @@
 
 import io
 import struct
-import tempfile
 import zlib
 
 import cv2
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from simplejpeg import decode_jpeg
 
 from iou_det.data import images as image_files
 from iou_det.data.headers import Header, exif_orientation, read_header
@@ -41,8 +41,7 @@ def with_orientation(value, order="<"):
 
 def problem(data, height=48, width=64, exif="auto"):
   """What is wrong, and the traits that the file has with what is said of them."""
-  with tempfile.TemporaryFile() as messages:
-    what, traits = check(data, (height, width), messages, exif)
+  what, traits = check(data, (height, width), exif)
   return what, [trait + said for trait, said in traits.items() if said is not None]
 
 
@@ -84,16 +83,37 @@ def test_truncated_jpegs_are_found_even_if_opencv_decodes_them(data, cut, monkey
   part = data[: int(len(data) * cut)]
   assert problem(part)[0]
   # OpenCV 4 fills up what is missing.
-  monkeypatch.setattr(image_files, "decode", lambda data, header: np.zeros((48, 64, 3), np.uint8))
+  monkeypatch.setattr(image_files, "decode", lambda data, header: (np.zeros((48, 64, 3), np.uint8), ""))
   assert "truncated JPEG: no end marker" in problem(part)[0]
 
 
+def by_all_readers(data, capfd, size=(48, 64)):
+  """What is wrong, by `check`; the others must say the same, and the decoders nothing."""
+  what = problem(data, *size)[0]
+  for read in (open_picture, lambda data: decode_image(record(data, size))):
+    with pytest.raises((Unreadable, UserError)) as why:
+      read(data)
+    assert what and what in str(why.value)
+  assert capfd.readouterr().err == ""
+  return what
+
+
 def test_a_gap_before_the_end_marker_is_found_by_what_the_decoder_says(capfd):
-  data = JPEG[: len(JPEG) // 2] + b"\xff\xd9"
-  open_picture(data)
-  assert "premature end" in capfd.readouterr().err  # the decoder only warns
-  assert "truncated or damaged JPEG: the decoder says" in problem(data)[0]
-  assert capfd.readouterr().err == ""  # and not past `check`
+  lower = bytearray(JPEG)
+  struct.pack_into(">H", lower, JPEG.index(b"\xff\xc0") + 5, 480)  # more rows than there are
+  for data in (JPEG[: len(JPEG) // 2] + b"\xff\xd9", smooth("CMYK")[:-90] + b"\xff\xd9", bytes(lower)):
+    size = (480, 64) if data == lower else (48, 64)
+    assert "truncated or damaged JPEG: the decoder says" in by_all_readers(data, capfd, size)
+
+
+def test_samplings_that_one_decoder_does_not_know_are_read_by_another(capfd):
+  # In an even grey picture all blocks are alike, so that it may be said to have other ones.
+  data = bytearray(saved("JPEG", Image.new("RGB", (48, 48), (128, 128, 128)), subsampling=0, optimize=True))
+  data[data.index(b"\xff\xc0") + 11] = 0x31
+  with pytest.raises(ValueError, match="subsampling"):
+    decode_jpeg(bytes(data))
+  np.testing.assert_array_equal(open_picture(bytes(data)).pixels, np.full((48, 48, 3), 128))
+  assert capfd.readouterr().err == ""
 
 
 def test_harmless_warnings_are_counted():
@@ -116,6 +136,74 @@ def test_the_header_of_a_huge_image_is_read_without_a_word(data, recwarn):
 @pytest.mark.parametrize("cut", [0.01, 0.5, 0.99])
 def test_truncated_pngs_are_found(cut):
   assert "truncated PNG" in problem(PNG[: int(len(PNG) * cut)])[0]
+
+
+def chunk(name, data):
+  return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def test_pngs_are_refused_for_chunks_that_make_pixels_and_not_for_others(capfd):
+  spoilt = bytearray(PNG)
+  spoilt[PNG.index(b"IDAT") + 50] ^= 1
+  assert "damaged PNG: wrong checksum of its IDAT chunk at byte 33" in by_all_readers(bytes(spoilt), capfd)
+  for colour, bits, ways in [(1, 8, b"\0\0\0"), (2, 4, b"\0\0\0"), (2, 8, b"\1\0\0"), (2, 8, b"\0\0\2")]:
+    head = chunk(b"IHDR", struct.pack(">IIBB", 64, 48, bits, colour) + ways)
+    assert "its header cannot be read" in by_all_readers(PNG[:8] + head + PNG[33:], capfd)
+  expected = open_picture(PNG).pixels
+  wrong = chunk(b"tEXt", b"a\0b")[:-1] + b"?"
+  for more in (
+    chunk(b"PLTE", b"abcd"),
+    chunk(b"gAMA", b"") * 2,
+    wrong,
+    chunk(b"acTL", struct.pack(">II", 9, 0)),
+  ):
+    np.testing.assert_array_equal(open_picture(PNG[:33] + more + PNG[33:]).pixels, expected)
+  assert capfd.readouterr().err == ""
+
+
+def test_an_animated_png_of_too_few_pixels_is_refused():
+  data = saved("PNG", save_all=True, append_images=[Image.fromarray(255 - COLOURS)])
+  at = data.index(b"IDAT")
+  size = struct.unpack(">I", data[at - 4 : at])[0]
+  rows = zlib.decompress(data[at + 4 : at + 4 + size])
+  data = data[: at - 4] + chunk(b"IDAT", zlib.compress(rows[: len(rows) // 2])) + data[at + 8 + size :]
+  assert "a PNG file that cannot be decoded" in problem(data, 40, 60)[0]
+
+
+def test_spoilt_data_of_a_webp_are_not_taken(capfd):
+  noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+  data = bytearray(saved("WEBP", noise, lossless=True))
+  data[200:2000] = b"\xff" * 1800
+  assert "a WebP file that cannot be decoded" in by_all_readers(bytes(data), capfd, (40, 60))
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_deflate", "jpeg"])
+def test_spoilt_data_of_a_tiff_are_refused_without_a_word_of_the_decoder(compression, capfd):
+  data = bytearray(saved("TIFF", compression=compression))
+  at = data.index(b"\xff\xda") if compression == "jpeg" else 8
+  data[at : at + 40] = b"\xff" * 40
+  assert "a TIFF file that cannot be decoded" in by_all_readers(bytes(data), capfd, (40, 60))
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGBA"])
+@pytest.mark.parametrize("tag", [258, 259])
+def test_a_tiff_of_four_channels_with_a_wrong_byte_in_its_header_is_refused(mode, tag, capfd):
+  image = Image.fromarray(COLOURS).convert(mode)
+  if mode == "RGBA":
+    image.putalpha(Image.fromarray(COLOURS[..., 0]))
+  data = bytearray(saved("TIFF", image))
+  at = data.index(struct.pack("<HH", tag, 3)) + 8
+  if tag == 259:
+    data[at] = 0  # a compression that OpenCV takes for none
+  else:
+    data[struct.unpack_from("<I", data, at)[0] + 1] = 64  # bits of the first channel
+  said = "a damaged TIFF" if tag == 258 else "cannot be decoded"
+  assert said in by_all_readers(bytes(data), capfd, (40, 60))
+
+
+def test_pictures_that_would_take_minutes_are_refused():
+  data = b"qoif" + struct.pack(">IIBB", 4000, 3000, 3, 0) + bytes(100_000)
+  assert "a QOI file of 4000x3000 pixels, which are read too slowly" in problem(data, 3000, 4000)[0]
 
 
 def test_other_files_and_sizes_are_refused():
@@ -333,9 +421,6 @@ def test_what_is_no_picture_is_named_in_words(data, what):
 
 def huge_png(width, height, bits=8):
   """A whole file of black pixels."""
-  chunk = lambda name, data: (
-    struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-  )
   head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
   return PNG[:8] + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
 
@@ -396,4 +481,4 @@ def test_no_memory_is_told(monkeypatch):
   error.code = cv2.Error.STS_NO_MEM
   monkeypatch.setattr(cv2, "imdecode", lambda *a: (_ for _ in ()).throw(error))
   with pytest.raises(Unreadable, match="no memory for its 64x48 pixels"):
-    open_picture(JPEG)
+    open_picture(PNG)
