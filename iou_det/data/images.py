@@ -190,13 +190,8 @@ def opencv(data: bytes, flags: int) -> np.ndarray | None:
 def pillow(data: bytes, header: Header) -> np.ndarray:
   try:
     image = open_by_pillow(data, header.kind)
-  except Exception as error:
-    # OpenCV knows more forms of TIFF, but multiplies colours by alpha and has other colours for CMYK.
-    known = header.kind == "TIFF" and header.bits <= 8 and header.channels in (1, 3)
-    pixels = opencv(data, COLOUR) if known else None
-    if pixels is None:
-      raise Unreadable(f"a {header.kind} file that cannot be decoded ({error})") from None
-    return pixels
+  except Exception as error:  # of forms that it does not know OpenCV takes some for others
+    raise Unreadable(f"a {header.kind} file that cannot be decoded ({error})") from None
   if image.tile and image.tile[0][0] in DECODERS and image.width * image.height > SLOW:
     raise Unreadable(
       f"a {header.kind} file of {image.width}x{image.height} pixels, which are read too slowly above {SLOW}; "
