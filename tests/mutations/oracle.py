@@ -97,8 +97,8 @@ def coco(folder: Path, split: str) -> Expected:
   boxes = [coco_box(row, {k: pictures[i] for k, i in by_id.items()}, labels) for row in annotations]
   try:
     identity = [
-      {r["id"]: Path(r["file_name"]).name for r in images},
-      {r["id"]: r["name"] for r in categories},
+      {whole(r["id"])[1]: Path(r["file_name"]).name for r in images},
+      {whole(r["id"])[1]: r["name"] for r in categories},
     ]
   except (KeyError, TypeError):
     identity = None
