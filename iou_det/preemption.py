@@ -14,12 +14,13 @@ from iou_det.errors import EXIT_PREEMPTED
 from iou_det.leaving import leave
 
 TICKS = 20  # the parts in which a time without progress is counted
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 unheeded: list[signal.Signals] = []  # came so late that the run was finished: for a command's next one
 
 
 class Preemption:
-  """Notices SIGTERM, which SLURM, spot machines and Kubernetes send before they stop a job, and Ctrl-C.
+  """Notices SIGTERM, which SLURM, spot machines and Kubernetes send before they stop a job, Ctrl-C, and SIGHUP,
+  which comes when a terminal is closed.
 
   Several processes agree on the moment: what one is told, all act on at the same call of `requested`, so all
   have to call it equally often. While there is nothing to save, a command ends at once; a second Ctrl-C ends
@@ -89,8 +90,8 @@ class Preemption:
       self._nothing_to_save()
     if sent == signal.SIGINT:
       logging.warning("SIGINT: saving at the end of this step; a second one ends at once")
-      if jax.process_count() > 1:
-        os.kill(os.getpid(), signal.SIGTERM)
+    if sent != signal.SIGTERM and jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)
 
   def _told_in_group(self) -> None:
     if leaving.listening() and not self._begun:

@@ -79,7 +79,7 @@ class Stuck:
     raise TimeoutError
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_before_the_first_step_ends_training_at_once(tmp_path, shapes_folder, sent):
   stuck = Stuck(1, tmp_path, shapes_folder)
   stuck.before += RELEASE.format(str(tmp_path / "released"))

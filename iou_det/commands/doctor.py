@@ -37,7 +37,9 @@ from iou_det.streams import one_line
 from iou_det.training import fit
 from iou_det.training.checks import SOME_CLASSES
 
-CONFIG = common.config("Its data.path is looked at, in place of --data.")
+CONFIG = common.config(
+  "Its data.path is looked at unless --data names another; --config.a.b=value as in train."
+)
 DATA = flags.DEFINE_string("data", None, "Folder of a data set of any known format; default: the config's.")
 FORMAT_HELP = "Of the data set; auto: by looking. Default: the config's."
 FORMAT = flags.DEFINE_enum("format", None, ["auto", *NAMES], FORMAT_HELP)

@@ -131,6 +131,7 @@ def main(arguments: list[str]) -> None:
   rows: list[dict] = []
   pictures: list[np.ndarray] = []
   bad: list[str] = []
+  number_drawn, highest = 0, 0.0
   for i, seen in enumerate(detector.stream(images, len(names), read)):
     if isinstance(seen, UserError):
       bad.append(str(seen))
@@ -140,6 +141,8 @@ def main(arguments: list[str]) -> None:
       values = {k: row[k] for k in ("category_id", "score", "bbox")}
       rows.append({"file": names[i], "class": class_name} | values)
     drawn = found.scores >= SCORE.value
+    number_drawn += int(drawn.sum())
+    highest = max(highest, found.scores.max(initial=0.0))
     picture = draw_detections(
       pixels,
       found.boxes[drawn],
@@ -161,7 +164,8 @@ def main(arguments: list[str]) -> None:
   write_image(out / "contact_sheet.png", contact_sheet(pictures))
   write_json(out / "detections.json", rows)
   files.say()
-  counts = f"{len(names) - len(bad)} images, {len(rows)} detections (drawn: score >= {SCORE.value})"
+  drawn_of = f"{number_drawn} drawn: score >= {SCORE.value:g}, the highest is {highest:.2f}"
+  counts = f"{len(names) - len(bad)} images, {len(rows)} detections ({drawn_of})"
   print(f"{counts}; pictures and detections.json in {out}")
   if bad and not SKIP_BAD.value:
     raise UserError(f"{which}; the others are done (--skip_bad: then the exit code is 0)")

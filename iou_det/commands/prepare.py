@@ -37,7 +37,7 @@ FORMAT = flags.DEFINE_enum("format", "auto", ["auto", *NAMES], "Of the annotatio
 EXIF_HELP = "Whether pictures are turned as EXIF says; auto: unless annotated sizes are those as stored."
 EXIF_FLAG = flags.DEFINE_enum("exif", "auto", EXIF, EXIF_HELP)
 FRACTION_HELP = "Of a data set with one split: this share of it becomes the split val, the rest is train."
-FRACTION = flags.DEFINE_float("val_fraction", None, FRACTION_HELP, lower_bound=0, upper_bound=1)
+FRACTION = flags.DEFINE_float("val_fraction", None, FRACTION_HELP)
 SEED = flags.DEFINE_integer("seed", 0, "Of --val_fraction: which images become val.")
 SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Drop bad records, and list them, instead of stopping.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace splits that are there.")
@@ -79,6 +79,8 @@ def main() -> None:
 def wanted_splits() -> list[str]:
   """The splits to read; refuses flags that do not go together."""
   pair = [f.value for f in (IMAGES, ANNOTATIONS)]
+  if FRACTION.value is not None and not 0 < FRACTION.value < 1:
+    raise UserError(f"--val_fraction={FRACTION.value:g}: must be above 0 and below 1")
   if bool(DATA.value) == any(pair) or (any(pair) and not (all(pair) and SPLIT.value)):
     raise UserError("give either --data=FOLDER, or all of --images, --annotations and --split")
   if not DATA.value:
@@ -87,8 +89,6 @@ def wanted_splits() -> list[str]:
   there = known.splits(DATA.value)
   if known not in FILE_FORMATS:
     raise UserError(f"--data={DATA.value} is {known.WHAT} already; give it to --config.data.path")
-  if not there:
-    raise UserError(f"--data={DATA.value} is no {known.NAME.upper()} data set: there is no {known.SIGN}")
   if SPLIT.value and SPLIT.value not in there:
     raise UserError(f"{DATA.value} has no split {SPLIT.value!r}; there are: {', '.join(there) or 'none'}")
   if FRACTION.value and len(there) > 1 and not SPLIT.value:

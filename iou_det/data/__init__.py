@@ -57,7 +57,12 @@ def open_dataset(path: str | os.PathLike[str], split: str, reading: Reading = AS
 
 def read_labels(path: str | os.PathLike[str], split: str, reading: Reading = AS_IT_LOOKS) -> Labels:
   """What the annotations of a split say, good or bad; of formats that have `read_split`."""
-  labels = format_of(path, reading.format).read_split(path, split)
+  known = format_of(path, reading.format)
+  there = known.splits(path)
+  if split not in there and known is not yolo:  # which says more
+    one = "; `iou-det prepare --val_fraction=0.2` makes train and val of one" if len(there) == 1 else ""
+    raise UserError(f"{path} has no split {split!r}; there are: {', '.join(there) or 'none'}{one}")
+  labels = known.read_split(path, split)
   labels.find_sizes(reading.exif)
   return labels
 
@@ -71,9 +76,13 @@ def format_of(path: str | os.PathLike[str], name: str = "auto") -> Any:
   """The format of what is at a path: by looking, or the one of this name."""
   folder = local_path(path, "data path")
   for known in FORMATS:
-    if name == known.NAME or (name == "auto" and known.recognises(path)):
+    if name in ("auto", known.NAME) and known.recognises(path):
       return known
   if not folder.is_dir():
-    raise UserError(f"data path {path} is not a folder; give {WHAT_A_PATH_MAY_BE}")
+    where = "" if folder.is_absolute() else f" in {os.getcwd()}"
+    raise UserError(f"data path {path} is not a folder{where}; give {WHAT_A_PATH_MAY_BE}")
+  if name != "auto":
+    wanted = next(f for f in FORMATS if f.NAME == name)
+    raise UserError(f"data path {path} is not {wanted.WHAT}: there is no {wanted.SIGN}")
   signs = " nor ".join(f"{f.WHAT} (no {f.SIGN})" for f in _folders)
   raise UserError(f"data path {path} is neither {signs}; `iou-det prepare` makes a dataset")

@@ -111,8 +111,6 @@ def report(labels: Labels, title: str) -> str:
   lines = [f"{title}: {len(labels.annotations)} images, {len(labels.annotations.bbox)} boxes"]
   lines.append(f"  boxes per class: {per_class}")
   lines += [f"  {trait}: {remark}" for trait, remark in labels.remarks.items() if remark.number]
-  if not_there := [trait for trait, remark in labels.remarks.items() if not remark.number]:
-    lines.append(f"  looked for and not found: {'; '.join(not_there)}")
   if labels.problems:
     dropped = f"{len(labels.problems)}, and {labels.dropped_boxes} boxes of dropped images"
     lines += [f"  bad records dropped: {dropped}", *(f"    {p}" for p in labels.problems[:LISTED])]

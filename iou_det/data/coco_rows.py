@@ -62,6 +62,8 @@ class Numbered(NamedTuple):
 
 def read_rows(path: Path) -> Numbered:
   """The rows of an annotation file: at once where all are as COCO has them, else one by one."""
+  if path.is_dir():
+    raise UserError(f"annotation file {path} is a folder; give a COCO file (.json)")
   if not path.is_file():
     beside = ", ".join(sorted(p.name for p in path.parent.glob("*.json"))[:10]) or "none"
     raise UserError(f"annotation file {path} does not exist; JSON files in {path.parent}: {beside}")

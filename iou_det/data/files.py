@@ -69,7 +69,7 @@ def find_files(names: Sequence[str], folders: Sequence[Path], avoid: Sequence[Pa
       parent, base = os.path.split(name)
       if base in inside(folder / parent if parent else folder):
         if k:
-          found[i] = str(folder / name)
+          found[i] = os.path.abspath(folder / name)  # `Files` has it below its own folder else
         break
     else:
       paths = every_file().get(key(name), [])
@@ -132,7 +132,7 @@ def below(folders: Sequence[Path], avoid: Sequence[Path]) -> dict[str, list[str]
     for where, inside, names in os.walk(folder):
       inside[:] = [name for name in inside if Path(where, name) not in avoid]
       for name in names:
-        path = os.path.join(where, name)
+        path = os.path.abspath(os.path.join(where, name))
         if path not in paths.setdefault(key(name), []):
           paths[key(name)].append(path)
   return paths
