@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 
 from iou_det.bench.measure import cpu_model, versions
+from iou_det.data.images import Unreadable, open_picture
 from iou_det.data.pipeline import decode_in_one_thread, number_of_threads
 from iou_det.finding import Finding
 from iou_det.storage import SHARED
@@ -261,7 +262,11 @@ def decoding(own: Sequence[bytes], found: Limits) -> str:
 
 
 def decode(data: bytes) -> bool:
-  return bool(data) and cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) is not None
+  try:
+    open_picture(data)
+  except Unreadable:
+    return False
+  return True
 
 
 def rate(files: Sequence[bytes], threads: int) -> float:

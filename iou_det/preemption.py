@@ -19,8 +19,8 @@ unheeded: list[signal.Signals] = []  # came so late that the run was finished: f
 
 
 class Preemption:
-  """Notices SIGTERM, which SLURM, spot machines and Kubernetes send before they stop a job, Ctrl-C, and SIGHUP,
-  which comes when a terminal is closed.
+  """Notices SIGTERM, which SLURM, spot machines and Kubernetes send before they stop a job, Ctrl-C, and
+  SIGHUP, which comes when a terminal is closed.
 
   Several processes agree on the moment: what one is told, all act on at the same call of `requested`, so all
   have to call it equally often. While there is nothing to save, a command ends at once; a second Ctrl-C ends

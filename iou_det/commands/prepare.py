@@ -55,8 +55,13 @@ def main() -> None:
   parts: dict[str, Labels] = {}
   every: dict[str, Contents] = {}
   for split in names:
-    labels = read(split)
-    every[split] = contents = check_all(labels, EXIF_FLAG.value, SKIP_BAD.value)
+    try:
+      labels = read(split)
+      every[split] = contents = check_all(labels, EXIF_FLAG.value, SKIP_BAD.value)
+    except UserError as error:
+      if len(names) == 1:
+        raise
+      raise UserError(f"{split}: {error}; --split=NAME prepares one of {', '.join(names)}") from None
     print(report(labels, f"{NAME.value}/{split}"))
     grave = [finding for finding in of_remarks({split: labels}) if finding.level == "error"]
     print(*(f"  {finding}\n" for finding in grave), sep="", end="")

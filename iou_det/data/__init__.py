@@ -4,11 +4,13 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from iou_det.data import coco, csv, shapes, tfds, voc, yolo
 from iou_det.data.checks import check_pictures
 from iou_det.data.labels import Labels
+from iou_det.data.oddities import of_remarks, remark_oddities
 from iou_det.data.source import Source
 from iou_det.errors import UserError
 from iou_det.storage import local_path
@@ -51,7 +53,12 @@ def open_dataset(path: str | os.PathLike[str], split: str, reading: Reading = AS
     check_pictures(labels, reading.exif)
   labels.settle(reading.skip_bad)
   name = f"{Path(path).name}/{split}"
+  logging.info(f"{name}: of {known.WHAT}")
   labels.log(name)
+  remark_oddities(labels)
+  for finding in of_remarks({split: labels}):
+    if finding.level == "error":
+      logging.warning(f"{name}: {finding}")
   return labels.source(name, reading.exif)
 
 

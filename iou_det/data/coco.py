@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from iou_det.data.coco_rows import CategoryRow, describe, read_rows
+from iou_det.data.files import of_other_splits
 from iou_det.data.labels import FAR, Boxes, Images, Labels, Problem, make_labels
 from iou_det.data.source import Annotations, Category
 from iou_det.errors import UserError
@@ -38,10 +39,7 @@ def read_split(path: str | Path, split: str) -> Labels:
   file = there[split]
   labels = read_coco(file)
   near = [root / split, root / "images" / split, file.parent, file.parent / "images"]
-  labels.locate(
-    [*near, root / "images", root / "data", root],
-    avoid=[folder / other for folder in (root, root / "images") for other in there if other != split],
-  )
+  labels.locate([*near, root / "images", root / "data", root], of_other_splits(root, split, there))
   return labels
 
 
@@ -90,9 +88,10 @@ def is_coco(file: Path) -> bool:
     start = opened.read(1 << 16)
     opened.seek(max(0, file.stat().st_size - (1 << 16)))
     text = start + opened.read()
-  return text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and (
-    sum(key in text for key in (b'"images"', b'"annotations"', b'"categories"')) >= 2
-  )
+  lists = sum(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
+  if lists == 1 and any(key in text for key in (b'"file_name"', b'"image_id"')):
+    lists = 2  # the other lists lie between
+  return text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{") and lists >= 2
 
 
 def read_coco(path: str | Path) -> Labels:
@@ -121,7 +120,17 @@ def read_coco(path: str | Path) -> Labels:
     what = f"{key!r} is {value}, must be a whole number above 0 (or absent, null or -1: the file's is taken)"
     problems.append(Problem(image_at(i), what, key))
     good[i] = False
-    refused.add(rows.images[i].id)
+    refused[rows.images[i].id] = rows.images[i].file_name
+  # Boxes of an id that several files claim are of none of them.
+  claims: dict[int, set[Any]] = {id: {name} for id, name in refused.items()}
+  if refused or len(np.unique(ids)) < count:
+    for listed in rows.images:
+      claims.setdefault(listed.id, set()).add(listed.file_name)
+    for i in [i for i in np.flatnonzero(good).tolist() if len(claims[rows.images[i].id]) > 1]:
+      others = ", ".join(sorted(map(str, claims[rows.images[i].id] - {rows.images[i].file_name})))
+      problems.append(Problem(image_at(i), f"a second image has this id ({others}); ids must differ", "id"))
+      good[i] = False
+      refused[rows.images[i].id] = rows.images[i].file_name
   firsts: dict[int, int] = {}
   twice = 0
   if len(np.unique(ids[good])) < good.sum():
@@ -133,15 +142,15 @@ def read_coco(path: str | Path) -> Labels:
       if rows.images[first] == rows.images[i]:
         twice += 1
         continue
-      what = f"a second image has this id (the first is {rows.images[first].file_name}); ids must differ"
-      problems.append(Problem(image_at(i), what, "second id"))
+      what = "a second record of this image says another size; which is right?"
+      problems.append(Problem(image_at(i), what, "second size"))
   for i in [i for i, r in enumerate(rows.images) if not r.file_name]:
     problems.append(Problem(image_at(i), "'file_name' is empty", "file_name"))
     good[i] = False
-    refused.add(rows.images[i].id)
+    refused[rows.images[i].id] = ""
   kept = np.flatnonzero(good)
   images = Images(ids[kept], [rows.images[i].file_name for i in kept], sizes[0, kept], sizes[1, kept])
-  refused -= set(images.id.tolist())
+  gone_ids = list(refused.keys() - set(images.id.tolist()))
 
   number = len(rows.annotations)
   column = lambda key, dtype: np.fromiter((getattr(r, key) for r in rows.annotations), dtype, number)
@@ -153,7 +162,7 @@ def read_coco(path: str | Path) -> Labels:
   image, known_image = places(image_id, images.id)
   label, known_category = places(category_id, np.array([c.id for c in categories], np.int64))
   crowd = or_none("iscrowd", np.int64, 0)
-  gone = ~known_image & np.isin(image_id, list(refused)) if refused else np.zeros(number, bool)
+  gone = ~known_image & np.isin(image_id, gone_ids) if gone_ids else np.zeros(number, bool)
   strange_crowd = (crowd != 0) & (crowd != 1)
   for i in np.flatnonzero(~gone & ~(known_image & known_category & ~strange_crowd)).tolist():
     row = rows.annotations[i]

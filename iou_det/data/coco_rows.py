@@ -55,7 +55,7 @@ class Numbered(NamedTuple):
   images: Sequence[int]  # places in the file's lists
   annotations: Sequence[int]
   problems: list[Problem]
-  refused: set[Any]  # ids of bad images: their annotations go with them without another word
+  refused: dict[int, Any]  # ids of bad images (and their file names): their annotations go with them
   taken: Counter[str]  # values that were not as COCO has them
   records: int
 
@@ -77,7 +77,7 @@ def read_rows(path: Path) -> Numbered:
   for key in ("images", "annotations", "categories"):
     check_list(path, key, getattr(rows, key))
   counts = (len(rows.images), len(rows.annotations))
-  return Numbered(rows, range(counts[0]), range(counts[1]), [], set(), Counter(), sum(counts))
+  return Numbered(rows, range(counts[0]), range(counts[1]), [], {}, Counter(), sum(counts))
 
 
 def check_list(path: Path, key: str, value: Any) -> None:
@@ -110,7 +110,8 @@ def read_tolerantly(path: Path, content: bytes) -> Numbered:
   problems: list[Problem] = []
   images: list[ImageRow] = []
   boxes: list[BoxRow] = []
-  at_image, at_box, refused = [], [], set()
+  at_image, at_box = [], []
+  refused: dict[int, Any] = {}
   for number, row in enumerate(lists["images"]):
     made = image_row(row, image_ids, taken)
     if isinstance(made, ImageRow):
@@ -119,7 +120,7 @@ def read_tolerantly(path: Path, content: bytes) -> Numbered:
       continue
     problems.append(Problem(f"{path}, {describe('image', row, number)}", *made))
     if isinstance(row, dict) and (known := identity(row.get("id"), image_ids, Counter())) is not None:
-      refused.add(known)
+      refused[known] = row.get("file_name")
   for number, row in enumerate(lists["annotations"]):
     given = box_row(row, image_ids, category_ids, taken)
     if isinstance(given, BoxRow):

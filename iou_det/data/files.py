@@ -4,7 +4,7 @@ import errno
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -74,7 +74,8 @@ def find_files(names: Sequence[str], folders: Sequence[Path], avoid: Sequence[Pa
     else:
       paths = every_file().get(key(name), [])
       parts = [key(part) for part in re.split(r"[\\/]", name)]
-      best = [p for p in paths if alike(p, parts) == max(alike(q, parts) for q in paths)]
+      same = [alike(path, parts) for path in paths]
+      best = [path for path, number in zip(paths, same, strict=True) if number == max(same, default=0)]
       if len(best) == 1:
         found[i] = best[0]
         elsewhere.append(i)
@@ -83,6 +84,18 @@ def find_files(names: Sequence[str], folders: Sequence[Path], avoid: Sequence[Pa
         missing[i] = several if best else "the file does not exist"
   every = names if not found else [found.get(i, name) for i, name in enumerate(names)]
   return Found(Files(folders[0] if folders else Path(), every), missing, elsewhere)
+
+
+def of_other_splits(root: Path, split: str, splits: Iterable[str]) -> list[Path]:
+  """Folders in `root`, or one below, that are by their names (val2017, validation) of other splits."""
+  is_of = lambda name, one: name.startswith(one.casefold()) or one.casefold().startswith(name)
+  others = [other for other in splits if other != split]
+  found = []
+  for folder in subfolders(root) + [f for inside in subfolders(root) for f in subfolders(inside)]:
+    name = folder.name.casefold()
+    if any(is_of(name, other) for other in others) and not is_of(name, split):
+      found.append(folder)
+  return found
 
 
 def listing(folder: Path) -> set[str]:

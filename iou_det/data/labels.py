@@ -11,7 +11,7 @@ from absl import logging
 from jaxtyping import Bool, Float64, Int64
 
 from iou_det.data.files import Files, find_files, read_start
-from iou_det.data.images import read_header
+from iou_det.data.headers import kind_of, read_header
 from iou_det.data.source import Annotations, Category, Source
 from iou_det.errors import UserError
 from iou_det.streams import escaped
@@ -152,7 +152,9 @@ class Labels:
       if int(a.image_id[i]) in bad:
         continue
       try:
-        header = read_header(read_start(files, i))
+        start = read_start(files, i)
+        # Only of a JPEG all that counts stands before the pixels.
+        header = read_header(start) if kind_of(start) == "JPEG" else None
         header = header or read_header(files.read(i))
       except OSError as error:
         self.problems.append(self.file_problem(i, f"cannot be read: {error.strerror}"))

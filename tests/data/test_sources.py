@@ -110,7 +110,10 @@ BAD = {
   "height": (lambda c: c["images"][0].update(height=2**31), "'height' is 2147483648, must be a whole number"),
   "size": (lambda c: c["images"][0].update(width=64.5), "'width' is 64.5, must be a whole number"),
   "id": (lambda c: c["images"][0].update(id=40.5), "'id' is 40.5, must be a whole number"),
-  "twice": (lambda c: c["images"][1].update(id=40), "image id 40 (a.jpg): a second image has this id"),
+  "twice": (
+    lambda c: c["images"][1].update(id=40),
+    "image id 40 (b.jpg): a second image has this id (a.jpg)",
+  ),
   "file": (lambda c: c["images"][0].update(file_name="no.jpg"), "no.jpg (image id 40): the file does not"),
 }
 

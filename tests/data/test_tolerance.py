@@ -225,3 +225,59 @@ def test_bad_pictures_in_place_are_dropped_with_their_boxes(tmp_path):
   assert len(source.annotations.bbox) == 4
   (images / "a.jpg").write_bytes(picture(50, 40))  # of another size than annotated
   assert len(open_dataset(tmp_path, "train", Reading(skip_bad=True))) == 2
+
+
+def test_an_id_that_two_files_claim_is_of_neither(tmp_path):
+  coco = content()
+  coco["images"].append({"id": 7, "file_name": "another.jpg", "height": 48, "width": 64})
+  labels = read(tmp_path, coco)
+  assert [str(p).split(": ", 1)[1] for p in labels.problems] == [
+    "a second image has this id (another.jpg); ids must differ",
+    "a second image has this id (a.jpg); ids must differ",
+  ]
+  assert 7 not in labels.annotations.image_id and labels.dropped_boxes == 3
+  coco["images"][1]["width"] = 40.5  # so that the typed way refuses the file, and this row
+  assert 7 not in read(tmp_path, coco).annotations.image_id
+
+
+def test_folders_of_other_splits_are_not_looked_into(tmp_path):
+  for split, folder in (("train", "images/train2017"), ("val", "images/val2017"), ("test", "testing")):
+    images, _ = write(tmp_path, split)
+    (tmp_path / folder).parent.mkdir(exist_ok=True)
+    images.rename(tmp_path / folder)
+  assert len(open_dataset(tmp_path, "val")) == 4
+  (tmp_path / "images/train2017/b.jpg").unlink()
+  with pytest.raises(UserError, match=r"b.jpg \(image id 40\): the file does not exist"):
+    open_dataset(tmp_path, "train")
+
+
+def test_many_files_of_one_name_take_no_time(tmp_path):
+  for k in range(300):
+    (tmp_path / f"v{k}").mkdir()
+    (tmp_path / f"v{k}" / "0001.jpg").write_bytes(b"")
+  found = find_files([f"elsewhere/v{k}/0001.jpg" for k in range(300)], [tmp_path])
+  assert found.files.names[7].endswith("/v7/0001.jpg") and not found.missing
+
+
+def test_a_large_file_is_known_by_its_beginning_and_end(tmp_path):
+  images, file = write(tmp_path)
+  coco = content()
+  coco["annotations"] += [dict(a, id=a["id"] + 1000 * k) for k in range(1, 300) for a in coco["annotations"]]
+  file.unlink()
+  keys = ("images", "annotations", "categories", "info")
+  (tmp_path / "result.json").write_text(json.dumps({k: coco[k] for k in keys} | {"info": "x" * 70_000}))
+  images.rename(tmp_path / "images")
+  assert len(open_dataset(tmp_path, "default").annotations.bbox) == 2400
+
+
+def test_boxes_in_another_form_are_told_in_place(tmp_path, caplog):
+  rng = np.random.default_rng(0)
+  coco = content()
+  corners = np.sort(rng.integers(0, 40, (40, 2, 2)), axis=1) + [[0, 0], [8, 8]]
+  coco["annotations"] = [
+    {"id": i, "image_id": 40, "category_id": 9, "bbox": [*map(int, c.reshape(-1))]}
+    for i, c in enumerate(corners)
+  ]
+  write(tmp_path, coco=coco)
+  open_dataset(tmp_path, "train")
+  assert "boxes that seem to be x1 y1 x2 y2 given as x y w h: train 40" in caplog.text
