@@ -109,9 +109,9 @@ class MetricsLog:
         shutil.copyfileobj(source, target)  # type: ignore[misc]
 
   def close(self) -> None:
+    self.board.close()  # first: it writes in a thread of its own
     self.flush()
     if self.file is not None:
       self.file.close()
-    self.board.close()
     if self.gathered is not None:
       self.gathered.cleanup()

@@ -394,7 +394,7 @@ def test_heic_of_a_phone_by_pillow_heif(monkeypatch):
   np.testing.assert_allclose(open_picture(out.getvalue()).pixels.astype(int), VIEWED[6](COLOURS), atol=9)
   monkeypatch.setattr(image_files, "find_spec", lambda name: None)
   with pytest.raises(
-    Unreadable, match=r"a HEIC picture, which needs pillow-heif: pip install 'iou-det\[heif\]'"
+    Unreadable, match=r"a HEIC picture, which needs pillow-heif: pip install -e '.\[heif\]'"
   ):
     open_picture(out.getvalue())
 
