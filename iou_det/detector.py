@@ -293,6 +293,7 @@ class Detector:
         `ground_truth` made of it, which then need not be read again.
       backend: see `coco.evaluate`.
     """
+    source = source.adopt(self.categories)
     if not set(source.categories) <= set(self.categories):
       raise UserError(
         f"the detector knows the categories ({describe_categories(self.categories)}), the data {source.name} "

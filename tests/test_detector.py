@@ -97,6 +97,21 @@ def test_data_with_fewer_categories_are_scored_by_these(reference, caplog):
   assert list(metrics["AP_per_class"]) == [c.name for c in three]
 
 
+def test_categories_that_have_only_names_are_those_of_these_names(reference):
+  detector = load_detector(reference[0])
+  source = open_dataset(detector.config.data.path, "val")
+  # As a folder would have it whose classes begin at another letter: other ids, other places.
+  order = [2, 0, 3, 1]
+  names = [source.categories[k].name for k in order]
+  other = tuple(Category(i, name) for i, name in enumerate(names, 50))
+  label = np.argsort(order)[source.annotations.label].astype(np.int32)
+  columns = dataclasses.replace(source.annotations, label=label)
+  renamed = dataclasses.replace(source, categories=other, annotations=columns, own_ids=False)
+  assert detector.evaluate(renamed).metrics == detector.evaluate(source).metrics
+  with pytest.raises(UserError, match="the detector knows the categories"):
+    detector.evaluate(dataclasses.replace(renamed, own_ids=True))
+
+
 def test_a_bad_image_is_named_and_costs_the_others_nothing_in_a_stream(reference, tmp_path):
   detector = load_detector(reference[0])
   good = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)

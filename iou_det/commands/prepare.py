@@ -70,13 +70,15 @@ def main() -> None:
       print("\n".join(f"{NAME.value}/{s}: {len(p.annotations)} of them" for s, p in parts.items()))
     else:
       parts[split] = labels
-  for split, labels in parts.items():
-    labels.adopt(existing_categories(version, split) or next(iter(parts.values())).categories)
-    target(split, labels.categories)
-  odd = across(parts, {} if FRACTION.value else every)
-  print(*(f"{finding}\n" for finding in odd), sep="", end="")
+  sources = {}
   for split, labels in parts.items():
     source = labels.source(f"{NAME.value}/{split}", EXIF_FLAG.value)
+    table = existing_categories(version, split) or next(iter(parts.values())).categories
+    sources[split] = source.adopt(table)
+    target(split, sources[split].categories)
+  odd = across(parts, {} if FRACTION.value else every)
+  print(*(f"{finding}\n" for finding in odd), sep="", end="")
+  for split, source in sources.items():
     prepare_dataset(source, name=NAME.value, split=split, data_dir=data_dir, overwrite=OVERWRITE.value)
   print(f"wrote {version} ({', '.join(parts)}); use it with --config.data.path={version.parent}")
 

@@ -126,21 +126,13 @@ class Labels:
   def source(self, name: str, exif: str) -> Source:
     """The records with their image files."""
     assert self.files is not None
-    return Source(name, self.categories, self.annotations, self.files.read, exif)
+    return Source(name, self.categories, self.annotations, self.files.read, exif, self.own_ids)
 
   def select(self, images: Int64[np.ndarray, " kept"]) -> "Labels":
     """The same of some images, without what is wrong or remarkable."""
     files = self.files and self.files.select(images)
     annotations = self.annotations.select(images)
     return Labels(self.where, self.categories, annotations, files=files, own_ids=self.own_ids)
-
-  def adopt(self, table: tuple[Category, ...]) -> None:
-    """Takes the category table of other splits if it has all names, and the file no ids of its own."""
-    place = {c.name: i for i, c in enumerate(table)}
-    if not self.own_ids and all(c.name in place for c in self.categories):
-      new = np.array([place[c.name] for c in self.categories], np.int32)
-      self.annotations = replace(self.annotations, label=new[self.annotations.label])
-      self.categories = table
 
   def find_sizes(self, exif: str) -> None:
     """Heights and widths that are not said, from the files' headers: as `exif` has them seen."""

@@ -116,6 +116,7 @@ class Source:
   annotations: Annotations
   read: Callable[[int], bytes]
   exif: str = "auto"
+  own_ids: bool = True  # the data say their category ids; else they are places in the alphabet of the names
 
   def __len__(self) -> int:
     return len(self.annotations)
@@ -137,6 +138,15 @@ class Source:
     for column in (a.image_id, a.height, a.width, a.first, a.bbox, a.label, a.crowd):
       hashed.update(column.tobytes())
     return hashed.hexdigest()
+
+  def adopt(self, table: tuple[Category, ...]) -> "Source":
+    """With a category table that has all the names, unless the data have ids of their own."""
+    place = {c.name: i for i, c in enumerate(table)}
+    if self.own_ids or not all(c.name in place for c in self.categories):
+      return self
+    new = np.array([place[c.name] for c in self.categories], np.int32)
+    annotations = replace(self.annotations, label=new[self.annotations.label])
+    return self.replace(categories=table, annotations=annotations)
 
   def replace(self, **changes: Any) -> "Source":
     """The same with other attributes."""
