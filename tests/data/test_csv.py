@@ -76,7 +76,10 @@ def test_rows_of_a_picture_need_not_stand_together(tmp_path):
 BAD = {
   "exchanged": ("a.jpg,60,40,dog,13,4,12,14", "xmin 13, ymin 4, xmax 12, ymax 14: min is above max"),
   "text": ("a.jpg,60,40,dog,three,4,12,14", "xmin is 'three', must be a number"),
-  "NaN": ("a.jpg,60,40,dog,nan,4,12,14", "must be four finite numbers"),
+  "NaN": ("a.jpg,60,40,dog,nan,4,12,14", "xmin is 'nan', must be a number"),
+  "NaN only": ("a.jpg,60,40,dog,nan,NaN,nan,nan", "xmin is 'nan', must be a number"),
+  "thousands": ('a.jpg,60,40,dog,3,4,12,"1,024"', "ymax is '1,024', must be a number"),
+  "Python's number": ("a.jpg,60,40,dog,3,4,1_2,14", "xmax is '1_2', must be a number"),
   "endless": ("a.jpg,60,40,dog,3,4,1e999,14", "must be four finite numbers"),
   "no corner": ("a.jpg,60,40,dog,3,4,,14", "xmax is '', must be a number"),
   "no corners": ("a.jpg,60,40,dog,,,,", "has a class but no corners"),
