@@ -97,7 +97,14 @@ def test_bad_rows_are_refused_or_dropped(tmp_path, name):
   write(tmp_path, f"{HEADER}\n{ROW}\n{row}\n{ROW}\n")
   assert "1 bad record of " in refused(tmp_path) and "train.csv, row 3" in refused(tmp_path)
   assert message in refused(tmp_path)
-  assert len(only(tmp_path, skip_bad=True).annotations.bbox) == (3 if name == "another size" else 2)
+  assert only(tmp_path, skip_bad=True).annotations.bbox.tolist() == [BOX, BOX]
+
+
+def test_the_size_is_that_of_the_first_row_that_says_one(tmp_path):
+  unsaid = ROW.replace("60,40", ",")
+  write(tmp_path, f"{HEADER}\n{unsaid}\n{ROW}\n{ROW.replace('60,40', '0,0')}\n")
+  a = only(tmp_path).annotations
+  assert a.bbox.tolist() == [BOX] * 3 and (a.height[0], a.width[0]) == (40, 60)
 
 
 FILES = {
@@ -158,6 +165,13 @@ def test_shares_of_the_sides(tmp_path):
   assert [r.number for trait, r in labels.remarks.items() if "shares" in trait] == [1]
 
 
+@pytest.mark.parametrize("xmax,shares", (("1.00001", True), ("1.5", False)))
+def test_a_share_may_be_above_1_by_rounding(tmp_path, xmax, shares):
+  write(tmp_path, f"train/a.jpg,.1,.25,.2,.5,dog\ntrain/b.jpg,.5,-.00001,{xmax},.5,dog\n")
+  boxes = read_labels(tmp_path, "train").annotations.bbox
+  np.testing.assert_allclose(boxes[0], [6, 10, 6, 10] if shares else [0.1, 0.25, 0.1, 0.25])
+
+
 def test_a_box_of_one_pixel_is_no_share(tmp_path):
   assert only(write(tmp_path, "train/a.jpg,0,0,1,1,dog\n")).annotations.bbox.tolist() == [[0, 0, 1, 1]]
 
@@ -200,6 +214,32 @@ def test_a_split_that_is_garbage_is_not_left_out(tmp_path):
   (tmp_path / "notes.csv").write_text("what,when\nbought,2019\n")
   assert csv.splits(tmp_path) == ["train", "val"]
   assert "val.csv begins with '404 not found'; it needs a header" in refused(tmp_path, "val")
+  (tmp_path / "test").mkdir()
+  (tmp_path / "test/_annotations.csv").write_text("404 not found")
+  assert "_annotations.csv begins with '404 not found'" in refused(tmp_path, "test")
+
+
+@pytest.mark.parametrize("first, second, message", (
+  ("train.csv", "train_labels.csv", "are both of the split 'train'"),
+  ("train.csv", "data/train.csv", "are both of the split 'train'"),
+  ("valid/a.csv", "valid/b.csv", "valid has 2 files of boxes (a.csv, b.csv)"),
+))  # fmt: skip
+def test_of_two_files_of_a_split_none_is_left_out(tmp_path, first, second, message):
+  write(tmp_path, f"{HEADER}\n{ROW}\n", "test/_annotations.csv")
+  for file in (first, second):
+    write(tmp_path, f"{HEADER}\n{ROW}\n", file)
+  with pytest.raises(UserError) as error:
+    csv.splits(tmp_path)
+  assert message in str(error.value) and first[-5:] in str(error.value) and second[-5:] in str(error.value)
+
+
+@pytest.mark.parametrize("file", ("data/val.csv", "val/_annotations.csv", "labels/val_labels.csv"))
+def test_splits_of_several_places(tmp_path, file):
+  write(tmp_path, f"{HEADER}\n{ROW}\n")
+  write(tmp_path, f"{HEADER}\n{ROW}\n", file, images="val")
+  write(tmp_path, f"{HEADER}\n{ROW}\n", "data/spare.csv")
+  assert csv.splits(tmp_path) == ["train", "val"]
+  assert only(tmp_path, "val")[0].image == picture(40, 60, 0)
 
 
 def test_names_with_a_zero_byte_and_endless_fields_are_refused(tmp_path):
