@@ -19,12 +19,12 @@ from iou_det.data.csv_rows import CHUNK, WHAT_IT_NEEDS, Rows, form_of, read_clas
 from iou_det.data.files import is_picture, listing, pictures, subfolders
 from iou_det.data.labels import Boxes, Images, Labels, Problem, alphabet, exchanged, make_labels
 from iou_det.data.source import Category
+from iou_det.data.yolo_layout import USUAL
 from iou_det.errors import UserError
 
 NAME = "csv"
 WHAT = "a folder of CSV files"
 WHAT_PAIR = "a CSV file (.csv)"
-USUAL = ("train", "training", "val", "valid", "validation", "test")  # names of splits
 SLACK = 0.01  # that shares may be outside 0 to 1, as YOLO's: a rounded 1.00001 must not make pixels of all
 SIGN = "SPLIT.csv, SPLIT_labels.csv or SPLIT/_annotations.csv with a box in each row"
 
