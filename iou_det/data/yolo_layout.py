@@ -201,6 +201,16 @@ def pictures_of(root: Path, places: list[Path]) -> Split:
   return Split(names, list(dict.fromkeys([common, *(file.parent for file in lists), root])))
 
 
+def folders_of(split: Split) -> set[Path]:
+  """The folders of a split's pictures; by the last parts of paths that are of another machine."""
+  found = set()
+  for where in {os.path.dirname(name.replace("\\", "/")) for name in split.names}:
+    parts = PurePosixPath(where).parts
+    tries = [folder.joinpath(*parts[i:]) for i in range(len(parts)) for folder in split.folders]
+    found.update([place for place in tries or split.folders[:1] if place.is_dir()][:1])
+  return found
+
+
 def walk(folder: Path) -> list[str]:
   """Paths of all pictures below a folder, in the order of the alphabet."""
   found = []

@@ -267,6 +267,17 @@ def test_a_split_without_labels_is_not_left_out(tmp_path, labels, layout):
     yolo.splits(tmp_path)
 
 
+@pytest.mark.parametrize("before", ("", "data/", "/elsewhere/set/"))
+def test_pictures_of_other_splits_lists_are_not_taken(tmp_path, before):
+  for split in ("train", "val"):
+    write(tmp_path, {"a": LINE, "b": LINE}, f"obj_{split}", f"obj_{split}", yaml=NAMES)
+    (tmp_path / f"{split}.txt").write_text(f"{before}obj_{split}/a.jpg\n{before}obj_{split}/b.jpg\n")
+  (tmp_path / "obj_train/b.jpg").unlink()
+  (tmp_path / "obj_train/b.txt").unlink()
+  assert "b.jpg (image id 2): the file does not exist" in refused(tmp_path)
+  assert len(only(tmp_path, "val")) == 2
+
+
 def test_an_empty_list_of_a_split_is_not_left_out(tmp_path):
   write(tmp_path, {"a": LINE}, yaml=NAMES)
   (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
