@@ -19,7 +19,7 @@ from iou_det.data.csv_rows import CHUNK, WHAT_IT_NEEDS, Rows, form_of, read_clas
 from iou_det.data.files import is_picture, listing, pictures, subfolders
 from iou_det.data.labels import Boxes, Images, Labels, Problem, alphabet, exchanged, make_labels
 from iou_det.data.source import Category
-from iou_det.data.yolo_layout import USUAL
+from iou_det.data.yolo_layout import USUAL, refuse_left_out
 from iou_det.errors import UserError
 
 NAME = "csv"
@@ -78,6 +78,7 @@ def find_splits(root: Path) -> dict[str, Path]:
     named = [(split_name(file), file) for file in box_files(folder)]
     for split, file in [(s, f) for s, f in named if not found or s.lower() in USUAL]:
       add(split, file)
+  above = bool(found)
   inside = [
     (folder.name, box_files(folder))
     for folder in subfolders(root)
@@ -92,6 +93,8 @@ def find_splits(root: Path) -> dict[str, Path]:
   for folder in subfolders(root) if found else []:
     if folder.name.lower() in USUAL and folder.name not in found and (files := tables(folder)):
       add(folder.name, files[0])  # no file of boxes, as reading it will say
+  if found and not above:
+    refuse_left_out(subfolders(root), found, "CSV file", root)
   return found
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from iou_det.data.files import listing, pictures, read_text_file, subfolders
 from iou_det.data.labels import FAR, Boxes, Images, Labels, Problem, alphabet, exchanged, make_labels
+from iou_det.data.yolo_layout import USUAL, refuse_left_out
 from iou_det.errors import UserError
 
 NAME = "voc"
@@ -90,6 +91,7 @@ def find_splits(root: Path) -> dict[str, list[Group]]:
   Pictures lie beside them, or in JPEGImages/ or images/, or in such a folder's folder of the split.
   """
   found: dict[str, list[Group]] = {}
+  folders = False  # of splits
   years = [f for f in subfolders(root) if (f / "ImageSets").is_dir() and annotated(f)]
   for base in [root] if annotated(root) or not years else years:
     for folder in annotated(base):
@@ -103,6 +105,7 @@ def find_splits(root: Path) -> dict[str, list[Group]]:
         split = "default" if inside.name.lower() in ANNOTATIONS else inside.name
         near = [image / inside.name for image in images]
         if stems := xml_stems(inside):
+          folders = folders or split != "default"
           found.setdefault(split, []).append(Group(inside, stems, [*near, inside, *images]))
   if not found and (stems := xml_stems(root)):
     found["default"] = [Group(root, stems, [root, *named(root, IMAGES)])]
@@ -113,7 +116,11 @@ def find_splits(root: Path) -> dict[str, list[Group]]:
           near = [image / inside.name for image in named(root, IMAGES)]
           images = [folder, *named(inside, IMAGES), inside, *near, *named(root, IMAGES)]
           found[inside.name] = [Group(folder, stems, images)]
+          folders = True
           break
+  if folders:
+    within = [f for image in named(root, IMAGES) for f in subfolders(image)]
+    refuse_left_out([*subfolders(root), *within], found, "<annotation> file (*.xml)", root)
   return found
 
 
@@ -148,6 +155,8 @@ def image_sets(base: Path) -> dict[str, list[str]]:
     for name in sorted(n for n in listing(folder) if n.endswith(".txt")):
       text = (folder / name).read_bytes().decode("utf-8-sig", errors="surrogateescape")
       lines = [line.strip() for line in text.splitlines() if line.strip()]
+      if not lines and name[:-4].lower() in USUAL:
+        raise UserError(f"{folder / name} lists no pictures; fill it or take it away")
       of_class = all(re.search(r"\s-?[01]$", line) for line in lines)
       if lines and not (of_class and "_" in name):
         found[name[:-4]] = [re.sub(r"(?i)\.(xml|jpe?g|png|bmp|tiff?|webp)$", "", line) for line in lines]

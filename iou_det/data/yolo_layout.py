@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -161,14 +162,20 @@ def find_splits(path: Path) -> dict[str, Split]:
   )
   for layout in layouts:
     if used := {split: place for split, place in layout.items() if labelled(place)}:
-      others = [f for f in [*inside, *(f for i in images for f in subfolders(i))] if f.name not in used]
-      for folder in others:
-        taken = any(folder.is_relative_to(place) for place in used.values())
-        if folder.name.lower() in USUAL and not taken and (left := walk(folder)):
-          what = f"{folder} has {len(left)} pictures, but there is no label file with a box for them"
-          raise UserError(f"{what}; add their label files, or move it out of {root}")
+      others = [*inside, *(f for image in images for f in subfolders(image))]
+      others = [f for f in others if not any(f.is_relative_to(place) for place in used.values())]
+      refuse_left_out(others, used, "label file with a box", root)
       return {split: pictures_of(root, [place]) for split, place in used.items()}
   return {}
+
+
+def refuse_left_out(folders: Iterable[Path], found: Iterable[str], lacking: str, root: Path) -> None:
+  """A UserError for a folder of pictures that is named as a split but was not found: none may vanish."""
+  known = {split.lower() for split in found}
+  for folder in folders:
+    if folder.name.lower() in USUAL and folder.name.lower() not in known and (left := walk(folder)):
+      what = f"{folder} has {len(left)} pictures, but there is no {lacking} for them"
+      raise UserError(f"{what}; add what is lacking, or move the folder out of {root}")
 
 
 def resolve(described: Described, entry: Any) -> Path | None:

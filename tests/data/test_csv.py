@@ -242,6 +242,13 @@ def test_splits_of_several_places(tmp_path, file):
   assert only(tmp_path, "val")[0].image == picture(40, 60, 0)
 
 
+def test_pictures_of_a_split_without_a_file_are_not_left_out(tmp_path):
+  write(tmp_path, f"{HEADER}\n{ROW}\n", "train/_annotations.csv")
+  write(tmp_path, "", "val/readme.txt", images="val")
+  with pytest.raises(UserError, match="val has 2 pictures, but there is no CSV file for them"):
+    csv.splits(tmp_path)
+
+
 def test_names_with_a_zero_byte_and_endless_fields_are_refused(tmp_path):
   write(tmp_path, f"{HEADER}\n{ROW}\nx\0/b.jpg,60,40,dog,3,4,12,14\n")
   assert "its name has a zero byte" in refused(tmp_path)

@@ -211,6 +211,24 @@ def test_pictures_of_other_splits_are_not_taken(tmp_path, layout):
   assert len(only(tmp_path, "val")) == 1
 
 
+@pytest.mark.parametrize("images, annotations", (("images/{}", "Annotations/{}"), ("{}", "{}")))
+def test_a_split_without_xml_files_is_not_left_out(tmp_path, images, annotations):
+  for split in ("train", "val"):
+    write(tmp_path, {"a": text()}, images.format(split), annotations.format(split))
+  (tmp_path / annotations.format("val") / "a.xml").unlink()
+  with pytest.raises(UserError, match="val has 1 pictures, but there is no <annotation> file"):
+    voc.splits(tmp_path)
+
+
+def test_an_empty_list_of_a_split_is_not_left_out(tmp_path):
+  write(tmp_path, {"a": text()})
+  (tmp_path / "ImageSets").mkdir()
+  (tmp_path / "ImageSets/train.txt").write_text("a\n")
+  (tmp_path / "ImageSets/val.txt").write_text("\n")
+  with pytest.raises(UserError, match=r"val\.txt lists no pictures"):
+    voc.splits(tmp_path)
+
+
 def test_several_years_are_one_data_set(tmp_path):
   for year, name in (("VOC2007", "a"), ("VOC2012", "b")):
     write(tmp_path / year, {name: text()})
