@@ -148,7 +148,9 @@ def read_rows(file: Path, form: Form) -> Rows:
       label[np.isnan(corners).all(axis=1)] = -1
       size = np.zeros((len(rows), 2), np.int64)
       if "height" in form.columns and "width" in form.columns:
-        size = np.array([[pixels(text) for text in column(key)] for key in ("height", "width")], np.int64).T
+        size = np.array(
+          [[pixels(text, form.delimiter) for text in column(key)] for key in ("height", "width")], np.int64
+        ).T
       crowd = np.zeros(len(rows), bool)
       if "crowd" in form.columns:
         crowd = np.array([text.strip().lower() in ("1", "1.0", "true") for text in column("crowd")], bool)
@@ -202,9 +204,9 @@ def one_by_one(
   return [n for n, _ in kept], [row for _, row in kept], np.array(corners, np.float64).reshape(-1, 4)
 
 
-def pixels(text: str) -> int:
+def pixels(text: str, delimiter: str) -> int:
   """A side of a picture; 0, so that the file's is taken, unless it is a whole number above 0."""
-  value = to_number(text) or 0
+  value = to_number(text, delimiter) or 0
   return int(value) if value > 0 and value == int(value) else 0
 
 

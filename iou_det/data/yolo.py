@@ -69,7 +69,11 @@ def read_split(path: str | Path, split: str) -> Labels:
   own = folders_of(there[split])
   others = {f for name, other in there.items() if name != split for f in folders_of(other)}
   avoid = [f for f in sorted(others) if not any(mine.is_relative_to(f) for mine in own)]
-  return read_pictures(root, there[split], names, described, label_folder, avoid)
+  labels = read_pictures(root, there[split], names, described, label_folder, avoid)
+  stated = described.content.get("test")
+  if stated and "test" not in there and split == min(there):  # once for all splits
+    labels.remark("splits that data.yaml names and that are not there (left out)", 1, [f"test: {stated}"])
+  return labels
 
 
 def takes(annotations: Path) -> bool:

@@ -100,6 +100,12 @@ def test_bad_rows_are_refused_or_dropped(tmp_path, name):
   assert only(tmp_path, skip_bad=True).annotations.bbox.tolist() == [BOX, BOX]
 
 
+def test_sizes_with_decimal_commas_are_compared(tmp_path):
+  row = "a.jpg;dog;3,0;4,0;12,0;14;{};40,0\n"
+  write(tmp_path, "filename;class;x1;y1;x2;y2;width;height\n" + row.format("60,0") + row.format("61,0"))
+  assert "the picture has 61x40 pixels here, 60x40 in its first row" in refused(tmp_path)
+
+
 def test_the_size_is_that_of_the_first_row_that_says_one(tmp_path):
   unsaid = ROW.replace("60,40", ",")
   write(tmp_path, f"{HEADER}\n{unsaid}\n{ROW}\n{ROW.replace('60,40', '0,0')}\n")

@@ -192,6 +192,8 @@ def test_paths_in_data_yaml(tmp_path, name):
   a = only(tmp_path).annotations
   assert sorted(n.rpartition("/")[2][0] for n in a.file_name) == ["a", "b", "c"][: len(a)] and len(a) >= 2
   np.testing.assert_allclose(a.bbox, [[27, 6, 6, 8]] * len(a))
+  remarks = {t: str(r) for t, r in read_labels(tmp_path, "train").remarks.items() if "not there" in t}
+  assert list(remarks.values()) == ["1 (test: ../test/images)"]
   assert "data.yaml has test: '../test/images', where no pictures are" in refused(tmp_path, "test")
   assert only(tmp_path / "data.yaml").fingerprint() == only(tmp_path).fingerprint()
 
