@@ -2,7 +2,8 @@
 
 With a header, columns are found by their names, in any order; without one a row is RetinaNet's: path, x1, y1,
 x2, y2, class. Corners are taken as they are, the second one outside the box: w = x2 - x1. A row without both
-corners and class is a picture without objects. Corners that are all from 0 to 1 are shares of its sides.
+corners and class is a picture without objects. Corners that are all from 0 to 1 (but for SLACK) are shares of
+its sides.
 """
 
 import csv
@@ -18,12 +19,13 @@ from iou_det.data.csv_rows import CHUNK, WHAT_IT_NEEDS, Rows, form_of, read_clas
 from iou_det.data.files import is_picture, listing, pictures, subfolders
 from iou_det.data.labels import Boxes, Images, Labels, Problem, alphabet, exchanged, make_labels
 from iou_det.data.source import Category
+from iou_det.data.yolo_layout import USUAL, refuse_left_out
 from iou_det.errors import UserError
 
 NAME = "csv"
 WHAT = "a folder of CSV files"
 WHAT_PAIR = "a CSV file (.csv)"
-USUAL = ("train", "training", "val", "valid", "validation", "test")  # names of splits
+SLACK = 0.01  # that shares may be outside 0 to 1, as YOLO's: a rounded 1.00001 must not make pixels of all
 SIGN = "SPLIT.csv, SPLIT_labels.csv or SPLIT/_annotations.csv with a box in each row"
 
 
@@ -61,19 +63,49 @@ def find_splits(root: Path) -> dict[str, Path]:
 
   SPLIT.csv, SPLIT_labels.csv  in the folder, or in its annotations/, data/, images/ or labels/
   SPLIT/*.csv                  if there is one such file in it: Roboflow's _annotations.csv
+
+  Where the first of these places has some, the others are asked for the USUAL splits: none may vanish.
   """
+  found: dict[str, Path] = {}
+
+  def add(split: str, file: Path) -> None:
+    if split in found:
+      both = f"{found[split]} and {file} are both of the split {split!r}"
+      raise UserError(f"{both}; make one of them, or move one out of {root}")
+    found[split] = file
+
   for folder in (root, *(root / name for name in ("annotations", "data", "images", "labels"))):
-    if found := {split_name(file): file for file in box_files(folder)}:
-      return found
-  inside = {folder.name: box_files(folder) for folder in subfolders(root)}
-  return {split: files[0] for split, files in inside.items() if len(files) == 1}
+    named = [(split_name(file), file) for file in box_files(folder)]
+    for split, file in [(s, f) for s, f in named if not found or s.lower() in USUAL]:
+      add(split, file)
+  above = bool(found)
+  inside = [
+    (folder.name, box_files(folder))
+    for folder in subfolders(root)
+    if not found or (folder.name.lower() in USUAL and folder.name not in found)
+  ]
+  for split, files in inside:
+    if len(files) > 1 and split.lower() in USUAL:
+      names = ", ".join(file.name for file in files[:4])
+      raise UserError(f"{root / split} has {len(files)} files of boxes ({names}); make one of them")
+    if len(files) == 1:
+      add(split, files[0])
+  for folder in subfolders(root) if found else []:
+    if folder.name.lower() in USUAL and folder.name not in found and (files := tables(folder)):
+      add(folder.name, files[0])  # no file of boxes, as reading it will say
+  if found and not above:
+    refuse_left_out(subfolders(root), found, "CSV file", root)
+  return found
+
+
+def tables(folder: Path) -> list[Path]:
+  names = sorted(n for n in listing(folder) if n.lower().endswith((".csv", ".tsv")) and not n.startswith("."))
+  return [folder / name for name in names]
 
 
 def box_files(folder: Path) -> list[Path]:
-  names = sorted(n for n in listing(folder) if n.lower().endswith((".csv", ".tsv")) and not n.startswith("."))
-  files = [folder / name for name in names]
   # One that is named as a split but is no such file is to be refused, not to be left out in silence.
-  boxes = [file for file in files if form_of(file) or split_name(file).lower() in USUAL]
+  boxes = [file for file in tables(folder) if form_of(file) or split_name(file).lower() in USUAL]
   return boxes if any(map(form_of, boxes)) else []
 
 
@@ -116,9 +148,9 @@ def read_file(
     )
     for i in boxes_of[label[boxes_of] < 0].tolist()
   ]
-  sizes, wrong = image_sizes(rows, box_at)
+  sizes, other, wrong = image_sizes(rows, box_at)
   bad += wrong + exchanged(rows.corners, box_at)
-  kept = np.flatnonzero((label >= 0) & ~(rows.corners[:, :2] > rows.corners[:, 2:]).any(axis=1))
+  kept = np.flatnonzero((label >= 0) & ~other & ~(rows.corners[:, :2] > rows.corners[:, 2:]).any(axis=1))
   bbox = np.concatenate([rows.corners[kept, :2], rows.corners[kept, 2:] - rows.corners[kept, :2]], axis=1)
   images = Images(
     np.arange(1, len(rows.files) + 1), with_suffixes(rows.files, folders), sizes[:, 0], sizes[:, 1]
@@ -136,32 +168,35 @@ def read_file(
   labels = make_labels(file, categories, images, boxes, lambda i: box_at(int(kept[i])))
   labels.own_ids = table is not None
   corners = rows.corners[boxes_of]
-  labels.shares = bool(((corners >= 0) & (corners <= 1)).all() and (corners % 1 != 0).any())
+  inner = ((corners >= -SLACK) & (corners <= 1 + SLACK)).all()
+  labels.shares = bool(inner and (corners % 1 != 0).any())
   if labels.shares:
-    labels.remark("corners as shares of the picture's sides (all are between 0 and 1)", len(corners))
+    labels.remark("corners as shares of the picture's sides (all are from 0 to 1)", len(corners))
   labels.problems[:0] = [*rows.problems, *bad]
   labels.records = len(rows.files) + len(boxes_of) + len(rows.problems)
   labels.locate(folders, avoid)
   return labels
 
 
-def image_sizes(rows: Rows, box_at: Callable[[int], str]) -> tuple[np.ndarray, list[Problem]]:
-  """Height and width of each image, and rows that say another size than the first of their image.
+def image_sizes(rows: Rows, box_at: Callable[[int], str]) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+  """Height and width of each image, and which rows say another than the first of their image that says one.
 
   Columns `width` and `height` that are those of the boxes say nothing of the images.
   """
+  sizes, other = np.zeros((len(rows.files), 2), np.int64), np.zeros(len(rows.image), bool)
   boxes = rows.label >= 0
   of_box = (rows.corners[:, 2:] - rows.corners[:, :2])[boxes, ::-1]
   if len(of_box) and (np.abs(rows.size[boxes] - of_box) <= 1).all():
-    return np.zeros((len(rows.files), 2), np.int64), []
-  first = np.unique(rows.image, return_index=True)[1]
-  sizes = rows.size[first]
-  other = np.flatnonzero((rows.size != sizes[rows.image]).any(axis=1)).tolist()
+    return sizes, other, []
+  saying = np.flatnonzero((rows.size > 0).all(axis=1))
+  images, first = np.unique(rows.image[saying], return_index=True)
+  sizes[images] = rows.size[saying[first]]
+  other[saying] = (rows.size != sizes[rows.image]).any(axis=1)[saying]
   said = lambda size: f"{size[1]}x{size[0]}"
   what = lambda i: (
     f"the picture has {said(rows.size[i])} pixels here, {said(sizes[rows.image[i]])} in its first row"
   )
-  return sizes, [Problem(box_at(i), what(i), "size") for i in other]
+  return sizes, other, [Problem(box_at(i), what(i), "size") for i in np.flatnonzero(other).tolist()]
 
 
 def with_suffixes(names: list[str], folders: list[Path]) -> list[str]:

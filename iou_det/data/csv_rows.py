@@ -68,7 +68,7 @@ def form_of_line(line: str, encoding: str) -> Form | None:
       columns[key] = names.index(there[0])
   if all(key in columns for key in NEEDED):
     return Form(encoding, delimiter, columns, True, len(row))
-  numbers = [to_number(field) is not None for field in row[1:5]]
+  numbers = [to_number(field, delimiter) is not None for field in row[1:5]]
   if len(row) == 6 and row[0].strip() and (all(numbers) or not any(field.strip() for field in row[1:])):
     return Form(encoding, delimiter, RETINANET, False, 6)
   return None
@@ -92,10 +92,13 @@ def rows_of(file: Path, form: Form) -> Iterator[Iterator[list[str]]]:
       ) from None
 
 
-def to_number(text: str) -> float | None:
-  """A number, also with a decimal comma; None if it is none."""
+def to_number(text: str, delimiter: str = ",") -> float | None:
+  """A number; with a decimal comma too, where commas part no fields (`"1,024"` is one with thousands there).
+
+  None if it is none; `1_0` is one for Python alone.
+  """
   try:
-    value = float(text.replace(",", "."))
+    value = float((text if delimiter == "," else text.replace(",", ".")).replace("_", "?"))
   except ValueError:
     return None
   return value if abs(value) < FAR else None
@@ -131,11 +134,13 @@ def read_rows(file: Path, form: Form) -> Rows:
       for name in (row[form.columns["class"]] for row in rows):
         classes.setdefault(name, len(classes))
       try:
-        corners = np.array([[float(row[form.columns[key]]) for row in rows] for key in CORNERS]).T
-        texts_there = all(row[form.columns[key]].strip() for row in rows for key in ("file", "class"))
+        texts = [[row[form.columns[key]] for row in rows] for key in CORNERS]
+        corners = np.array([list(map(float, column)) for column in texts]).T
+        plain = all(row[form.columns[key]].strip() for row in rows for key in ("file", "class"))
+        plain &= not np.isnan(corners).any() and not any("_" in "".join(column) for column in texts)
       except ValueError:
-        texts_there = False
-      if not texts_there:
+        plain = False
+      if not plain:
         numbers, rows, corners = one_by_one(file, form, numbers, rows, problems)
       column = lambda key, rows=rows: [row[form.columns[key]] for row in rows]
       image = np.array([files.setdefault(name.strip(), len(files)) for name in column("file")], np.int64)
@@ -143,7 +148,9 @@ def read_rows(file: Path, form: Form) -> Rows:
       label[np.isnan(corners).all(axis=1)] = -1
       size = np.zeros((len(rows), 2), np.int64)
       if "height" in form.columns and "width" in form.columns:
-        size = np.array([[pixels(text) for text in column(key)] for key in ("height", "width")], np.int64).T
+        size = np.array(
+          [[pixels(text, form.delimiter) for text in column(key)] for key in ("height", "width")], np.int64
+        ).T
       crowd = np.zeros(len(rows), bool)
       if "crowd" in form.columns:
         crowd = np.array([text.strip().lower() in ("1", "1.0", "true") for text in column("crowd")], bool)
@@ -178,7 +185,7 @@ def one_by_one(
   for number, row in zip(numbers, rows, strict=True):
     texts = {key: row[form.columns[key]].strip() for key in NEEDED}
     given = [texts[key] for key in CORNERS]
-    values = [math.nan] * 4 if not any(given) else [to_number(text) for text in given]
+    values = [math.nan] * 4 if not any(given) else [to_number(t, form.delimiter) for t in given]
     bad = [key for key, value in zip(CORNERS, values, strict=True) if value is None]
     what = ""
     if not texts["file"]:
@@ -197,9 +204,9 @@ def one_by_one(
   return [n for n, _ in kept], [row for _, row in kept], np.array(corners, np.float64).reshape(-1, 4)
 
 
-def pixels(text: str) -> int:
+def pixels(text: str, delimiter: str) -> int:
   """A side of a picture; 0, so that the file's is taken, unless it is a whole number above 0."""
-  value = to_number(text) or 0
+  value = to_number(text, delimiter) or 0
   return int(value) if value > 0 and value == int(value) else 0
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from iou_det.data.files import listing, pictures, read_text_file, subfolders
 from iou_det.data.labels import FAR, Boxes, Images, Labels, Problem, alphabet, exchanged, make_labels
+from iou_det.data.yolo_layout import USUAL, refuse_left_out
 from iou_det.errors import UserError
 
 NAME = "voc"
@@ -90,6 +91,7 @@ def find_splits(root: Path) -> dict[str, list[Group]]:
   Pictures lie beside them, or in JPEGImages/ or images/, or in such a folder's folder of the split.
   """
   found: dict[str, list[Group]] = {}
+  folders = False  # of splits
   years = [f for f in subfolders(root) if (f / "ImageSets").is_dir() and annotated(f)]
   for base in [root] if annotated(root) or not years else years:
     for folder in annotated(base):
@@ -103,6 +105,7 @@ def find_splits(root: Path) -> dict[str, list[Group]]:
         split = "default" if inside.name.lower() in ANNOTATIONS else inside.name
         near = [image / inside.name for image in images]
         if stems := xml_stems(inside):
+          folders = folders or split != "default"
           found.setdefault(split, []).append(Group(inside, stems, [*near, inside, *images]))
   if not found and (stems := xml_stems(root)):
     found["default"] = [Group(root, stems, [root, *named(root, IMAGES)])]
@@ -113,7 +116,11 @@ def find_splits(root: Path) -> dict[str, list[Group]]:
           near = [image / inside.name for image in named(root, IMAGES)]
           images = [folder, *named(inside, IMAGES), inside, *near, *named(root, IMAGES)]
           found[inside.name] = [Group(folder, stems, images)]
+          folders = True
           break
+  if folders:
+    within = [f for image in named(root, IMAGES) for f in subfolders(image)]
+    refuse_left_out([*subfolders(root), *within], found, "<annotation> file (*.xml)", root)
   return found
 
 
@@ -126,9 +133,13 @@ def annotated(base: Path) -> list[Path]:
   return [f for f in named(base, ANNOTATIONS) if xml_stems(f) or any(map(xml_stems, subfolders(f)))][:1]
 
 
+def xml_names(folder: Path) -> list[str]:
+  return sorted(n for n in listing(folder) if n.lower().endswith(".xml") and not n.startswith("."))
+
+
 def xml_stems(folder: Path) -> list[str]:
   """Names without suffix of the XML files in a folder, if the first that can be read is VOC's."""
-  names = sorted(n for n in listing(folder) if n.endswith(".xml") and not n.startswith("."))
+  names = xml_names(folder)
   for name in names[:10]:
     with (folder / name).open("rb") as file:
       start = file.read(4096).replace(b"\0", b"")  # UTF-16
@@ -144,6 +155,8 @@ def image_sets(base: Path) -> dict[str, list[str]]:
     for name in sorted(n for n in listing(folder) if n.endswith(".txt")):
       text = (folder / name).read_bytes().decode("utf-8-sig", errors="surrogateescape")
       lines = [line.strip() for line in text.splitlines() if line.strip()]
+      if not lines and name[:-4].lower() in USUAL:
+        raise UserError(f"{folder / name} lists no pictures; fill it or take it away")
       of_class = all(re.search(r"\s-?[01]$", line) for line in lines)
       if lines and not (of_class and "_" in name):
         found[name[:-4]] = [re.sub(r"(?i)\.(xml|jpe?g|png|bmp|tiff?|webp)$", "", line) for line in lines]
@@ -207,6 +220,10 @@ def read_groups(where: Path, chosen: list[Group], every: list[Group]) -> Labels:
   if from_0:
     what = "boxes that start at 0 (so all corners are taken as counted from 0, ends exclusive; else from 1)"
     labels.remark(what, from_0)
+  else:
+    labels.remark(
+      "boxes whose corners are taken as counted from 1, both inside (none starts at 0)", len(rows)
+    )
   if names.others:
     what = "XML files whose <filename> is another than the picture of their own name (which is taken)"
     labels.remark(what, len(names.others), names.others)
@@ -216,14 +233,21 @@ def read_groups(where: Path, chosen: list[Group], every: list[Group]) -> Labels:
   unnamed = [
     n for stem, ns in names.there.items() if stem not in every_stem for n in ns if n not in names.used
   ]
-  if unnamed:
-    labels.remark("pictures without an XML file (left out)", len(unnamed), unnamed)
-  labels.locate([names.folder, *dict.fromkeys(f for group in chosen for f in group.images)])
+  with_file = {stem for folder in {group.folder for group in every} for stem in xml_stems(folder)}
+  unlisted = [n for n in unnamed if os.path.splitext(n)[0] in with_file]
+  if unlisted:
+    labels.remark("pictures whose XML file no list in ImageSets has (left out)", len(unlisted), unlisted)
+  if alone := [n for n in unnamed if n not in unlisted]:
+    labels.remark("pictures without an XML file (left out)", len(alone), alone)
+  folders = list(dict.fromkeys(f for group in chosen for f in group.images))
+  avoid = dict.fromkeys(f for group in every for f in group.images if f not in folders)
+  labels.locate([names.folder, *folders], list(avoid))
   return labels
 
 
 def xml_files(group: Group) -> list[Path]:
-  return [group.folder / f"{stem}.xml" for stem in group.stems]
+  there = {name[:-4]: name for name in xml_names(group.folder)}
+  return [group.folder / there.get(stem, f"{stem}.xml") for stem in group.stems]
 
 
 class Pictures(NamedTuple):
@@ -335,7 +359,7 @@ def parse_object(number: int, node: ElementTree.Element) -> Object | tuple[str, 
 
 def to_number(text: str | None) -> float | None:
   try:
-    value = float(text or "")
+    value = float((text or "").replace("_", "?"))  # `1_0` is a number for Python alone
   except ValueError:
     return None
   return value if abs(value) < FAR else None

@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -28,6 +28,7 @@ from iou_det.data.yolo_layout import (
   describe,
   find_names,
   find_splits,
+  folders_of,
   is_label,
   label_folder,
   pictures_of,
@@ -65,7 +66,14 @@ def read_split(path: str | Path, split: str) -> Labels:
   for one in there.values():
     folders += [one.folders[0], label_folder(one.folders[0])]
   names = find_names(described, list(dict.fromkeys(folders)))
-  return read_pictures(root, there[split], names, described, label_folder)
+  own = folders_of(there[split])
+  others = {f for name, other in there.items() if name != split for f in folders_of(other)}
+  avoid = [f for f in sorted(others) if not any(mine.is_relative_to(f) for mine in own)]
+  labels = read_pictures(root, there[split], names, described, label_folder, avoid)
+  stated = described.content.get("test")
+  if stated and "test" not in there and split == min(there):  # once for all splits
+    labels.remark("splits that data.yaml names and that are not there (left out)", 1, [f"test: {stated}"])
+  return labels
 
 
 def takes(annotations: Path) -> bool:
@@ -100,16 +108,22 @@ NO_LINES = Lines([], [], 0, [])
 
 
 def read_pictures(
-  where: Path, split: Split, names: dict[int, str], described: Described, place: Callable[[Path], Path]
+  where: Path,
+  split: Split,
+  names: dict[int, str],
+  described: Described,
+  place: Callable[[Path], Path],
+  avoid: Sequence[Path] = (),
 ) -> Labels:
   """The label files of the pictures of a split.
 
   Args:
     place: the folder of the label files of the pictures in a folder.
+    avoid: folders of other splits' pictures, see `Labels.locate`.
   """
   categories = category_table(described.file or where, names)
   points = keypoints(described)
-  files = find_files(split.names, split.folders).files
+  files = find_files(split.names, split.folders, avoid).files
   place, inside = cache(place), cache(listing)
   paths: list[str] = []
   parsed: list[Lines] = []
@@ -170,7 +184,7 @@ def read_pictures(
   )
   if unused:
     labels.remark("label files without a picture (left out)", len(unused), unused)
-  labels.locate(split.folders)
+  labels.locate(split.folders, avoid)
   return labels
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ CLASSES = (
   "labels.txt",
   "predefined_classes.txt",
 )
+USUAL = ("train", "training", "val", "valid", "validation", "test")  # names of splits
 LARGEST_YAML = 1 << 18  # bytes: ten thousand names of classes
 IMAGES = ("images", "jpegimages")  # in a path: where `labels` stands in that of a label file
 LABEL_LINE = rb"\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*\Z"
@@ -103,7 +105,7 @@ def plain(file: Path, node: yaml.Node | None, seen: set[int]) -> Any:
 def find_splits(path: Path) -> dict[str, Split]:
   """The pictures of a data set by the names of their splits.
 
-  data.yaml                  train, val, test: a folder, a list of folders, a text file of pictures
+  data.yaml                  USUAL names: a folder, a list of folders, a text file of pictures
   train.txt, val.txt, ...    lists of pictures (Darknet)
   images/SPLIT/              with labels/SPLIT/
   SPLIT/images/              with SPLIT/labels/
@@ -112,9 +114,7 @@ def find_splits(path: Path) -> dict[str, Split]:
   """
   root, described = root_of(path), describe(path)
   found: dict[str, Split] = {}
-  entries = {
-    key: value for key, value in described.content.items() if key in ("train", "val", "valid", "test")
-  }
+  entries = {key: value for key, value in described.content.items() if key in USUAL}
   for split, entry in entries.items():
     several = entry if isinstance(entry, list) else [entry]
     places = [resolve(described, e) for e in several]
@@ -124,6 +124,10 @@ def find_splits(path: Path) -> dict[str, Split]:
       raise UserError(
         f"{described.file}: of {split}: there is no {str(lacking)[:200]!r}; mend it or take it out"
       )
+    for place in there:
+      if not place.is_dir() and is_no_text(place):
+        what = f"{split}: {str(entry)[:200]!r} is neither a folder nor a text file that lists pictures"
+        raise UserError(f"{described.file}: {what}; give the folder of the pictures")
     if there:
       found[split] = pictures_of(root, there)
   written = lambda split: os.path.normpath(str(entries[split]))
@@ -134,9 +138,18 @@ def find_splits(path: Path) -> dict[str, Split]:
           f"{described.file}: {a}: {entries[a]!r} and {b}: {entries[b]!r} are one folder here; mend them"
         )
   if found:
-    return {split: pictures for split, pictures in found.items() if pictures.names}
-  lists = [root / n for n in sorted(listing(root)) if n.endswith(".txt") and is_list(root / n)]
+    for split in entries:
+      # `test` alone may lead nowhere: ultralytics' and Roboflow's files have it for data sets without one.
+      if not found[split].names if split in found else split != "test":
+        what = f"{split}: {entries[split]!r} leads to no pictures" if entries[split] else f"{split}: is empty"
+        raise UserError(f"{described.file}: {what}; mend it or take it out")
+    return found
+  texts = [root / n for n in sorted(listing(root)) if n.endswith(".txt")]
+  lists = [file for file in texts if is_list(file)]
   if lists:
+    for file in texts:
+      if file not in lists and file.stem.lower() in USUAL:
+        raise UserError(f"{file} does not begin with the path of a picture; mend it or take it away")
     return {file.stem: pictures_of(root, [file]) for file in lists}
   inside = subfolders(root)
   images = [f for f in inside if f.name.lower() in IMAGES]
@@ -148,9 +161,21 @@ def find_splits(path: Path) -> dict[str, Split]:
     {"default": root} if has_pictures(root) else {},
   )
   for layout in layouts:
-    if found := {split: pictures_of(root, [place]) for split, place in layout.items() if labelled(place)}:
-      return found
+    if used := {split: place for split, place in layout.items() if labelled(place)}:
+      others = [*inside, *(f for image in images for f in subfolders(image))]
+      others = [f for f in others if not any(f.is_relative_to(place) for place in used.values())]
+      refuse_left_out(others, used, "label file with a box", root)
+      return {split: pictures_of(root, [place]) for split, place in used.items()}
   return {}
+
+
+def refuse_left_out(folders: Iterable[Path], found: Iterable[str], lacking: str, root: Path) -> None:
+  """A UserError for a folder of pictures that is named as a split but was not found: none may vanish."""
+  known = {split.lower() for split in found}
+  for folder in folders:
+    if folder.name.lower() in USUAL and folder.name.lower() not in known and (left := walk(folder)):
+      what = f"{folder} has {len(left)} pictures, but there is no {lacking} for them"
+      raise UserError(f"{what}; add what is lacking, or move the folder out of {root}")
 
 
 def resolve(described: Described, entry: Any) -> Path | None:
@@ -183,6 +208,16 @@ def pictures_of(root: Path, places: list[Path]) -> Split:
   return Split(names, list(dict.fromkeys([common, *(file.parent for file in lists), root])))
 
 
+def folders_of(split: Split) -> set[Path]:
+  """The folders of a split's pictures; by the last parts of paths that are of another machine."""
+  found = set()
+  for where in {os.path.dirname(name.replace("\\", "/")) for name in split.names}:
+    parts = PurePosixPath(where).parts
+    tries = [folder.joinpath(*parts[i:]) for i in range(len(parts)) for folder in split.folders]
+    found.update([place for place in tries or split.folders[:1] if place.is_dir()][:1])
+  return found
+
+
 def walk(folder: Path) -> list[str]:
   """Paths of all pictures below a folder, in the order of the alphabet."""
   found = []
@@ -200,6 +235,11 @@ def is_list(file: Path) -> bool:
   """Whether a text file begins with the path of a picture."""
   with file.open("rb") as opened:
     return is_picture(opened.read(4096).lstrip().split(b"\n")[0].decode(errors="replace").strip())
+
+
+def is_no_text(file: Path) -> bool:
+  with file.open("rb") as opened:
+    return is_picture(file.name) or b"\0" in opened.read(4096)
 
 
 def label_folder(folder: Path) -> Path:
@@ -266,6 +306,9 @@ def yaml_names(file: Path, names: Any, count: Any) -> dict[int, str]:
     raise UserError(
       f"{file}: names has the key {wrong[0][:40]!r}; must be the numbers of the classes, from 0"
     )
+  numbers = [int(key) for key in names]
+  if twice := [key for key in names if numbers.count(int(key)) > 1]:
+    raise UserError(f"{file}: names has {' and '.join(twice[:3])}, which are one number; leave one of them")
   if isinstance(count, str) and count.strip() != str(len(names)):
     raise UserError(f"{file}: nc is {count[:40]}, but there are {len(names)} names; they must agree")
   return {int(key): name.strip() for key, name in names.items()}

@@ -76,7 +76,10 @@ def test_rows_of_a_picture_need_not_stand_together(tmp_path):
 BAD = {
   "exchanged": ("a.jpg,60,40,dog,13,4,12,14", "xmin 13, ymin 4, xmax 12, ymax 14: min is above max"),
   "text": ("a.jpg,60,40,dog,three,4,12,14", "xmin is 'three', must be a number"),
-  "NaN": ("a.jpg,60,40,dog,nan,4,12,14", "must be four finite numbers"),
+  "NaN": ("a.jpg,60,40,dog,nan,4,12,14", "xmin is 'nan', must be a number"),
+  "NaN only": ("a.jpg,60,40,dog,nan,NaN,nan,nan", "xmin is 'nan', must be a number"),
+  "thousands": ('a.jpg,60,40,dog,3,4,12,"1,024"', "ymax is '1,024', must be a number"),
+  "Python's number": ("a.jpg,60,40,dog,3,4,1_2,14", "xmax is '1_2', must be a number"),
   "endless": ("a.jpg,60,40,dog,3,4,1e999,14", "must be four finite numbers"),
   "no corner": ("a.jpg,60,40,dog,3,4,,14", "xmax is '', must be a number"),
   "no corners": ("a.jpg,60,40,dog,,,,", "has a class but no corners"),
@@ -94,7 +97,20 @@ def test_bad_rows_are_refused_or_dropped(tmp_path, name):
   write(tmp_path, f"{HEADER}\n{ROW}\n{row}\n{ROW}\n")
   assert "1 bad record of " in refused(tmp_path) and "train.csv, row 3" in refused(tmp_path)
   assert message in refused(tmp_path)
-  assert len(only(tmp_path, skip_bad=True).annotations.bbox) == (3 if name == "another size" else 2)
+  assert only(tmp_path, skip_bad=True).annotations.bbox.tolist() == [BOX, BOX]
+
+
+def test_sizes_with_decimal_commas_are_compared(tmp_path):
+  row = "a.jpg;dog;3,0;4,0;12,0;14;{};40,0\n"
+  write(tmp_path, "filename;class;x1;y1;x2;y2;width;height\n" + row.format("60,0") + row.format("61,0"))
+  assert "the picture has 61x40 pixels here, 60x40 in its first row" in refused(tmp_path)
+
+
+def test_the_size_is_that_of_the_first_row_that_says_one(tmp_path):
+  unsaid = ROW.replace("60,40", ",")
+  write(tmp_path, f"{HEADER}\n{unsaid}\n{ROW}\n{ROW.replace('60,40', '0,0')}\n")
+  a = only(tmp_path).annotations
+  assert a.bbox.tolist() == [BOX] * 3 and (a.height[0], a.width[0]) == (40, 60)
 
 
 FILES = {
@@ -155,6 +171,13 @@ def test_shares_of_the_sides(tmp_path):
   assert [r.number for trait, r in labels.remarks.items() if "shares" in trait] == [1]
 
 
+@pytest.mark.parametrize("xmax,shares", (("1.00001", True), ("1.5", False)))
+def test_a_share_may_be_above_1_by_rounding(tmp_path, xmax, shares):
+  write(tmp_path, f"train/a.jpg,.1,.25,.2,.5,dog\ntrain/b.jpg,.5,-.00001,{xmax},.5,dog\n")
+  boxes = read_labels(tmp_path, "train").annotations.bbox
+  np.testing.assert_allclose(boxes[0], [6, 10, 6, 10] if shares else [0.1, 0.25, 0.1, 0.25])
+
+
 def test_a_box_of_one_pixel_is_no_share(tmp_path):
   assert only(write(tmp_path, "train/a.jpg,0,0,1,1,dog\n")).annotations.bbox.tolist() == [[0, 0, 1, 1]]
 
@@ -197,6 +220,39 @@ def test_a_split_that_is_garbage_is_not_left_out(tmp_path):
   (tmp_path / "notes.csv").write_text("what,when\nbought,2019\n")
   assert csv.splits(tmp_path) == ["train", "val"]
   assert "val.csv begins with '404 not found'; it needs a header" in refused(tmp_path, "val")
+  (tmp_path / "test").mkdir()
+  (tmp_path / "test/_annotations.csv").write_text("404 not found")
+  assert "_annotations.csv begins with '404 not found'" in refused(tmp_path, "test")
+
+
+@pytest.mark.parametrize("first, second, message", (
+  ("train.csv", "train_labels.csv", "are both of the split 'train'"),
+  ("train.csv", "data/train.csv", "are both of the split 'train'"),
+  ("valid/a.csv", "valid/b.csv", "valid has 2 files of boxes (a.csv, b.csv)"),
+))  # fmt: skip
+def test_of_two_files_of_a_split_none_is_left_out(tmp_path, first, second, message):
+  write(tmp_path, f"{HEADER}\n{ROW}\n", "test/_annotations.csv")
+  for file in (first, second):
+    write(tmp_path, f"{HEADER}\n{ROW}\n", file)
+  with pytest.raises(UserError) as error:
+    csv.splits(tmp_path)
+  assert message in str(error.value) and first[-5:] in str(error.value) and second[-5:] in str(error.value)
+
+
+@pytest.mark.parametrize("file", ("data/val.csv", "val/_annotations.csv", "labels/val_labels.csv"))
+def test_splits_of_several_places(tmp_path, file):
+  write(tmp_path, f"{HEADER}\n{ROW}\n")
+  write(tmp_path, f"{HEADER}\n{ROW}\n", file, images="val")
+  write(tmp_path, f"{HEADER}\n{ROW}\n", "data/spare.csv")
+  assert csv.splits(tmp_path) == ["train", "val"]
+  assert only(tmp_path, "val")[0].image == picture(40, 60, 0)
+
+
+def test_pictures_of_a_split_without_a_file_are_not_left_out(tmp_path):
+  write(tmp_path, f"{HEADER}\n{ROW}\n", "train/_annotations.csv")
+  write(tmp_path, "", "val/readme.txt", images="val")
+  with pytest.raises(UserError, match="val has 2 pictures, but there is no CSV file for them"):
+    csv.splits(tmp_path)
 
 
 def test_names_with_a_zero_byte_and_endless_fields_are_refused(tmp_path):

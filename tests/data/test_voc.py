@@ -41,6 +41,8 @@ def test_corners_are_pixels_from_1_that_the_box_has(tmp_path):
   source = only(write(tmp_path, {"a": text()}))
   np.testing.assert_array_equal(source.annotations.bbox, [[2, 3, 10, 11]])
   assert source.annotations.area.tolist() == [110]
+  remarks = read_labels(tmp_path, "default").remarks
+  assert [r.number for trait, r in remarks.items() if "counted from 1, both inside" in trait] == [1]
 
 
 @pytest.mark.parametrize("corner", ("xmin", "ymin"))
@@ -51,6 +53,7 @@ def test_one_0_in_any_split_says_that_all_count_from_0(tmp_path, corner):
   np.testing.assert_array_equal(only(tmp_path, "train").annotations.bbox, [[3, 4, 9, 10]])
   labels = read_labels(tmp_path, "train")
   assert [r.number for trait, r in labels.remarks.items() if "start at 0" in trait] == [1]
+  assert not [trait for trait in labels.remarks if "counted from 1" in trait]
 
 
 def test_spaces_floats_and_names_of_any_script(tmp_path):
@@ -89,6 +92,7 @@ BAD = {
   "no number": (DOG.replace(">12<", ">twelve<"), "<xmax> is 'twelve', must be a number"),
   "nothing": (DOG.replace("<xmax>12</xmax>", ""), "has no <xmax>"),
   "NaN": (DOG.replace(">12<", ">nan<"), "<xmax> is 'nan'"),
+  "Python's number": (DOG.replace(">12<", ">1_2<"), "<xmax> is '1_2', must be a number"),
   "endless": (DOG.replace(">12<", ">1e999<"), "<xmax> is '1e999'"),
   "difficult": (DOG.replace("</name>", "</name><difficult>maybe</difficult>"), "<difficult> is 'maybe'"),
 }
@@ -180,6 +184,49 @@ def test_image_sets_are_the_splits(tmp_path):
   assert "e.xml: the XML file does not exist" in refused(tmp_path, "val")
   (sets / "val.txt").write_text("c d\nv\0\x0be\n")
   assert "v\\x00.xml: " in refused(tmp_path, "val") and "e.xml: the XML" in refused(tmp_path, "val")
+
+
+def test_xml_files_in_upper_case_and_those_that_no_list_has(tmp_path):
+  write(tmp_path, {"a": text(), "b": text(), "c": text()})
+  (tmp_path / "Annotations/a.xml").rename(tmp_path / "Annotations/a.XML")
+  assert only(tmp_path).annotations.file_name == ["a.jpg", "b.jpg", "c.jpg"]
+  (tmp_path / "ImageSets/Main").mkdir(parents=True)
+  (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
+  (tmp_path / "JPEGImages/d.jpg").write_bytes(picture(40, 60, 3))
+  remarks = {t: str(r) for t, r in read_labels(tmp_path, "train").remarks.items() if "left out" in t}
+  assert remarks == {
+    "pictures whose XML file no list in ImageSets has (left out)": "2 (b.jpg, c.jpg)",
+    "pictures without an XML file (left out)": "1 (d.jpg)",
+  }
+
+
+@pytest.mark.parametrize(
+  "layout", (("images/{}", "Annotations/{}"), ("{}", "{}"), ("{}/images", "{}/Annotations"))
+)
+def test_pictures_of_other_splits_are_not_taken(tmp_path, layout):
+  for split, files in (("train", {"a": text(), "b": text(name="b.jpg")}), ("val", {"b": text(name="b.jpg")})):
+    write(tmp_path, files, *(folder.format(split) for folder in layout))
+  (tmp_path / layout[0].format("train") / "b.jpg").unlink()
+  assert "b.jpg (image id 2): the file does not exist" in refused(tmp_path, "train")
+  assert len(only(tmp_path, "val")) == 1
+
+
+@pytest.mark.parametrize("images, annotations", (("images/{}", "Annotations/{}"), ("{}", "{}")))
+def test_a_split_without_xml_files_is_not_left_out(tmp_path, images, annotations):
+  for split in ("train", "val"):
+    write(tmp_path, {"a": text()}, images.format(split), annotations.format(split))
+  (tmp_path / annotations.format("val") / "a.xml").unlink()
+  with pytest.raises(UserError, match="val has 1 pictures, but there is no <annotation> file"):
+    voc.splits(tmp_path)
+
+
+def test_an_empty_list_of_a_split_is_not_left_out(tmp_path):
+  write(tmp_path, {"a": text()})
+  (tmp_path / "ImageSets").mkdir()
+  (tmp_path / "ImageSets/train.txt").write_text("a\n")
+  (tmp_path / "ImageSets/val.txt").write_text("\n")
+  with pytest.raises(UserError, match=r"val\.txt lists no pictures"):
+    voc.splits(tmp_path)
 
 
 def test_several_years_are_one_data_set(tmp_path):

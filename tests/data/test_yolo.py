@@ -139,6 +139,13 @@ YAMLS = {
   "same names": ("train: images/train\nnames: [cat, cat]", "more than one class has the name cat"),
   "nested": ("train: images/train\nnames: [[cat], dog]", "names must be a list of names"),
   "keys": ("train: images/train\nnames: {cat: 0, dog: 1}", "names has the key 'cat'"),
+  "one number twice": ("train: images/train\nnames: {0: cat, 00: dog}", "names has 0 and 00"),
+  "a picture for a folder": ("train: images/train/a.jpg\n" + NAMES, "is neither a folder nor a text file"),
+  "another file for a folder": ("train: images.zip\n" + NAMES, "is neither a folder nor a text file"),
+  "val empty": ("train: images/train\nval:\n" + NAMES, "val: is empty"),
+  "val not there": ("train: images/train\nval: images/val\n" + NAMES, "val: 'images/val' leads to no"),
+  "val without pictures": ("train: images/train\nval: labels\n" + NAMES, "val: 'labels' leads to no"),
+  "validation": ("train: images/train\nvalidation: labels\n" + NAMES, "validation: 'labels' leads to no"),
   "empty name": ("train: images/train\nnames: ['', dog]", "the name of class 0 is ''"),
   "keypoints": ("train: images/train\nkpt_shape: many\n" + NAMES, "kpt_shape must be two whole numbers"),
 }
@@ -148,6 +155,7 @@ YAMLS = {
 def test_bad_yaml_is_refused_in_a_line(tmp_path, name):
   text, message = YAMLS[name]
   write(tmp_path, {"a": "0 0.5 0.5 0.1 0.1"}, yaml=text)
+  (tmp_path / "images.zip").write_bytes(b"PK\3\4\0\0")
   if name == "code":
     assert [c.name for c in only(tmp_path).categories] == ["exit"]
   else:
@@ -175,7 +183,7 @@ PATHS = {
 
 @pytest.mark.parametrize("name", PATHS)
 def test_paths_in_data_yaml(tmp_path, name):
-  write(tmp_path, {"a": LINE, "b": LINE}, yaml=PATHS[name] + "val:\ntest: ../test/images\n" + NAMES)
+  write(tmp_path, {"a": LINE, "b": LINE}, yaml=PATHS[name] + "test: ../test/images\n" + NAMES)
   if name == "a list of folders":
     write(tmp_path, {"c": LINE}, "images/more", "labels/more", yaml="")
   (tmp_path / "lists").mkdir()
@@ -184,6 +192,8 @@ def test_paths_in_data_yaml(tmp_path, name):
   a = only(tmp_path).annotations
   assert sorted(n.rpartition("/")[2][0] for n in a.file_name) == ["a", "b", "c"][: len(a)] and len(a) >= 2
   np.testing.assert_allclose(a.bbox, [[27, 6, 6, 8]] * len(a))
+  remarks = {t: str(r) for t, r in read_labels(tmp_path, "train").remarks.items() if "not there" in t}
+  assert list(remarks.values()) == ["1 (test: ../test/images)"]
   assert "data.yaml has test: '../test/images', where no pictures are" in refused(tmp_path, "test")
   assert only(tmp_path / "data.yaml").fingerprint() == only(tmp_path).fingerprint()
 
@@ -241,6 +251,41 @@ def test_layouts_without_yaml(tmp_path, name):
   assert [c.name for c in source.categories] == ["cat", "dog"]
   np.testing.assert_allclose(source.annotations.bbox, [[27, 6, 6, 8]] * 2)
   assert source[1].image == picture(40, 60, 1)
+
+
+def test_validation_is_a_split(tmp_path):
+  write(tmp_path, {"b": LINE}, "images/b", "labels/b")
+  write(tmp_path, {"a": LINE}, yaml="train: images/train\nvalidation: images/b\ntest:\n" + NAMES)
+  assert yolo.splits(tmp_path) == ["train", "validation"] and len(only(tmp_path, "validation")) == 1
+
+
+@pytest.mark.parametrize("labels", (None, "", "\n"))
+@pytest.mark.parametrize("layout", ("images/{}", "{}/images", "{}"))
+def test_a_split_without_labels_is_not_left_out(tmp_path, labels, layout):
+  for split, text in (("train", LINE), ("val", labels)):
+    images = layout.format(split)
+    write(tmp_path, {split: text}, images, images.replace("images", "labels"), yaml="names: [cat, dog]\n")
+  with pytest.raises(UserError, match="val has 1 pictures, but there is no label file with a box for them"):
+    yolo.splits(tmp_path)
+
+
+@pytest.mark.parametrize("before", ("", "data/", "/elsewhere/set/"))
+def test_pictures_of_other_splits_lists_are_not_taken(tmp_path, before):
+  for split in ("train", "val"):
+    write(tmp_path, {"a": LINE, "b": LINE}, f"obj_{split}", f"obj_{split}", yaml=NAMES)
+    (tmp_path / f"{split}.txt").write_text(f"{before}obj_{split}/a.jpg\n{before}obj_{split}/b.jpg\n")
+  (tmp_path / "obj_train/b.jpg").unlink()
+  (tmp_path / "obj_train/b.txt").unlink()
+  assert "b.jpg (image id 2): the file does not exist" in refused(tmp_path)
+  assert len(only(tmp_path, "val")) == 2
+
+
+def test_an_empty_list_of_a_split_is_not_left_out(tmp_path):
+  write(tmp_path, {"a": LINE}, yaml=NAMES)
+  (tmp_path / "train.txt").write_text("images/train/a.jpg\n")
+  (tmp_path / "val.txt").write_text("")
+  with pytest.raises(UserError, match=r"val\.txt does not begin with the path of a picture"):
+    yolo.splits(tmp_path)
 
 
 def test_lists_of_names_that_contradict_are_refused(tmp_path):
