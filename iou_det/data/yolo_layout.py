@@ -170,8 +170,11 @@ def find_splits(path: Path) -> dict[str, Split]:
 
 
 def refuse_left_out(folders: Iterable[Path], found: Iterable[str], lacking: str, root: Path) -> None:
-  """A UserError for a folder of pictures that is named as a split but was not found: none may vanish."""
-  known = {split.lower() for split in found}
+  """A UserError for a folder of pictures that is named as a split but was not found: none may vanish.
+
+  Pictures to test a detector on often have no labels.
+  """
+  known = {*(split.lower() for split in found), "test"}
   for folder in folders:
     if folder.name.lower() in USUAL and folder.name.lower() not in known and (left := walk(folder)):
       what = f"{folder} has {len(left)} pictures, but there is no {lacking} for them"
