@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 # What a terminal acts on, or what changes how the text around it is read: control characters, other ends of
 # lines, forced directions. Halves of surrogate pairs stand for bytes of file names that are not UTF-8.
-UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+UNSHOWN = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def escaped(text: str, keep: str = "") -> str:

@@ -17,8 +17,15 @@ from iou_det.errors import UserError
 from iou_det.streams import escaped
 
 FAR = 2**31  # pixels: no picture reaches as far
+LONGEST = 600  # characters of a record's place and what is wrong with it
 SHOWN = 20  # kinds of problems in an error
 REMEDY = "mend them, or drop them with --skip_bad (a folder in place: --config.data.skip_bad=True)"
+
+
+def shortened(text: str) -> str:
+  """As a line can show it: names may have anything in them, and any length."""
+  text = escaped(text)
+  return text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
 
 
 class Problem(NamedTuple):
@@ -30,7 +37,7 @@ class Problem(NamedTuple):
   image_id: int | None = None  # of an image that must go, if its file is bad
 
   def __str__(self) -> str:
-    return escaped(f"{self.where}: {self.what}")
+    return shortened(f"{self.where}: {self.what}")
 
 
 class Remark(NamedTuple):
@@ -40,7 +47,7 @@ class Remark(NamedTuple):
   examples: list[str]
 
   def __str__(self) -> str:
-    shown = escaped(", ".join(self.examples)) + (", ..." if self.number > len(self.examples) else "")
+    shown = shortened(", ".join(self.examples)) + (", ..." if self.number > len(self.examples) else "")
     return f"{self.number}" + (f" ({shown})" if self.examples else "")
 
 
@@ -251,7 +258,7 @@ def list_problems(problems: Sequence[Problem], shown: int = SHOWN) -> str:
     kinds.setdefault(problem.kind or problem.what, []).append(problem)
   told = []
   for alike in islice(kinds.values(), shown):
-    more = escaped(", ".join(p.where for p in alike[1:4])) + (", ..." if len(alike) > 4 else "")
+    more = ", ".join(shortened(p.where) for p in alike[1:4]) + (", ..." if len(alike) > 4 else "")
     told.append(f"{alike[0]}" + (f" (and {len(alike) - 1} more like it: {more})" if more else ""))
   left = len(kinds) - shown
   return "; ".join(told) + (f"; and {left} more kinds" if left > 0 else "")

@@ -317,7 +317,8 @@ def parse_xml(content: bytes) -> ElementTree.Element:
   """The root of an XML text in any encoding. One with a DOCTYPE, that may define what grows, is refused."""
   text: bytes | str = content
   if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) or b"\0" in content[:4]:
-    text = content.decode("utf-16")
+    marked = content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    text = content.decode("utf-16" if marked else "utf-16-be" if content[0] == 0 else "utf-16-le")
   elif match := re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w-]+)["']""", content):
     name = match[1].decode(errors="replace").lower()
     if name.replace("-", "_") in ENCODINGS:

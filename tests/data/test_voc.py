@@ -273,3 +273,13 @@ def test_a_pair_of_folders(tmp_path):
   assert voc.takes(tmp_path / "texts") and not voc.takes(tmp_path / "pictures")
   labels = voc.read_pair(tmp_path / "pictures", tmp_path / "texts")
   assert not labels.problems and labels.annotations.bbox.tolist() == [[2, 3, 10, 11]] and not labels.own_ids
+
+
+def test_texts_of_16_bits_need_no_mark(tmp_path):
+  for encoding in ("utf-16-le", "utf-16-be"):
+    assert only(write(tmp_path, {"a": text().encode(encoding)})).annotations.file_name == ["a.jpg"]
+
+
+def test_a_message_has_an_end(tmp_path):
+  write(tmp_path, {"a": text(DOG.replace(">12<", ">1<").replace("dog", "d" * 9000))})
+  assert len(refused(tmp_path)) < 1000
