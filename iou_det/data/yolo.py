@@ -46,9 +46,10 @@ SLACK = 0.01  # that a share may be outside 0 to 1 (ultralytics' tolerance)
 
 def recognises(path: str | Path) -> bool:
   file = yaml_of(Path(path))
-  if file and re.search(rb"(?m)^[\"']?(names|nc|train)[\"']?\s*:", file.read_bytes()[: 1 << 20]):
-    return True
-  return not file and bool(find_splits(Path(path)))
+  if file:
+    start = file.read_bytes()[: 1 << 20].replace(b"\0", b"")  # UTF-16
+    return bool(re.search(rb"(?m)^[\"']?(names|nc|train)[\"']?\s*:", start))
+  return bool(find_splits(Path(path)))
 
 
 def splits(path: str | Path) -> list[str]:

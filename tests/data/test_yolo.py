@@ -311,3 +311,9 @@ def test_a_pair_of_folders(tmp_path):
   labels.find_sizes("auto")
   assert labels.annotations.file_name == ["a.jpg", "more/b.png"] and labels.own_ids and not labels.problems
   np.testing.assert_allclose(labels.annotations.bbox, [[27, 6, 6, 8]] * 2)
+
+
+def test_a_data_yaml_of_16_bits(tmp_path):
+  text = ("train: images/train\nval: images/val\n" + NAMES).encode("utf-16")
+  write(tmp_path, {"a": LINE, "b": LINE}, yaml=text)
+  assert format_of(tmp_path).NAME == "yolo"

@@ -308,5 +308,5 @@ def of_truth(truth: Outcome, right: Expected, place: Outcome | None) -> Iterator
 def complaints(errors: str) -> set[str]:
   """The single problems that a refusal lists."""
   line = (errors.strip().splitlines() or [""])[-1]
-  line = re.sub(r"^iou-det \w+: (\d+ bad records?( of \d+)?: )?", "", line)
+  line = re.sub(r"^iou-det \w+: (\w+: )?(\d+ bad records?( of \d+)?: )?", "", line)
   return set(re.split(r"; (?:mend|drop|and \d+ more|give)", line)[0].split("; "))
