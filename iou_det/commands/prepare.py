@@ -116,6 +116,8 @@ def read(split: str) -> Labels:
 
 def format_of_pair(annotations: Path):
   """The format of what was given as --annotations."""
+  if not annotations.exists() and FORMAT.value == "auto" and not annotations.suffix:
+    raise UserError(f"--annotations={annotations} does not exist")
   for known in FILE_FORMATS:
     if FORMAT.value == known.NAME or (FORMAT.value == "auto" and known.takes(annotations)):
       return known

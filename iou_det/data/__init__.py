@@ -66,7 +66,7 @@ def read_labels(path: str | os.PathLike[str], split: str, reading: Reading = AS_
   """What the annotations of a split say, good or bad; of formats that have `read_split`."""
   known = format_of(path, reading.format)
   there = known.splits(path)
-  if split not in there and known is not yolo:  # which says more
+  if split not in there:
     one = "; `iou-det prepare --val_fraction=0.2` makes train and val of one" if len(there) == 1 else ""
     raise UserError(f"{path} has no split {split!r}; there are: {', '.join(there) or 'none'}{one}")
   labels = known.read_split(path, split)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from iou_det.data.coco_rows import CategoryRow, describe, read_rows
-from iou_det.data.files import of_other_splits
+from iou_det.data.files import USUAL, of_other_splits, refuse_left_out, subfolders
 from iou_det.data.labels import FAR, Boxes, Images, Labels, Problem, make_labels
 from iou_det.data.source import Annotations, Category
 from iou_det.errors import UserError
@@ -59,22 +59,55 @@ def find_splits(root: Path) -> dict[str, Path]:
   """The annotation files of a folder by the names of their splits.
 
   annotations/instances_SPLIT.json    COCO; CVAT (SPLIT is default)
-  annotations/SPLIT.json              if there is none of the former
+  annotations/SPLIT.json              if there is none of the former, or one of the USUAL splits
   SPLIT/_annotations.coco.json        Roboflow; or the only COCO file in SPLIT/
   SPLIT.json                          result.json (Label Studio), labels.json (FiftyOne) are default
+
+  The first of these places that has some is taken; the USUAL splits may lie in the others: none may vanish.
   """
-  folder = root / "annotations"
-  files = sorted(folder.glob("instances_*.json")) or [f for f in sorted(folder.glob("*.json")) if is_coco(f)]
-  if not files:
-    for inside in sorted(p for p in root.glob("*") if p.is_dir()):
-      own = sorted(inside.glob("_annotations.coco.json"))
-      own = own or [f for f in sorted(inside.glob("*.json")) if is_coco(f)]
-      if len(own) == 1 and inside.name != "annotations":
-        files += own
-  if files and files[0].parent != folder:
-    return {file.parent.name: file for file in files}
-  files = files or [f for f in sorted(root.glob("*.json")) if is_coco(f)]
-  return {split_name(file): file for file in files if file.is_file()}
+  found: dict[str, Path] = {}
+
+  def add(split: str, file: Path) -> None:
+    if split in found:
+      both = f"{found[split]} and {file} are both of the split {split!r}"
+      raise UserError(f"{both}; make one of them, or move one out of {root}")
+    found[split] = file
+
+  def add_files(files: list[Path]) -> None:
+    good = [file for file in files if is_coco(file)]
+    for file in files:
+      split = split_name(file)
+      usual = split.lower() in USUAL
+      if file in good and (usual or not found_before):
+        add(split, file)
+      elif file not in good and usual and split not in found and (found or good):
+        add(split, file)  # no COCO file, as reading it will say
+
+  folder, found_before = root / "annotations", False
+  for file in json_files(folder, "instances_*.json"):
+    add(split_name(file), file)
+  found_before = bool(found)
+  add_files([f for f in json_files(folder) if f not in found.values()])
+  found_before = above = bool(found)
+  for inside in (f for f in subfolders(root) if f != folder):
+    usual = inside.name.lower() in USUAL
+    if not usual and found_before:  # it may hold a hundred thousand pictures
+      continue
+    own = json_files(inside, "_annotations.coco.json") or [f for f in json_files(inside) if is_coco(f)]
+    if len(own) > 1 and usual:
+      names = ", ".join(file.name for file in own[:4])
+      raise UserError(f"{inside} has {len(own)} COCO files ({names}); make one of them")
+    if len(own) == 1:
+      add(inside.name, own[0])
+  if found and not above:
+    refuse_left_out(subfolders(root), found, "COCO file", root)
+  found_before = bool(found)
+  add_files(json_files(root))
+  return found
+
+
+def json_files(folder: Path, pattern: str = "*.json") -> list[Path]:
+  return sorted(file for file in folder.glob(pattern) if file.is_file())
 
 
 def split_name(file: Path) -> str:

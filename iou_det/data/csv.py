@@ -16,10 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from iou_det.data.csv_rows import CHUNK, WHAT_IT_NEEDS, Rows, form_of, read_classes, read_rows
-from iou_det.data.files import is_picture, listing, pictures, subfolders
+from iou_det.data.files import (
+  USUAL,
+  is_picture,
+  listing,
+  of_other_splits,
+  pictures,
+  refuse_left_out,
+  subfolders,
+)
 from iou_det.data.labels import Boxes, Images, Labels, Problem, alphabet, exchanged, make_labels
 from iou_det.data.source import Category
-from iou_det.data.yolo_layout import USUAL, refuse_left_out
 from iou_det.errors import UserError
 
 NAME = "csv"
@@ -42,8 +49,7 @@ def read_split(path: str | Path, split: str) -> Labels:
   root, there = Path(path), find_splits(Path(path))
   file = there[split]
   near = [file.parent, root / "images" / split, root / split, file.parent / "images", root / "images", root]
-  avoid = [folder / other for folder in (root, root / "images") for other in there if other != split]
-  return read_file(file, list(there.values()), [file.parent, root], near, avoid)
+  return read_file(file, list(there.values()), [file.parent, root], near, of_other_splits(root, split, there))
 
 
 def takes(annotations: Path) -> bool:

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from iou_det.data.headers import SUFFIXES
+from iou_det.errors import UserError
 
 START = 1 << 16  # bytes that nearly always hold a picture's header
+USUAL = ("train", "training", "val", "valid", "validation", "test")  # names of splits
 LARGEST_TEXT = 1 << 26  # bytes: no text file of one picture has as many
 
 
@@ -163,3 +165,24 @@ def alike(path: str, parts: Sequence[str]) -> int:
   while same < min(len(own), len(parts)) and own[-1 - same] == parts[-1 - same]:
     same += 1
   return same
+
+
+def walk(folder: Path) -> list[str]:
+  """Paths of all pictures below a folder, in the order of the alphabet."""
+  found = []
+  for where, inside, names in os.walk(folder):
+    inside[:] = [name for name in inside if not name.startswith(".")]  # .ipynb_checkpoints
+    found += [os.path.join(where, name) for name in names if is_picture(name)]
+  return sorted(found)
+
+
+def refuse_left_out(folders: Iterable[Path], found: Iterable[str], lacking: str, root: Path) -> None:
+  """A UserError for a folder of pictures that is named as a split but was not found: none may vanish.
+
+  Pictures to test a detector on often have no labels.
+  """
+  known = {*(split.lower() for split in found), "test"}
+  for folder in folders:
+    if folder.name.lower() in USUAL and folder.name.lower() not in known and (left := walk(folder)):
+      what = f"{folder} has {len(left)} pictures, but there is no {lacking} for them"
+      raise UserError(f"{what}; add what is lacking, or move the folder out of {root}")

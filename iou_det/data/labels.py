@@ -1,5 +1,6 @@
 """What the annotations of a split say, in any format: checked, refused or dropped in the same words."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -210,8 +211,10 @@ def make_labels(
     box_at: the place of a box, by its row, for messages.
   """
   for category in categories:
-    if not category.name.strip() or len(category.name.splitlines()) != 1 or "\0" in category.name:
-      raise UserError(f"{where}: a category has the name {category.name[:80]!r}; it must be one line of text")
+    name = category.name
+    unfit = "\0" in name or re.search("[\ud800-\udfff]", name)  # what is no UTF-8
+    if unfit or not name.strip() or len(name.splitlines()) != 1:
+      raise UserError(f"{where}: a category has the name {name[:80]!r}; it must be one line of text")
   labels = Labels(where, categories, NOTHING, records=len(images.id) + len(boxes.id))
 
   def refuse(bad: np.ndarray, what: Callable[[int], str], kind: str) -> None:

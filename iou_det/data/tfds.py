@@ -133,7 +133,9 @@ def examples(source: Source, title: str) -> Iterator[dict[str, Any]]:
     rows = a.rows(i)
     yield {
       "image": io.BytesIO(source.read(i)),
-      "image/filename": a.file_name[i],
+      "image/filename": a.file_name[i]
+      .encode("utf-8", "backslashreplace")
+      .decode(),  # the index has it as it is
       "image/id": a.image_id[i],
       "image/height": a.height[i],
       "image/width": a.width[i],

@@ -14,9 +14,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from iou_det.data.files import listing, pictures, read_text_file, subfolders
+from iou_det.data.files import USUAL, listing, pictures, read_text_file, refuse_left_out, subfolders
 from iou_det.data.labels import FAR, Boxes, Images, Labels, Problem, alphabet, exchanged, make_labels
-from iou_det.data.yolo_layout import USUAL, refuse_left_out
 from iou_det.errors import UserError
 
 NAME = "voc"

@@ -59,10 +59,6 @@ def splits(path: str | Path) -> list[str]:
 def read_split(path: str | Path, split: str) -> Labels:
   """A split of a folder with its image files."""
   root, there, described = root_of(path), find_splits(Path(path)), describe(Path(path))
-  if split not in there:
-    stated = described.content.get(split)
-    why = f" ({described.file} has {split}: {stated!r}, where no pictures are)" if stated else ""
-    raise UserError(f"{root} has no split {split!r}{why}; there are: {', '.join(sorted(there)) or 'none'}")
   folders = [root, root / "labels", root / "data"]
   for one in there.values():
     folders += [one.folders[0], label_folder(one.folders[0])]

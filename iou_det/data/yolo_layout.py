@@ -2,13 +2,12 @@
 
 import os
 import re
-from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import yaml
 
-from iou_det.data.files import LARGEST_TEXT, is_picture, listing, subfolders
+from iou_det.data.files import LARGEST_TEXT, USUAL, is_picture, listing, refuse_left_out, subfolders, walk
 from iou_det.errors import UserError
 
 YAMLS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -20,7 +19,6 @@ CLASSES = (
   "labels.txt",
   "predefined_classes.txt",
 )
-USUAL = ("train", "training", "val", "valid", "validation", "test")  # names of splits
 LARGEST_YAML = 1 << 18  # bytes: ten thousand names of classes
 IMAGES = ("images", "jpegimages")  # in a path: where `labels` stands in that of a label file
 LABEL_LINE = rb"\s*\d+(\.0*)?(\s+[-+.\deE]+){4,}\s*\Z"
@@ -169,18 +167,6 @@ def find_splits(path: Path) -> dict[str, Split]:
   return {}
 
 
-def refuse_left_out(folders: Iterable[Path], found: Iterable[str], lacking: str, root: Path) -> None:
-  """A UserError for a folder of pictures that is named as a split but was not found: none may vanish.
-
-  Pictures to test a detector on often have no labels.
-  """
-  known = {*(split.lower() for split in found), "test"}
-  for folder in folders:
-    if folder.name.lower() in USUAL and folder.name.lower() not in known and (left := walk(folder)):
-      what = f"{folder} has {len(left)} pictures, but there is no {lacking} for them"
-      raise UserError(f"{what}; add what is lacking, or move the folder out of {root}")
-
-
 def resolve(described: Described, entry: Any) -> Path | None:
   """The file or folder of an entry of data.yaml.
 
@@ -219,15 +205,6 @@ def folders_of(split: Split) -> set[Path]:
     tries = [folder.joinpath(*parts[i:]) for i in range(len(parts)) for folder in split.folders]
     found.update([place for place in tries or split.folders[:1] if place.is_dir()][:1])
   return found
-
-
-def walk(folder: Path) -> list[str]:
-  """Paths of all pictures below a folder, in the order of the alphabet."""
-  found = []
-  for where, inside, names in os.walk(folder):
-    inside[:] = [name for name in inside if not name.startswith(".")]  # .ipynb_checkpoints
-    found += [os.path.join(where, name) for name in names if is_picture(name)]
-  return sorted(found)
 
 
 def has_pictures(folder: Path) -> bool:

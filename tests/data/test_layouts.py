@@ -119,3 +119,49 @@ def test_pictures_of_other_splits_are_not_taken(tmp_path):
 def test_other_json_is_no_coco(tmp_path, files):
   write(tmp_path, files)
   assert not coco.recognises(tmp_path)
+
+
+ALL = content("a.jpg")
+TOGETHER = {  # splits that lie in two places are all there
+  "beside": {"a.jpg": PIC, TRAIN: ALL, "annotations/val.json": ALL},
+  "in the folder": {"a.jpg": PIC, TRAIN: ALL, "val.json": ALL},
+  "in a folder of its own": {"a.jpg": PIC, TRAIN: ALL, "val/_annotations.coco.json": ALL},
+  "cut off": {"a.jpg": PIC, "annotations/train.json": ["cut off"], "annotations/val.json": ALL},
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_no_usual_split_is_left_out(tmp_path, name):
+  write(tmp_path, TOGETHER[name])
+  assert coco.splits(tmp_path) == ["train", "val"]
+  assert len(open_dataset(tmp_path, "val")) == 1
+  if name == "cut off":
+    with pytest.raises(UserError, match=r"train.json has no list 'images'"):
+      open_dataset(tmp_path, "train")
+
+
+REFUSED = {
+  "two of one split": (
+    {TRAIN: ALL, "annotations/train.json": ALL, "a.jpg": PIC}, "are both of the split 'train'"),
+  "two in a folder": (
+    {"train/a.jpg": PIC, "train/x.json": ALL, "valid/a.json": ALL, "valid/b.json": ALL},
+    "valid has 2 COCO files"),
+  "pictures alone": (
+    {"train/a.jpg": PIC, "train/_annotations.coco.json": ALL, "valid/a.jpg": PIC},
+    "valid has 1 pictures, but there is no COCO file for them"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_could_vanish_is_refused(tmp_path, name):
+  files, message = REFUSED[name]
+  write(tmp_path, files)
+  with pytest.raises(UserError, match=message):
+    coco.splits(tmp_path)
+
+
+def test_a_folder_with_the_name_of_a_file_is_no_file(tmp_path):
+  write(tmp_path, {"a.jpg": PIC, TRAIN: ALL})
+  (tmp_path / "annotations/val.json").mkdir()
+  (tmp_path / "test.json").mkdir()
+  assert coco.splits(tmp_path) == ["train"]

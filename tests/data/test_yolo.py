@@ -194,7 +194,7 @@ def test_paths_in_data_yaml(tmp_path, name):
   np.testing.assert_allclose(a.bbox, [[27, 6, 6, 8]] * len(a))
   remarks = {t: str(r) for t, r in read_labels(tmp_path, "train").remarks.items() if "not there" in t}
   assert list(remarks.values()) == ["1 (test: ../test/images)"]
-  assert "data.yaml has test: '../test/images', where no pictures are" in refused(tmp_path, "test")
+  assert "has no split 'test'; there are: train" in refused(tmp_path, "test")
   assert only(tmp_path / "data.yaml").fingerprint() == only(tmp_path).fingerprint()
 
 
