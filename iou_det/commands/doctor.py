@@ -29,8 +29,8 @@ from iou_det.data import EXIF, NAMES, Reading, is_here
 from iou_det.data.labels import Labels
 from iou_det.data.look import Look, look
 from iou_det.data.plan import make_plan
-from iou_det.detector import ground_truth
 from iou_det.errors import UserError
+from iou_det.evaluation.truth import ground_truth
 from iou_det.finding import LEVELS, Finding, by_level, some
 from iou_det.storage import SHARED
 from iou_det.streams import one_line

@@ -16,10 +16,10 @@ from iou_det import config as config_lib
 from iou_det.data import Reading, open_dataset
 from iou_det.data.files import Files, find_files
 from iou_det.data.source import Source, from_rows
-from iou_det.detector import ground_truth
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.evaluation.overlap import save_candidates
+from iou_det.evaluation.truth import ground_truth
 from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, modified, parse_json, read_json, whole_file
 from iou_det.weights.load import load_detector

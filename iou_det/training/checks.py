@@ -10,9 +10,9 @@ from iou_det import config as config_lib
 from iou_det.data import Reading, is_here, open_dataset
 from iou_det.data.plan import Plan, make_plan
 from iou_det.data.source import Source, describe_difference
-from iou_det.detector import ground_truth
 from iou_det.errors import UserError
 from iou_det.evaluation.coco import choose_backend
+from iou_det.evaluation.truth import ground_truth
 from iou_det.network import make_model
 from iou_det.parallel import device_mesh
 from iou_det.storage import AnyPath, in_bucket, user_path

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from iou_det.data import open_dataset
-from iou_det.detector import ground_truth
 from iou_det.errors import UserError
+from iou_det.evaluation.truth import ground_truth
 from tests.data.coco_files import content, open_pair, write
 from tests.data.test_sources import BAD
 

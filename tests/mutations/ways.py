@@ -218,7 +218,7 @@ def truth(clean: Any, file: Path, scratch: Path) -> Outcome:
   read: dict[str, Came] = {}
 
   def main() -> None:
-    from iou_det.detector import ground_truth
+    from iou_det.evaluation.truth import ground_truth
 
     content = ground_truth(clean, str(file))
     images = {
