@@ -381,3 +381,16 @@ def test_real_bccd_has_its_two_zero_area_boxes(real_data):
   for split, where in (("train", "2288 (image 343)"), ("val", "3692 (image 338)")):
     labels = checked(root / split, root / "annotations" / f"instances_{split}.json")
     assert f"  zero-area boxes: 1 (annotation {where})" in report(labels, "x").splitlines()
+
+
+def test_a_file_name_that_is_no_utf8_is_prepared(tmp_path):
+  folders = [tmp_path / "in" / place / "train" for place in ("images", "labels")]
+  for folder in folders:
+    folder.mkdir(parents=True)
+  name = os.fsdecode(b"caf\xe9")
+  (folders[0] / f"{name}.jpg").write_bytes(picture(40, 60))
+  (folders[1] / f"{name}.txt").write_text("0 0.5 0.5 0.25 0.25")
+  (tmp_path / "in" / "data.yaml").write_text("train: images/train\nnames: [cell]\n")
+  source = open_dataset(tmp_path / "in", "train")
+  back = open_dataset(prepare_dataset(source, name="set", split="train", data_dir=tmp_path / "out"), "train")
+  assert_same_records(back, source)

@@ -151,6 +151,7 @@ def test_an_area_of_none_is_that_of_the_box(tmp_path):
     "",
     "\ufeff",
     '{"images": 1e999999}',
+    json.dumps(content()).replace("dog", "d\\ud800g"),
     "[" * 50 + "]" * 50,
   ],
 )
