@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from iou_det.data import Reading, open_dataset
 from iou_det.data.coco import read_coco
@@ -261,14 +262,15 @@ def test_many_files_of_one_name_take_no_time(tmp_path):
 
 
 def test_a_large_file_is_known_by_its_beginning_and_end(tmp_path):
+  """Of whose lists the first and the last 64 KB show one alone."""
   images, file = write(tmp_path)
   coco = content()
-  coco["annotations"] += [dict(a, id=a["id"] + 1000 * k) for k in range(1, 300) for a in coco["annotations"]]
+  filler = [{"id": 5000 + i, "file_name": "b.jpg", "height": 48, "width": 64} for i in range(2000)]
   file.unlink()
-  keys = ("images", "annotations", "categories", "info")
-  (tmp_path / "result.json").write_text(json.dumps({k: coco[k] for k in keys} | {"info": "x" * 70_000}))
+  lists = {"images": [*coco["images"], *filler]} | {k: coco[k] for k in ("annotations", "categories")}
+  (tmp_path / "result.json").write_text(json.dumps(lists | {"info": "x" * 70_000}))
   images.rename(tmp_path / "images")
-  assert len(open_dataset(tmp_path, "default").annotations.bbox) == 2400
+  assert len(open_dataset(tmp_path, "default").annotations.bbox) == 8
 
 
 def test_boxes_in_another_form_are_told_in_place(tmp_path, caplog):
@@ -282,3 +284,22 @@ def test_boxes_in_another_form_are_told_in_place(tmp_path, caplog):
   write(tmp_path, coco=coco)
   open_dataset(tmp_path, "train")
   assert "boxes that seem to be x1 y1 x2 y2 given as x y w h: train 40" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_a_size_that_is_not_said_is_as_shown_however_large_the_file(tmp_path, kind):
+  """EXIF may stand behind the pixels, beyond what holds the size."""
+  images, file = write(tmp_path)
+  coco = content()
+  coco["images"][0] |= {"file_name": f"turned.{kind.lower()}"}
+  del coco["images"][0]["height"], coco["images"][0]["width"]
+  file.write_text(json.dumps(coco))
+  exif, sizes = Image.Exif(), []
+  exif[0x0112] = 6
+  for height, width in ((48, 64), (300, 400)):
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    path = images / coco["images"][0]["file_name"]
+    Image.fromarray(noise).save(path, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    a = open_dataset(tmp_path, "train").annotations
+    sizes.append((int(a.height[0]), int(a.width[0]), path.stat().st_size > 1 << 16))
+  assert sizes == [(64, 48, False), (400, 300, True)]
