@@ -131,11 +131,10 @@ def examples(source: Source, title: str) -> Iterator[dict[str, Any]]:
   boxes["is_crowd"] = a.crowd
   for i in tqdm(range(len(a)), desc=title, unit="img", delay=5):
     rows = a.rows(i)
+    as_utf8 = a.file_name[i].encode("utf-8", "backslashreplace").decode()  # the index has it as it is
     yield {
       "image": io.BytesIO(source.read(i)),
-      "image/filename": a.file_name[i]
-      .encode("utf-8", "backslashreplace")
-      .decode(),  # the index has it as it is
+      "image/filename": as_utf8,
       "image/id": a.image_id[i],
       "image/height": a.height[i],
       "image/width": a.width[i],
