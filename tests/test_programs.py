@@ -1,7 +1,4 @@
-"""The README's programs that use a detector do what they say."""
-
-import re
-from pathlib import Path
+"""The programs in README.md and docs/ do what they say; that of the losses is in test_library.py."""
 
 import cv2
 import numpy as np
@@ -10,10 +7,16 @@ import pytest
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import decode_image
 from iou_det.weights.load import load_detector
+from tests import docs
 from tests.command import iou_det
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-PROGRAMS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+SPECIAL = ("InferenceSlicer", "shapes.stablehlo", "shapes.onnx", "def loss_fn")  # have tests of their own
+
+
+def program(part: str) -> str:
+  """The one program with something in it."""
+  (found,) = [b.text for b in docs.blocks("python") if part in b.text]
+  return found
 
 
 @pytest.fixture
@@ -31,23 +34,21 @@ def here(reference, tmp_path, monkeypatch):
   return detector, pictures
 
 
-def test_the_first_program_is_load_detector_and_prints_what_is_found(here, capsys):
-  program = PROGRAMS[0]
-  assert "load_detector" in program and README.index(program) > README.index("## Use it from Python")
-  exec(program, {})
+@pytest.mark.parametrize(
+  "block", [b for b in docs.blocks("python") if not any(p in b.text for p in SPECIAL)], ids=lambda b: b.where
+)
+def test_a_program_runs(here, block, capsys):
+  exec(block.text, {})
   printed = capsys.readouterr().out.splitlines()
-  expected = here[0]("photo.jpg")
-  assert [line.split()[0] for line in printed] == expected.names and printed
+  if "print(name, score, box)" in block.text:
+    assert [line.split()[0] for line in printed] == here[0]("photo.jpg").names and printed
 
 
 def test_supervision_slices_a_large_image(here):
   """Tiles without overlap are the pictures: what is found in each, moved to its place."""
-  (program,) = [p for p in PROGRAMS if "InferenceSlicer" in p]
-  program = program.replace(
-    "slice_wh=(160, 128), overlap_wh=(32, 32)", "slice_wh=(96, 64), overlap_wh=(0, 0)"
-  )
+  sizes = "slice_wh=(160, 128), overlap_wh=(32, 32)", "slice_wh=(96, 64), overlap_wh=(0, 0)"
   names: dict = {}
-  exec(program, names)
+  exec(program("InferenceSlicer").replace(*sizes), names)
   found, detector = names["found"], here[0]
   quarters = cv2.imread("large.jpg")[..., ::-1]
   expected = []
@@ -63,13 +64,12 @@ def test_supervision_slices_a_large_image(here):
 
 @pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.onnx)])
 def test_exported_programs_run_as_it_says(here, kind):
-  """What the command writes, run by the README's lines, finds what the detector finds."""
+  """What the command writes, run by the page's lines, finds what the detector finds."""
   detector, pictures = here
   done = iou_det("export", "--workdir=runs/demo", f"--format={kind}", f"--out=shapes.{kind}")
   assert done.returncode == 0 and "4 classes, step 8" in done.stdout, done.stderr
-  (program,) = [p for p in PROGRAMS if f"shapes.{kind}" in p]
   found: dict = {"images": pictures[0][None]}
-  exec(program, found)
+  exec(program(f"shapes.{kind}"), found)
   expected = detector(pictures[0])
   number = int(np.asarray(found["valid"]).sum())
   assert [found["names"][k] for k in np.asarray(found["labels"])[0, :number]] == expected.names
