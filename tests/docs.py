@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Above a block, `<!-- needs: GPU, network -->`: its commands are not run here, though spelt right.
 NEEDS = ("GPU", "cluster", "network", "data", "minutes", "hours")
 LANGUAGES = ("bash", "python", "json", "text")  # the first two are run, the others show

@@ -1,7 +1,6 @@
-"""What README.md and docs/ say can be done: blocks are run at toy size, or at least spelt right; links lead somewhere."""
+"""README.md and docs/: blocks are run at toy size, or at least spelt right; links lead somewhere."""
 
 import functools
-import importlib.util
 import re
 import shlex
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from iou_det.cli import COMMANDS
@@ -57,7 +57,7 @@ def world(tmp_path_factory, reference, shapes_folder) -> Path:
   (here / "UNDIVIDED").symlink_to("undivided")
   (here / "undivided/images").symlink_to(data / "train")
   (here / "undivided/result.json").symlink_to(data / "annotations/instances_train.json")
-  for workdir in trained():
+  for workdir in trained() | {"DETECTOR"}:
     if "://" not in workdir:
       shutil.copytree(reference[0], here / workdir)
   pictures = sorted((shapes_folder / "val").iterdir())
@@ -222,3 +222,10 @@ def test_figures_of_the_configs_stand_beside_them():
     figures = re.search(r"AP (0\.\d+), AP50 (0\.\d+), AP75 (0\.\d+)", head).groups()
     (row,) = [r for r in rows if r.startswith(f"| [`configs/{config}.py`]")]
     assert [cell.strip() for cell in row.split("|")[4:7]] == list(figures)
+
+
+def test_versions_agree():
+  version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+  released = re.findall(r"^## \[(\d.*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+  assert released[0] == (version, citation["date-released"]) and citation["version"] == version

@@ -1,4 +1,4 @@
-"""The losses in another training step, as docs/python.md has them, run where nothing but jax and jaxtyping (and what they need) is installed."""
+"""docs/python.md's training step, run where nothing but jax, jaxtyping and what they need is installed."""
 
 import subprocess
 import venv
