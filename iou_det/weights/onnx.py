@@ -77,7 +77,7 @@ def to_onnx(config: ConfigDict, model: RetinaNet, variables: PyTree, categories:
     raise UserError(
       f"config.eval.nms={e.nms!r} cannot be written as ONNX, only 'hard' and 'none'; export StableHLO"
     )
-  install = "'iou-det[onnx]', see the README"
+  install = "'iou-det[onnx]', see docs/python.md"
   onnx, jax2onnx = library("onnx", install), library("jax2onnx", install)
   for name in ("jax2onnx", "onnx_ir"):  # hundreds of lines on libraries that it could also convert from
     logging.getLogger(name).setLevel(logging.ERROR)
