@@ -26,15 +26,12 @@ class Block(NamedTuple):
 
 
 def read_blocks(page: Path) -> list[Block]:
-  text = page.read_text()
-  found = []
+  text, found = page.read_text(), []
   for match in BLOCK.finditer(text):
     needs, language, body = match.groups()
     line = text[: match.start(3)].count("\n") + 1
     words = frozenset(needs.split(", ") if needs else ())
-    found.append(
-      Block(f"{page.relative_to(page.parents[page.parent.name == 'docs'])}:{line}", language, words, body)
-    )
+    found.append(Block(f"{page.relative_to(ROOT)}:{line}", language, words, body))
   return found
 
 

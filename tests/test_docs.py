@@ -103,14 +103,13 @@ def check(call: tuple[str, ...], marked: bool, here: Path) -> None:
       done = subprocess.run(["bash", script, *arguments[1:]], cwd=ROOT, capture_output=True, text=True)
       assert done.returncode == 0 and "iou-det train" in done.stdout, done.stderr
     check_train_flags(arguments)
-  elif program == "python" and arguments[0] != "-c":
+  elif program == "python":
     assert marked, f"{said}: say what the block needs"
     module = arguments[1].replace(".", "/") if arguments[0] == "-m" else arguments[0].removesuffix(".py")
-    if arguments[1:] != ["venv", ".venv"]:
-      package = next(p for p in (f"{module}.py", f"{module}/__main__.py") if (ROOT / p).is_file())
-      source = (ROOT / package).read_text()
-      unknown = [a for a in arguments if a.startswith("--") and f'"{a.split("=")[0]}"' not in source]
-      assert not unknown, f"{said}: {package} knows no {unknown}"
+    (script,) = [p for p in (ROOT / f"{module}.py", ROOT / f"{module}/__main__.py") if p.is_file()]
+    flags = [a.split("=")[0] for a in arguments if a.startswith("--")]
+    unknown = [flag for flag in flags if f'"{flag}"' not in script.read_text()]
+    assert not unknown, f"{said}: {script} knows no {unknown}"
   elif program == "python3":
     assert arguments == ["-m", "venv", ".venv"], said
   elif program == "pip":
@@ -151,7 +150,7 @@ def run_or_spell_once(arguments: tuple[str, ...], before: str) -> None:
 
 def run_or_spell(arguments: list[str], marked: bool) -> None:
   command = arguments[0]
-  assert command in COMMANDS or command == "--help"
+  assert command in COMMANDS, command
   before = f"from tests.docs import only_spelling; only_spelling({command!r})" if marked else ""
   if not marked:
     folder = f"new/{zlib.crc32(' '.join(arguments).encode())}"  # where nothing is yet
@@ -165,14 +164,11 @@ def test_blocks_are_run_or_say_why_not():
   for page in PAGES:
     text, found = page.read_text(), docs.read_blocks(page)
     assert text.count("```") == 2 * len(found), f"{page}: a block that is not seen as one"
-    assert len(re.findall("^<!-- needs", text, re.MULTILINE)) == sum(bool(b.needs) for b in found), (
-      f"{page}: a mark above no block"
-    )
+    marks = re.findall("^<!-- needs", text, re.MULTILINE)
+    assert len(marks) == sum(bool(b.needs) for b in found), f"{page}: a mark above no block"
     for block in found:
-      assert block.language in docs.LANGUAGES, (
-        f"{block.where}: {block.language!r} is none of {docs.LANGUAGES}"
-      )
-      assert block.needs <= set(docs.NEEDS), f"{block.where}: {set(block.needs)} is none of {docs.NEEDS}"
+      assert block.language in docs.LANGUAGES, f"{block.where}: none of {docs.LANGUAGES}"
+      assert block.needs <= set(docs.NEEDS), f"{block.where}: none of {docs.NEEDS}"
       shown = block.language in ("json", "text")
       command = re.search(rf"^\$? *({'|'.join(docs.PROGRAMS)}) ", block.text, re.MULTILINE)
       assert not (shown and (command or block.needs)), f"{block.where}: a command in a block that is not run"
@@ -188,12 +184,9 @@ def test_links_lead_somewhere(page):
 
 
 def test_pages_and_pictures_are_all_shown():
-  targets = {
-    (page.parent / t.partition("#")[0]).resolve(): page for page in reversed(PAGES) for t in docs.links(page)
-  }
-  readme = {(ROOT / t.partition("#")[0]).resolve() for t in docs.links(PAGES[0])}
-  assert set(PAGES[1:]) <= readme, "a page that README.md does not link"
-  assert {p for p in (ROOT / "docs").iterdir()} <= set(targets)
+  shown = {page: {(page.parent / t.partition("#")[0]).resolve() for t in docs.links(page)} for page in PAGES}
+  assert set(PAGES[1:]) <= shown[PAGES[0]], "a page that README.md does not link"
+  assert set((ROOT / "docs").iterdir()) <= set.union(*shown.values()), "a picture that no page shows"
 
 
 def test_settings_and_flags_in_sentences_exist():
