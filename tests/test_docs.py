@@ -10,19 +10,26 @@ import zlib
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import yaml
 from packaging.requirements import Requirement
 
 from iou_det.cli import COMMANDS
 from iou_det.config import SETTINGS
+from iou_det.weights.load import load_detector
 from tests import docs
 from tests.command import COMPILE_QUICKLY, iou_det
 from tests.docs import PAGES, ROOT
 
 EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
 TOY = {"train": ["--check_only"], "reproduce": ["--dry_run"], "fit-wloc": ["--images=1"]}
-name = lambda block: block.where
+SPECIAL = (
+  "InferenceSlicer",
+  "shapes.stablehlo",
+  "shapes.onnx",
+  "def loss_fn",
+)  # programs with tests of their own
 
 
 def trained() -> set[str]:
@@ -96,7 +103,12 @@ def here(world, monkeypatch) -> Path:
   return world
 
 
-@pytest.mark.parametrize("block", docs.blocks("bash"), ids=name)
+def with_marks(blocks):
+  """Blocks as parameters; ONNX is an extra."""
+  return [pytest.param(b, marks=[pytest.mark.onnx] * ("onnx" in b.text), id=b.where) for b in blocks]
+
+
+@pytest.mark.parametrize("block", with_marks(docs.blocks("bash")))
 def test_commands(block, here):
   """Those of a block without a mark run; of one with a mark flags, configs, extras and files are right.
 
@@ -168,12 +180,14 @@ def check_pip(arguments: list[str]) -> None:
 
 
 @functools.cache
-def run_or_spell_once(arguments: tuple[str, ...], before: str) -> None:
+def run_once(arguments: tuple[str, ...], before: str) -> str:
+  """What the command prints."""
   done = iou_det(*arguments, before=before, XLA_FLAGS=COMPILE_QUICKLY)  # on one device
   assert done.returncode == 0, f"iou-det {shlex.join(arguments)}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+  return done.stdout
 
 
-def run_or_spell(arguments: list[str], marked: bool) -> None:
+def run_or_spell(arguments: list[str], marked: bool) -> str:
   command = arguments[0]
   assert command in COMMANDS, command
   before = f"from tests.docs import only_spelling; only_spelling({command!r})" if marked else ""
@@ -182,7 +196,57 @@ def run_or_spell(arguments: list[str], marked: bool) -> None:
     new = {"train": "--workdir=", "prepare": "--data_dir="}.get(command, "none")
     arguments = [f"{new}{folder}" if a.startswith(new) else a for a in arguments]
     arguments = [*arguments, *TOY.get(command, [])]
-  run_or_spell_once(tuple(arguments), before)
+  return run_once(tuple(arguments), before)
+
+
+plain = [b for b in docs.blocks("python") if not any(part in b.text for part in SPECIAL)]
+
+
+@pytest.mark.parametrize("block", with_marks(plain))
+def test_programs(block, here, capsys):
+  exec(block.text, {})
+  printed = capsys.readouterr().out.splitlines()
+  if "print(name, score, box)" in block.text:
+    found = load_detector("runs/demo")("photo.jpg")
+    assert [line.split()[0] for line in printed] == found.names and printed
+
+
+def program(part: str) -> str:
+  """The one program with something in it; that with loss_fn is run by test_library.py."""
+  (found,) = [b.text for b in docs.blocks("python") if part in b.text]
+  return found
+
+
+def test_supervision_slices_a_large_image(here):
+  """Tiles without overlap are the pictures: what is found in each, moved to its place."""
+  sizes = "slice_wh=(160, 128), overlap_wh=(32, 32)", "slice_wh=(96, 64), overlap_wh=(0, 0)"
+  names: dict = {}
+  exec(program("InferenceSlicer").replace(*sizes), names)
+  found, detector = names["found"], names["detector"]
+  quarters = cv2.imread("large.jpg")[..., ::-1]
+  expected = []
+  for y in (0, 64):
+    for x in (0, 96):
+      boxes, scores, _ = detector(np.ascontiguousarray(quarters[y : y + 64, x : x + 96])).to_arrays()
+      expected += [(s, *(b + [x, y, x, y])) for s, b in zip(scores, boxes, strict=True)]
+  ours = sorted((s, *b) for s, b in zip(found.confidence, found.xyxy, strict=True))
+  # Its own NMS drops what overlaps by more than half; ours has done so within a tile.
+  np.testing.assert_allclose(ours, sorted(expected), atol=1e-3)
+  assert len(ours) > 4
+
+
+@pytest.mark.parametrize("kind", ["stablehlo", pytest.param("onnx", marks=pytest.mark.onnx)])
+def test_exported_programs_run_as_it_says(here, kind):
+  """What the command writes, run by the page's lines, finds what the detector finds."""
+  command = ["export", "--workdir=runs/demo", f"--format={kind}", f"--out=shapes.{kind}"]
+  assert "4 classes, step 8" in run_or_spell(command, marked=False)
+  picture = np.ascontiguousarray(cv2.imread("photo.jpg")[..., ::-1])
+  found: dict = {"images": picture[None]}
+  exec(program(f"shapes.{kind}"), found)
+  expected = load_detector("runs/demo")(picture)
+  number = int(np.asarray(found["valid"]).sum())
+  assert [found["names"][k] for k in np.asarray(found["labels"])[0, :number]] == expected.names
+  np.testing.assert_allclose(np.asarray(found["boxes"])[0, :number], expected.boxes, atol=0.05)
 
 
 def test_blocks_are_run_or_say_why_not():
