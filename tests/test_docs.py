@@ -69,8 +69,6 @@ def world(tmp_path_factory, reference, shapes_folder) -> Path:
     annotations = data / f"annotations/instances_{split}.json"
     (here / f"coco/annotations/instances_{split}2017.json").symlink_to(annotations)
   (here / "COCO_FOLDER").symlink_to("coco")
-  (here / "DIR").symlink_to(data / "train")
-  (here / "FILE").symlink_to(data / "annotations/instances_train.json")
   (here / "UNDIVIDED").symlink_to("undivided")
   (here / "undivided/images").symlink_to(data / "train")
   (here / "undivided/result.json").symlink_to(data / "annotations/instances_train.json")
