@@ -1,5 +1,6 @@
 """Tiles cover a picture, and what is found in them is what plain loops find in their crops."""
 
+import itertools
 import math
 import re
 
@@ -34,7 +35,9 @@ def test_what_is_taken(text, tiling):
   ["", "31", "640x480", "640,0.2", "640,overlap=1", "640,overlap=-0.1", "640,overlap=", "overlap=0.2", "6.5"],
 )
 def test_all_else_is_one_line_that_says_what_is_allowed(text):
-  line = rf"--tile={re.escape(text)}: give SIZE\[,overlap=SHARE\], as 640,overlap=0.2: SIZE in whole pixels, 32"
+  line = (
+    rf"--tile={re.escape(text)}: give SIZE\[,overlap=SHARE\], as 640,overlap=0.2: SIZE in whole pixels, 32"
+  )
   with pytest.raises(UserError, match=line) as refused:
     Tiling.parse(text)
   assert "\n" not in str(refused.value)
@@ -55,7 +58,7 @@ def test_tiles_cover_the_picture_and_overlap_enough(height, width, side, overlap
   assert rest and seen.min() >= 1
   for axis, length in ((0, width), (1, height)):
     starts = sorted({view[axis] for view in rest})
-    assert all(a + side - b >= overlap * side - 1 for a, b in zip(starts, starts[1:], strict=False))
+    assert all(a + side - b >= overlap * side - 1 for a, b in itertools.pairwise(starts))
     fewer = len(starts) - 1
     assert fewer < 1 or fewer * side - (fewer - 1) * math.ceil(overlap * side) < length, "one is too many"
 
