@@ -6,8 +6,8 @@
 FILE is .safetensors, .pth (needs torch) or .pkl; a training checkpoint is unwrapped, no code in it is run.
 Its tensors have to be exactly that network's, of any ResNet, width and number of classes. Written is
 OUT/detector.safetensors: weights, config, category table, and a model card that also stands beside it. Sizes,
-normalisation, thresholds, anchors and losses are those of the published detectors; a file does not say whether
-it was trained with others.
+normalisation, thresholds, anchors and losses are those of the published detectors; a file does not say
+whether it was trained with others.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`iou-det predict` on videos: frames, times and turns as FFmpeg and OpenCV say, damage named, nothing lost."""
+"""`iou-det predict` on videos: frames, times and turns as FFmpeg and OpenCV say; damage is named."""
 
 import errno
 import json
