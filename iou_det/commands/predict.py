@@ -163,22 +163,20 @@ def draw_images(images: Images, see: See, pen: Pen, out: AnyPath) -> list[str]:
 
 
 def draw_videos(
-  paths: list[Path], first: int, see: See, pen: Pen, out: AnyPath
+  paths: list[Path], targets: list[video.Target], see: See, pen: Pen
 ) -> tuple[list[str], list[str]]:
-  """Writes what can be read; returns what cannot, and what is damaged. The first has the number `first`."""
+  """Writes what can be read; returns what cannot, and what is damaged."""
   bad: list[str] = []
   damaged: list[str] = []
   traits: list[str] = []
-  targets = [video.outputs(out, drawn_name(n, printable(p))) for n, p in enumerate(paths, first)]
   for path, target in zip(paths, targets, strict=True):
     try:
       frames = video.Frames(path, turn=EXIF.value == "apply")
     except UserError as error:
       bad.append(str(error))
       continue
-    out.mkdir(parents=True, exist_ok=True)
     done, odd = video.annotate(frames, see, pen, target)
-    print(f"{frames.name}: {done}; {target[0].name} and {target[1].name} in {out}")
+    print(f"{frames.name}: {done}; {target.video} and {target.lines.name}")
     traits += odd
     damaged += [f"{frames.name}: {frames.damage}"] if frames.damage else []
   for trait, number in sorted(Counter(traits).items()):
@@ -224,15 +222,18 @@ def main(arguments: list[str]) -> None:
     return detector.stream(items, len(images.names) or detector.config.eval.batch_size, read)
 
   total, what = len(images.names) + len(videos), "files" if videos else "images"
+  stems = [drawn_name(n, printable(path)) for n, path in enumerate(videos, len(images.names) + 1)]
+  targets = [video.outputs(out, stem) for stem in stems]
   bad = draw_images(images, see, pen, out)
   files.say()
-  unread, damaged = draw_videos(videos, len(images.names) + 1, see, pen, out)
+  unread, damaged = draw_videos(videos, targets, see, pen)
   bad += unread
-  problems = [listed(f"{len(bad)} of {total} {what} cannot be read", bad)] if bad else []
-  problems += [listed(f"{len(damaged)} videos are damaged", damaged)] if damaged else []
+  unreadable = listed(f"{len(bad)} of {total} {what} cannot be read", bad)
   if len(bad) == total:
-    raise UserError(f"{problems[0]}; nothing was written")
+    raise UserError(f"{unreadable}; nothing was written")
+  problems = [unreadable] if bad else []
+  problems += [listed(f"{len(damaged)} videos are damaged", damaged)] if damaged else []
   if problems and not SKIP_BAD.value:
-    raise UserError(f"{'; '.join(problems)}; all else is done (--skip_bad: then the exit code is 0)")
+    raise UserError(f"{'; '.join(problems)}; the others are done (--skip_bad: then the exit code is 0)")
   if problems:
     print("; ".join(problems))

@@ -102,13 +102,12 @@ class Frames:
 
   def __iter__(self) -> Iterator[Any]:
     usual = max(1, round(1 / self.rate / self.stream.time_base))
-    zero, end, count = self.first.pts or 0, 0, 0
-    latest = -1
+    zero, latest, end, count = self.first.pts or 0, -1, 0, 0
     frame = self.first
     while frame is not None:
       start = end if frame.pts is None else frame.pts - zero
       if frame.pts is None or start <= latest:
-        self.untimed += count > 0 or frame.pts is None
+        self.untimed += 1
         start = max(end, latest + 1)
       latest, end, count = start, start + (frame.duration or usual), count + 1
       self.times.append(When(start, frame.duration or usual))
@@ -162,11 +161,9 @@ class Writer:
     stream = self.container.add_stream("libx264", rate=self.like.rate, options=QUALITY)
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
     stream.time_base = stream.codec_context.time_base = self.like.stream.time_base
-    colours = dict.fromkeys(
-      ("colorspace", "color_primaries", "color_trc", "color_range"), BT709
-    )  # 1: limited
-    for name, value in colours.items():
-      setattr(stream.codec_context, name, value)
+    for name in ("colorspace", "color_primaries", "color_trc"):
+      setattr(stream.codec_context, name, BT709)
+    stream.codec_context.color_range = 1  # the usual one, not all of 0 to 255
     if ratio := self.like.stream.sample_aspect_ratio:  # pixels that are no squares
       stream.codec_context.sample_aspect_ratio = 1 / ratio if self.like.turns % 2 else ratio
     return stream
@@ -176,22 +173,30 @@ class Writer:
     self.container.close()
 
 
-def outputs(folder: AnyPath, stem: str) -> tuple[AnyPath, AnyPath]:
-  """Where a video and its rows are written to; a UserError where something is, as that took long to make."""
-  paths = folder / f"{stem}.mp4", folder / f"{stem}.jsonl"
-  for path in paths:
+class Target(NamedTuple):
+  """Where a video and its rows are written to."""
+
+  video: AnyPath
+  lines: AnyPath
+
+
+def outputs(folder: AnyPath, stem: str) -> Target:
+  """Those in a folder; a UserError where something is, as that took long to make."""
+  target = Target(folder / f"{stem}.mp4", folder / f"{stem}.jsonl")
+  for path in target:
     if path.exists():
       raise UserError(f"{path} is there already; give another --out, or remove it")
-  return paths
+  return target
 
 
-def annotate(frames: Frames, see: See, pen: Pen, to: tuple[AnyPath, AnyPath]) -> tuple[str, list[str]]:
+def annotate(frames: Frames, see: See, pen: Pen, to: Target) -> tuple[str, list[str]]:
   """Writes a video with detections and one JSON line a frame; returns what was done, and what is odd in it.
 
   Frames are read, seen, drawn and written at the same time, few of them held.
   """
   tally, begun, count, threads = Tally(pen.score), perf_counter(), 0, number_of_threads(0)
-  with whole_file(to[0]) as video, whole_file(to[1]) as lines:
+  to.video.parent.mkdir(parents=True, exist_ok=True)
+  with whole_file(to.video) as video, whole_file(to.lines) as lines:
     writer = Writer(video, frames)
 
     def draw(seen: tuple[Pixels, ImageDetections], name: str) -> tuple[Any, ImageDetections]:

@@ -81,11 +81,10 @@ def see(images, read):
 
 def annotate(path):
   frames, folder = video.Frames(path), path.parent / "out"
-  folder.mkdir(exist_ok=True)
   to = video.outputs(folder, path.stem)
   done, odd = video.annotate(frames, see, Pen(["cat"], 0.99, None), to)
-  lines = [json.loads(line) for line in to[1].read_text().splitlines()]
-  return frames, done, odd, lines, *by_opencv(to[0])
+  lines = [json.loads(line) for line in to.lines.read_text().splitlines()]
+  return frames, done, odd, lines, *by_opencv(to.video)
 
 
 KINDS = {
