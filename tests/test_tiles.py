@@ -15,6 +15,7 @@ from iou_det.errors import UserError
 from iou_det.tiles import Tiling
 from iou_det.weights.load import load_detector
 from tests import oracle_nms
+from tests.same import assert_same_detections
 
 
 @pytest.mark.parametrize(
@@ -63,16 +64,21 @@ def test_tiles_cover_the_picture_and_overlap_enough(height, width, side, overlap
     assert fewer < 1 or fewer * side - (fewer - 1) * math.ceil(overlap * side) < length, "one is too many"
 
 
-def in_float64(detector, everything, picture, tiling):
-  """Boxes, labels and scores by loops: each view cropped, seen alone, then NMS over all."""
-  rows: dict[tuple, np.ndarray] = {}
+def by_loops(detector, everything, picture, tiling):
+  """Labels, scores and boxes in float64: each view cropped and seen alone, then NMS over all.
+
+  Each pair of box and class is a box of its own: of one class, or (class_agnostic) put out by its best one.
+  """
+  pairs = []
   views = tiling.views(*picture.shape[:2])
-  for number, (x1, y1, x2, y2) in enumerate(views):
+  for x1, y1, x2, y2 in views:
     found = everything(np.ascontiguousarray(picture[y1:y2, x1:x2]))
-    for box, label, score in zip(found.boxes, found.labels, found.scores, strict=True):
-      row = rows.setdefault((number, *(box + [x1, y1, x1, y1]).tolist()), np.zeros(len(detector.categories)))
-      row[label] = score
-  boxes, scores = np.array([key[1:] for key in rows]), np.array(list(rows.values()))
+    shifted = found.boxes + [x1, y1, x1, y1]
+    pairs += zip(shifted.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+  boxes = np.array([box for box, _, _ in pairs])
+  scores = np.zeros((len(pairs), len(detector.categories)))
+  for i, (_, label, score) in enumerate(pairs):
+    scores[i, label] = score
   e = detector.config.eval
   most = e.max_detections * len(views)
 
@@ -82,7 +88,11 @@ def in_float64(detector, everything, picture, tiling):
     return oracle_nms.soft_nms(boxes, scores, e.nms, e.nms_iou, 0.5, e.score_threshold, most)
 
   kept = oracle_nms.over_all_classes(suppress, boxes, scores) if e.class_agnostic else suppress(boxes, scores)
-  return np.array([[label, score, *boxes[box]] for box, label, score in kept])
+  return as_rows((label, score, boxes[box]) for box, label, score in kept)
+
+
+def as_rows(found):
+  return [{"image_id": 1, "category_id": int(k), "score": float(s), "bbox": list(b)} for k, s, b in found]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +109,7 @@ def test_it_finds_what_loops_over_crops_find(reference, changes):
   everything.config.eval.update(nms="none", max_detections=2000, score_threshold=limit)
   detector.config.eval.update(score_threshold=limit, **changes)
   others = [picture[:64, :96], picture[:, :60]]  # one is no larger than a tile in one direction
-  expected = [in_float64(detector, everything, p, tiling) for p in (picture, *others)]
+  expected = [by_loops(detector, everything, p, tiling) for p in (picture, *others)]
   bad = UserError("gone")
 
   def read(image, name):
@@ -111,10 +121,8 @@ def test_it_finds_what_loops_over_crops_find(reference, changes):
   assert seen.pop(1) is bad
   for (pixels, found), same, rows in zip(seen, (picture, *others), expected, strict=True):
     np.testing.assert_array_equal(pixels, same)
-    ours = np.column_stack([found.labels, found.scores, found.boxes])
     assert len(rows) > 4 and (np.diff(found.scores) <= 0).all()
-    order = lambda rows: rows[np.lexsort(rows.round(2).T)]
-    np.testing.assert_allclose(order(ours), order(rows), atol=2e-3)
+    assert_same_detections(as_rows(zip(found.labels, found.scores, found.boxes, strict=True)), rows)
 
 
 def test_a_picture_no_larger_than_a_tile_is_seen_as_without(reference):

@@ -201,7 +201,7 @@ def main(arguments: list[str]) -> None:
   given = [*IMAGES.value, *arguments]
   if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")
-  files, videos = Files(), []
+  files, videos = Files(), list[Path]()
   if SPLIT.value is None:
     if LIMIT.value:
       raise UserError("--limit goes with --split; to draw fewer files, name fewer")

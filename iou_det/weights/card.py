@@ -47,7 +47,7 @@ def measured(workdir: AnyPath, step: int, split: str) -> list[dict[str, Any]]:
   for path in sorted(p / "metrics.json" for p in folder.iterdir()) if folder.is_dir() else []:
     metrics = read_json(path, "give `iou-det eval` again") if path.is_file() else {}
     if metrics.get("step") == step:
-      found.append({"on": path.parent.name} | {k: metrics[k] for k in (*FIGURES, "images")})
+      found.append({"on": path.parent.name} | {k: metrics.get(k) for k in (*FIGURES, "images")})
   for row in [] if found else read_metrics(workdir / "metrics.jsonl"):
     if row["step"] == step and f"{split}/AP" in row:
       found = [{"on": split} | {k: row.get(f"{split}/{k}") for k in FIGURES}]

@@ -169,15 +169,16 @@ def cut(path, share):
 def test_of_a_video_that_is_cut_short_what_is_there_is_written(tmp_path, name, options):
   path = cut(write_video(tmp_path / name, times=range(0, 120, 10), **options), 0.6)
   frames, done, _, lines, drawn, _ = annotate(path)
-  assert 0 < len(lines) == len(drawn) < FRAMES and done.startswith(f"{len(lines)} frames")
+  assert 1 < len(lines) == len(drawn) < FRAMES and done.startswith(f"{len(lines)} frames")
   assert f"ends at frame {len(lines)} (" in frames.damage and "its header says 4." in frames.damage
-  assert [bar(frame) for frame in drawn] == list(range(len(lines)))
+  whole = len(lines) - 1  # of the last there may be a part alone
+  assert [bar(frame) for frame in drawn[:whole]] == list(range(whole))
 
 
 def test_damaged_pieces_are_counted_and_what_follows_is_written(tmp_path):
   path = write_video(tmp_path / "a.mp4", times=range(40), movflags="faststart")
   data = bytearray(path.read_bytes())
-  data[len(data) // 2 : len(data) // 2 + len(data) // 10] = bytes(len(data) // 10)
+  data[len(data) // 2 : len(data) // 2 + len(data) // 10] = b"\xff" * (len(data) // 10)
   path.write_bytes(data)
   frames, _, _, lines, drawn, _ = annotate(path)
   assert "damaged pieces of" in frames.damage and len(lines) == len(drawn)
@@ -194,7 +195,7 @@ def nothing(path):
     ("a.mp4", lambda path: cut(write_video(path), 0.5), "a damaged video, or cut short"),
     ("a.mp4", nothing, "a.mp4: "),
     ("a.mp4", lambda path: path.write_text("<!doctype html>"), "no video, but an HTML page"),
-    ("a.mkv", lambda path: cut(write_video(path), 0.3), "a.mkv: "),
+    ("a.mkv", lambda path: path.write_bytes(write_video(path).read_bytes()[:200]), "a.mkv: "),
   ],
 )
 def test_what_has_no_frames_is_one_line(tmp_path, name, make, message):
