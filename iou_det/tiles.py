@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -105,7 +106,7 @@ def merge(
   # Programs of few shapes: what is added has scores of 0 and never enters, and the best come first.
   room, rows = (2 ** math.ceil(math.log2(max(n, 2))) for n in (len(boxes), min(most, scores.size)))
   added = ((0, room - len(boxes)), (0, 0))
-  candidates = Candidates(np.pad(boxes, added)[None], np.pad(scores, added)[None])
+  candidates = Candidates(*(jnp.asarray(np.pad(array, added)[None]) for array in (boxes, scores)))
   found = jax.device_get(_suppress([candidates], max_detections=rows, **settings))
   return detector.of_image(*(values[0, :most] for values in found))
 

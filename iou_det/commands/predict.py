@@ -123,12 +123,12 @@ class Images(NamedTuple):
   read: Callable[[Any, str], Pixels]
 
 
-def images_of_split(detector: Detector) -> Images:
+def images_of_split(detector: Detector, split: str) -> Images:
   if not detector.config.data.path:
     raise UserError(f"{WORKDIR.value} names no data, so no --split; give image files or folders")
   if EXIF.present:
     raise UserError("--exif is for image files; those of a split are read as the data say")
-  source = open_dataset(detector.config.data.path, SPLIT.value, Reading.of(detector.config.data))
+  source = open_dataset(detector.config.data.path, split, Reading.of(detector.config.data))
   source = source.first(LIMIT.value or len(source))
   a = source.annotations
   truth = [corners(a.bbox[a.rows(i)]) for i in range(len(a))]
@@ -211,7 +211,7 @@ def main(arguments: list[str]) -> None:
     if passed:
       print(f"{passed} names in folders passed over: no pictures or videos, folders, or beginning with a dot")
   else:
-    images = images_of_split(detector)
+    images = images_of_split(detector, SPLIT.value)
   pen = Pen(drawable_names(detector.categories, FONT.value), SCORE.value, FONT.value)
   if videos and detector.call_size is None:  # it would be set by the pictures
     detector.call_size = detector.config.eval.batch_size
