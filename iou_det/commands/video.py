@@ -1,7 +1,7 @@
 """Videos in and out, by PyAV, which has FFmpeg's libraries in it.
 
 What is written is H.264 in MP4, which every browser and player shows. OpenCV's wheels have no encoder for
-it; of those that they have, browsers show VP9 alone, which takes 15 times as long.
+it; of those that they have, browsers show VP9 alone, which takes many times as long.
 """
 
 import importlib
