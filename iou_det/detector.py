@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias, cast, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Float32, Int32, Int64, PyTree, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from iou_det.data.images import Image, as_pixels
@@ -24,12 +25,13 @@ from iou_det.evaluation.truth import ground_truth
 from iou_det.leaving import unhurried
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import look, suppression
-from iou_det.ops.detection import Detections, suppress
+from iou_det.ops.detection import Candidates, Detections, suppress
 from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_device
 from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, write_json, write_whole
 
 Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"]
+T = TypeVar("T")
 NEVER: Callable[[], bool] = lambda: False
 
 
@@ -165,34 +167,48 @@ class Detector:
     if self.call_size is None:
       shares = self.mesh.size // self.mesh.shape["space"]
       self.call_size = even_batch(number, self.config.eval.batch_size, shares)
-    size, canvas = self.call_size, tuple(self.config.data.canvas)
+    threads = number_of_threads(self.config.data.threads)
+    pixels = read_ahead(images, read, threads, 2 * self.call_size)
+    for seen in self.in_batches(pixels, self.call_size, self.step):
+      if isinstance(seen, UserError):
+        yield seen
+      else:
+        yield seen[0], self.of_image(*seen[1])
+
+  def in_batches(
+    self, images: Iterable[Pixels | UserError], size: int, step: Callable[..., tuple]
+  ) -> Iterator[tuple[Pixels, list[np.ndarray]] | UserError]:
+    """Images and their rows of what `step` returns (see there), in order; errors as they come.
+
+    Batches have one size; few images are held at a time.
+    """
+    canvas = tuple(self.config.data.canvas)
     stack = Stack(canvas)
     held: dict[int, Pixels | UserError] = {}  # read, not given out yet
-    found: dict[int, ImageDetections] = {}
+    found: dict[int, list[np.ndarray]] = {}
     queues: dict[bool, list[int]] = {False: [], True: []}  # landscape, portrait: waiting for a whole batch
-    running: deque[tuple[list[int], Detections]] = deque()  # one on the device while the next is made ready
+    running: deque[tuple[list[int], tuple]] = deque()  # one on the device while the next is made ready
 
     def start(portrait: bool) -> None:
       places, queues[portrait] = queues[portrait], []
       rows = [picture_row(cast(Pixels, held[i]), canvas, portrait) for i in places]
       batch = stack([*rows, *rows[:1] * (size - len(rows))])
-      running.append((places, self.step(self.variables, to_device(batch, self.mesh), portrait)))
+      running.append((places, step(self.variables, to_device(batch, self.mesh), portrait)))
       if len(running) > 1:
         collect()
 
     def collect() -> None:
-      places, detections = running.popleft()
-      boxes, scores, labels, valid = jax.device_get(detections)
+      places, outputs = running.popleft()
+      arrays = jax.device_get(outputs)
       for k, i in enumerate(places):  # behind them: fillers
-        found[i] = self._of_image(boxes[k][valid[k]], scores[k][valid[k]], labels[k][valid[k]])
+        found[i] = [array[k] for array in arrays]
 
-    def ready() -> Iterator[tuple[Pixels, ImageDetections] | UserError]:
+    def ready() -> Iterator[tuple[Pixels, list[np.ndarray]] | UserError]:
       while held and (isinstance(image := held[first := min(held)], UserError) or first in found):
         del held[first]
         yield image if isinstance(image, UserError) else (image, found.pop(first))
 
-    threads = number_of_threads(self.config.data.threads)
-    for i, image in enumerate(read_ahead(images, read, threads, 2 * size)):
+    for i, image in enumerate(images):
       held[i] = image
       if isinstance(image, UserError):
         yield from ready()
@@ -211,25 +227,38 @@ class Detector:
       collect()
     yield from ready()
 
-  def _of_image(
+  def of_image(
     self,
-    boxes: Float32[np.ndarray, "n 4"],
-    scores: Float32[np.ndarray, " n"],
-    labels: Int32[np.ndarray, " n"],
+    boxes: Float32[np.ndarray, "max 4"],
+    scores: Float32[np.ndarray, " max"],
+    labels: Int32[np.ndarray, " max"],
+    valid: Bool[np.ndarray, " max"],
   ) -> ImageDetections:
+    """Of an image's row of `Detections`."""
+    boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
     ids = np.array([c.id for c in self.categories], np.int64)[labels]
     return ImageDetections(boxes, scores, labels, ids, [self.categories[k].name for k in labels])
 
   @cached_property
   def step(self) -> Callable[..., Detections]:
     """The jitted `step(variables, batch, portrait) -> Detections` in original pixels."""
+    return self._jitted(lambda views: suppress(views, **suppression(self.config.eval)))
 
-    def step(variables: PyTree, batch: dict[str, jax.Array], portrait: bool) -> Detections:
+  @cached_property
+  def candidates(self) -> Callable[..., Candidates]:
+    """The same without NMS: what would enter it, of all views."""
+    join = lambda parts: jnp.concatenate(parts, axis=1)
+    return self._jitted(lambda views: Candidates(*map(join, zip(*views, strict=True))))
+
+  def _jitted(self, end: Callable[[list[Candidates]], Any]) -> Callable[..., Any]:
+    """From a batch to candidates, and to what `end` makes of them."""
+
+    def step(variables: PyTree, batch: dict[str, jax.Array], portrait: bool) -> Any:
       outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
       # Per device: left to itself, XLA would gather all images for the sort inside.
       rows = PartitionSpec(BATCH)
       views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
-      detect = lambda outputs: suppress(find(outputs), **suppression(self.config.eval))
+      detect = lambda outputs: end(find(outputs))
       return jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
 
     batch = split_batch(self.mesh)
@@ -317,11 +346,11 @@ def even_batch(number: int, most: int, devices: int) -> int:
 
 
 def read_ahead(
-  images: Iterable[Any], read: Callable[[Any, str], Pixels], threads: int, most: int
-) -> Iterator[Pixels | UserError]:
-  """Pixels of images, in order, or why there are none; threads make at most so many ready beforehand."""
+  images: Iterable[Any], read: Callable[[Any, str], T], threads: int, most: int
+) -> Iterator[T | UserError]:
+  """What `read` makes of each, in order, or why it does not; threads make at most so many ready before."""
 
-  def pixels(image: Any, name: str) -> Pixels | UserError:
+  def pixels(image: Any, name: str) -> T | UserError:
     try:
       return read(image, name)
     except UserError as error:

@@ -126,7 +126,12 @@ def train_unless(
   def save(step: int) -> None:
     lock.check()
     run = {
-      "data": {"step": step, "steps_per_epoch": plan.steps_per_epoch, "fingerprint": fingerprint},
+      "data": {
+        "step": step,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "fingerprint": fingerprint,
+        "images": len(source),
+      },
       "config": config.to_dict(),
       "categories": [dataclasses.asdict(c) for c in source.categories],
     }
