@@ -37,7 +37,7 @@ class FPN(nn.Module):
     conv = partial(convolution, s.fpn_channels, use_bias=True, kernel_init=xavier, dtype=self.dtype)
 
     levels = range(s.min_level, 6)
-    merged = {level: conv(1, name=f"inner_{level}")(maps[level - 3]) for level in levels}
+    merged = {level: conv(1, name=f"inner_{level}")(maps[level - 2]) for level in levels}
     for level in reversed(levels[:-1]):
       _, height, width, _ = merged[level].shape
       merged[level] += upsample(merged[level + 1], (height, width))

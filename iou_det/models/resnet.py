@@ -95,6 +95,13 @@ def stem_convolution(
   return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=LAYOUT)
 
 
+def patches(x: Float[Array, "b h w c"], side: int = 4) -> Float[Array, "b h2 w2 d"]:
+  """The pixels of each block of `side` x `side` as channels; sides must be multiples of it."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h // side, w // side, side * side * c)
+
+
 def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
   """GroupNorm with 32 groups, fewer if that left less than 2 channels a group or does not divide."""
   groups = math.gcd(32, channels, max(channels // 2, 1))
@@ -153,7 +160,7 @@ def stop_frozen(x: Float[Array, "b h w c"], stage: int, settings: Any) -> Float[
 
 
 class ResNet(nn.Module):
-  """Feature maps C3, C4, C5: strides 8, 16 and 32, sides ceil(side of the image / stride).
+  """Feature maps C2 to C5: strides 4, 8, 16 and 32, sides ceil(side of the image / stride).
 
   Module names follow torchvision's: `layer1.0.conv1` is `layer1_0/conv1`.
 
@@ -169,8 +176,11 @@ class ResNet(nn.Module):
   def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
     s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
     block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
-    x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    if s.stem == "patchify":
+      x = nn.relu(layer(patches(images), s.width, 3, 1, ("conv1", "bn1")))
+    else:
+      x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     x = stop_frozen(x, 0, s)
     maps = []
     for stage, blocks in enumerate(BLOCKS[s.depth], start=1):
@@ -180,7 +190,7 @@ class ResNet(nn.Module):
         x = block(features, stride, s.depth >= 50, s.stride_in_1x1, layer, name=f"layer{stage}_{i}")(x)
       x = stop_frozen(x, stage, s)
       maps.append(x)
-    return maps[1:]
+    return maps
 
   @staticmethod
   def stage_of(module: str) -> int:
