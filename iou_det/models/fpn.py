@@ -22,7 +22,7 @@ def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, 
 
 
 class FPN(nn.Module):
-  """P3 to P5 from C3 to C5 without norms, then P6 and P7 by 3x3 convolutions of stride 2.
+  """P2 to P5 from C2 to C5 without norms, then P6 and P7 by 3x3 convolutions of stride 2.
 
   Attributes:
     settings: config.model; of the levels, only min_level to max_level are made.

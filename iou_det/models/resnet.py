@@ -76,6 +76,15 @@ class FoldedConv(nn.Module):
     return x + shift.astype(self.dtype)
 
 
+def patches(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 d"]:
+  """Each block of `side` x `side` pixels as one of side * side * c channels; zeros fill up the last ones."""
+  batch, height, width, channels = x.shape
+  x = jnp.pad(x, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
+  rows, columns = x.shape[1] // side, x.shape[2] // side
+  x = x.reshape(batch, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(batch, rows, columns, side * side * channels)
+
+
 def stem_convolution(
   x: Float[Array, "b h w c"], weights: Float[Array, "7 7 c d"]
 ) -> Float[Array, "b h2 w2 d"]:
@@ -83,23 +92,13 @@ def stem_convolution(
 
   Few input channels leave matrix units idle; the blocks have four times as many. Equal up to rounding.
   """
-  batch, height, width, channels = x.shape
-  x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))  # with what the convolution pads anyway
-  rows, columns = x.shape[1] // 2, x.shape[2] // 2
-  blocks = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-  blocks = blocks.reshape(batch, rows, columns, 4 * channels)
+  channels = x.shape[-1]
+  blocks = patches(x, 2)  # what fills them up is what the convolution pads with anyway
   # A row and column of zeros before the kernel make it 8x8: pixel 2i + k - 4 is row k % 2 of block
   # i + k // 2 - 2.
   kernel = jnp.pad(weights, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
   kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1)
   return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=LAYOUT)
-
-
-def patches(x: Float[Array, "b h w c"], side: int = 4) -> Float[Array, "b h2 w2 d"]:
-  """The pixels of each block of `side` x `side` as channels; sides must be multiples of it."""
-  b, h, w, c = x.shape
-  x = x.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(b, h // side, w // side, side * side * c)
 
 
 def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
@@ -177,7 +176,7 @@ class ResNet(nn.Module):
     s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
     block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
     if s.stem == "patchify":
-      x = nn.relu(layer(patches(images), s.width, 3, 1, ("conv1", "bn1")))
+      x = nn.relu(layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1")))
     else:
       x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
       x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))

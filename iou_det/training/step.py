@@ -79,11 +79,13 @@ def learning_rate(
 def make_optimizer(
   train: ConfigDict, steps_per_epoch: int, trainable: PyTree[bool]
 ) -> optax.GradientTransformation:
-  """Clip by the global norm, then SGD with momentum or AdamW, by config.train.
+  """Clip by the global norm, then SGD with momentum, AdamW or Muon, by config.train.
 
   SGD adds the weight decay to the gradient, as PyTorch's does; AdamW (arXiv:1711.05101, epsilon 1e-8) keeps
-  it out of its moments and shrinks the parameters by rate * decay, as PyTorch's does. Both decay every
-  parameter, biases and norms included. Frozen parameters (False in `trainable`) never move.
+  it out of its moments and shrinks the parameters by rate * decay, as PyTorch's does. Muon (optax's) makes
+  the momentum of each convolution's kernel nearly orthogonal, its steps as large as AdamW's
+  (arXiv:2502.16982), and leaves biases and norms to AdamW. All decay every parameter, biases and norms
+  included. Frozen parameters (False in `trainable`) never move.
   """
   rate = learning_rate(train, steps_per_epoch)
   if train.optimizer == "muon":
