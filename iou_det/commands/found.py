@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from iou_det.commands.drawing import draw_detections
 from iou_det.detector import ImageDetections, Pixels
@@ -24,7 +24,7 @@ class Pen(NamedTuple):
 
   def draw(
     self, pixels: Pixels, found: ImageDetections, truth: Float[np.ndarray, "m 4"] | None = None
-  ) -> Pixels:
+  ) -> UInt8[np.ndarray, "H W 3"]:
     high = found.scores >= self.score
     boxes, labels, scores = found.boxes[high], found.labels[high], found.scores[high]
     return draw_detections(pixels, boxes, labels, scores, self.names, ground_truth=truth, font=self.font)
