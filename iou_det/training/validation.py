@@ -5,11 +5,9 @@ Of the same forward pass, in the same program: see `iou_det.detector.Also`.
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
 from iou_det.config import evaluation_views
@@ -32,8 +30,6 @@ class BatchLoss(NamedTuple):
   classification: Float[Array, ""]
   localization: Float[Array, ""]
   normalizer: Float[Array, ""]
-  positives: Int[Array, " classes"]  # anchors that were matched to boxes of each class
-  boxes: Int[Array, " classes"]
 
 
 def validation_loss(config: ConfigDict, model: RetinaNet, mesh: Mesh, source: Source) -> Also:
@@ -67,11 +63,7 @@ def validation_loss(config: ConfigDict, model: RetinaNet, mesh: Mesh, source: So
     targets = targets._replace(inside=targets.inside & real[:, None])
     terms = loss_terms(logits, deltas, targets, plain)
     losses = detection_losses(terms, plain.loss.average, real)
-    own = jax.nn.one_hot(inputs.labels, logits.shape[-1], dtype=jnp.int32)
-    boxes = jnp.sum(own, (0, 1), where=inputs.valid[..., None])
-    return BatchLoss(
-      losses.classification, losses.localization, losses.normalizer, terms.own.sum((0, 1)), boxes
-    )
+    return BatchLoss(losses.classification, losses.localization, losses.normalizer)
 
   return Also(of, keep, max(most, 1))
 

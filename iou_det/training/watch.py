@@ -85,9 +85,9 @@ class Watch:
     rate = self.train.learning_rate
     return Finding(
       "warning",
-      f"the loss does not fall: {mean:.3f} over the last {number} steps, {self.begin:.3f} at the beginning",
-      f"try --config.train.learning_rate={rate / 10:g} (now {rate:g}); if that changes nothing, the boxes may "
-      "not fit the pictures: iou-det doctor --data=... looks at both",
+      f"the loss does not fall: {mean:.3f} in the last {number} steps, {self.begin:.3f} at the beginning",
+      f"try --config.train.learning_rate={rate / 10:g} (now {rate:g}); if that changes nothing, the boxes "
+      "may not fit the pictures: iou-det doctor --data=... looks at both",
     )
 
   def _clipped(self) -> Finding | None:

@@ -57,7 +57,7 @@ def check_workdir(workdir: AnyPath, config: ConfigDict) -> None:
 
 
 def without_epochs(different: list[str], there: ConfigDict) -> list[str]:
-  """Differences that forbid to go on: with the step schedule the epochs' number changes no step before the end.
+  """Differences that forbid to go on: with the step schedule the number of epochs changes no step before.
 
   If the schedules differ, that is a difference of its own.
   """
