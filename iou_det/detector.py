@@ -243,7 +243,10 @@ class Detector:
   @cached_property
   def step(self) -> Callable[..., Detections]:
     """The jitted `step(variables, batch, portrait) -> Detections` in original pixels."""
-    step = lambda *arguments: self._step(*arguments)[0]
+
+    def step(variables: PyTree, batch: dict[str, jax.Array], portrait: bool) -> Detections:
+      return self._step(variables, batch, portrait)[0]
+
     batch = split_batch(self.mesh)
     return jax.jit(step, static_argnums=2, in_shardings=(None, batch), out_shardings=batch)
 

@@ -65,7 +65,7 @@ class Progress:
     self.evaluation = row["seconds"]
     parts = [f"{name} {row[name]:.3f}" for name in ("AP", "AP50", "AP75") if row.get(name) is not None]
     best = best_step(self.scores, list(self.scores))
-    if parts and best not in (None, step):
+    if parts and best is not None and best != step:
       parts[0] += f" (best: {self.scores[best]:.3f}, step {best})"
     if "loss" in row:
       both = f"{row['loss_classification']:.3f} + {row['loss_localization']:.3f}"

@@ -48,7 +48,7 @@ class Watch:
     last_step: of the run.
   """
 
-  def __init__(self, config: ConfigDict, rows: Sequence[dict[str, float]], last_step: int):
+  def __init__(self, config: ConfigDict, rows: Sequence[dict[str, Any]], last_step: int):
     self.train, self.fresh = config.train, not config.model.init
     self.since = self.train.warmup_steps + min(PATIENCE, max(last_step // 4, FEWEST))
     self.begin = 0.0

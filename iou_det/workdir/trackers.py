@@ -10,6 +10,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
 from absl import logging
@@ -126,15 +127,14 @@ class Tracker:
   def close(self) -> None:
     self.rows.put(None)
     self.thread.join(WAIT)
-    waiting = self.rows.qsize()
     if self.thread.is_alive():
-      logging.warning(f"{self.name} did not take the last {waiting or 1} rows within {WAIT:g} s")
+      logging.warning(f"{self.name} is still sending after {WAIT:g} s: what it lacks is in metrics.jsonl")
     if self.lost:
       logging.warning(f"{self.name} did not take {self.lost} rows; metrics.jsonl has them")
 
   def _send(self) -> None:
     while (item := self.rows.get()) is not None:
-      self._try(lambda item=item: self.opened.send(*item))
+      self._try(partial(self.opened.send, *item))
     self._try(self.opened.end)
 
   def _try(self, act: Callable[[], None]) -> None:

@@ -39,7 +39,8 @@ def test_more_epochs_equal_a_longer_run_and_it_stops_early(reference, shapes_fol
   assert "2 evaluations without a higher AP than 0.990 of step 4: the run is finished" in caplog.text
   params = [jax.device_get(load_detector(w).variables["params"]) for w in (whole, longer)]
   jax.tree.map(np.testing.assert_array_equal, *params)
-  assert {p.name for p in (longer / "checkpoints").iterdir()} == {"4", "8", "12"}  # the best stays
+  steps = {p.name for p in (longer / "checkpoints").iterdir() if p.name.isdigit()}
+  assert steps == {"4", "8", "12"}  # the last two, and the best
   assert metrics["step"] == read_json(longer / "eval/val/metrics.json", "")["step"] == 12
   assert [row["step"] for row in rows(longer) if "val/AP" in row] == [4, 8, 12]
   assert read_json(longer / "config.json", "")["train"]["epochs"] == 4

@@ -18,7 +18,7 @@ def test_evaluations_left_are_those_that_the_loop_will_make(every):
 
 
 def test_durations_are_short():
-  seconds = (0.4, 40, 99, 100, 720, 5999, 7000, 12300)
+  seconds = (0.4, 40.0, 99.0, 100.0, 720.0, 5999.0, 7000.0, 12300.0)
   shown = ["0 s", "40 s", "99 s", "2 min", "12 min", "1 h 40 min", "1 h 57 min", "3 h 25 min"]
   assert [duration(s) for s in seconds] == shown
 

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from iou_det.config import strides
 from iou_det.data import open_dataset
@@ -62,6 +63,13 @@ def test_it_is_trainings_loss_of_the_images_that_training_would_take(reference):
   detector.detect(source)
   assert mean_loss(detector.also.values) == loss
   assert detector.evaluation_step._cache_size() == 1
+
+  # Where no view is of the network's own size, it is a forward pass of its own.
+  views = dataclasses.replace(detector, config=ConfigDict(detector.config.to_dict()))
+  views.config.eval.tta_scales = (0.5,)
+  views.also = validation_loss(views.config, detector.model, detector.mesh, source)
+  views.detect(source)
+  assert mean_loss(views.also.values) == pytest.approx(loss, rel=1e-5)
 
 
 def test_without_a_box_there_is_none(reference):

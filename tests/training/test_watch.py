@@ -107,8 +107,8 @@ def test_classes_that_no_anchor_reaches_are_named():
   assert list(unmatched_classes(square_config(), source)) == []  # each box forces one
   (finding,) = unmatched_classes(square_config(force_match=False), source)
   assert finding.what.endswith("an IoU of 0.5 with their boxes: dog, eel") and "force_match" in finding.todo
-  (finding,) = unmatched_classes(square_config(min_forced_iou=0.05), source)
-  assert finding.what.endswith("an IoU of 0.05 with their boxes: dog")
+  (finding,) = unmatched_classes(square_config(min_forced_iou=0.085), source)  # 0.091, and 0.079
+  assert finding.what.endswith("an IoU of 0.085 with their boxes: eel")
   config = square_config()
   config.data.min_box_side = 3.5
   thin = source_of([(0, 40, 40), (1, 200, 3)])
