@@ -1,18 +1,22 @@
 """Runs that go on, or stop early: the same parameters as if they had been meant so from the start."""
 
 import json
+import shlex
 import shutil
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
 
 from iou_det.config import base_config
 from iou_det.errors import UserError
 from iou_det.storage import read_json
 from iou_det.training.loop import train
+from iou_det.training.summary import summary
 from iou_det.weights.load import load_detector
 from iou_det.workdir.run import check_workdir
+from tests.command import iou_det
 from tests.tiny import tiny_config
 
 
@@ -57,6 +61,23 @@ def test_more_epochs_equal_a_longer_run_and_it_stops_early(reference, shapes_fol
   ):
     run(shapes_folder, longer, epochs=1)
   assert read_json(longer / "config.json", "")["train"]["epochs"] == 4
+
+
+def test_the_summary_says_best_and_last_and_its_command_runs_as_it_stands(reference, tmp_path):
+  workdir = epath.Path(tmp_path / "a run")
+  shutil.copytree(reference[0], workdir)
+  scored = {row["step"]: row for row in rows(reference[0]) if "val/AP" in row}
+  best = max(scored, key=lambda step: (scored[step]["val/AP"], step))
+  lines = summary(workdir, "val", 251.0).splitlines()
+  for name, step in (("best", best), ("last", 8)):
+    ap, ap50, ap75 = (scored[step][f"val/{f}"] for f in ("AP", "AP50", "AP75"))
+    assert f"{name}  step {step}: AP {ap:.3f}, AP50 {ap50:.3f}, AP75 {ap75:.3f}" in lines
+  assert "time  4 min (this start)" in lines and "checkpoints/ (steps 4, 8)" in lines[3]
+  predict, report = (shlex.split(line[6:]) for line in lines[-2:])
+  assert report == ["iou-det", "report", f"--workdirs={workdir}", f"--out={workdir}/report"]
+  done = iou_det(*predict[1:])
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / "a run/pictures/detections.json").exists()
 
 
 def stored(workdir, **changes):
