@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -37,11 +38,11 @@ def expected_loss(detector, source):
     records = [r for r in records if not r.crowd.all()]
     pixels = np.stack([decode_image(r) for r in records]).astype(np.float64)
     images = (pixels - np.array(config.data.mean)) / np.array(config.data.std)
-    logits, deltas = jax.device_get(detector.model.apply(detector.variables, np.float32(images)))
-    boxes, labels, valid = np.zeros((len(records), 9, 4)), np.zeros((len(records), 9), int), []
+    logits, deltas = jax.device_get(detector.model.apply(detector.variables, jnp.float32(images)))
+    boxes, labels, valid = np.zeros((len(records), 16, 4)), np.zeros((len(records), 16), int), []
     for i, r in enumerate(records):
       boxes[i, : len(r.boxes)], labels[i, : len(r.boxes)] = r.boxes, r.labels
-      valid.append(np.arange(9) < len(r.boxes))
+      valid.append(np.arange(16) < len(r.boxes))
     inside = np.ones((len(records), len(anchors)), bool)
     drawn = {"logits": logits, "deltas": deltas, "boxes": boxes, "labels": labels, "valid": np.stack(valid)}
     sums.append(oracle_sums(drawn | {"inside": inside}, anchor_boxes=anchors, match=MATCH, **settings))
