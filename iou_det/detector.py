@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
 
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from iou_det.data.images import Image, as_pixels
 from iou_det.data.pipeline import Stack, eval_batches, number_of_threads, picture_row
+from iou_det.data.plan import TrainingFilter
 from iou_det.data.source import Category, Source, describe_categories
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
@@ -26,7 +27,7 @@ from iou_det.leaving import unhurried
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import look, suppression
 from iou_det.ops.detection import Candidates, Detections, suppress
-from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_device
+from iou_det.parallel import BATCH, input_share, progress_bar, replicated, split_batch, to_device
 from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, write_json, write_whole
 
@@ -94,6 +95,23 @@ class ImageDetections:
 
 
 @dataclass(eq=False)
+class Also:
+  """What else is computed of each batch of an evaluation, in the same program as its detections.
+
+  Attributes:
+    of: of the network's outputs for each view (see `look`), its variables, the batch and whether that is
+      portrait: values of the whole batch, for all devices.
+    keep, max_boxes: the boxes that the batches have for it, and the most of an image.
+    values: of the last evaluation's batches.
+  """
+
+  of: Callable[[list[tuple[jax.Array, ...]], PyTree, dict[str, jax.Array], bool], PyTree]
+  keep: TrainingFilter
+  max_boxes: int
+  values: list[PyTree] = field(default_factory=list)
+
+
+@dataclass(eq=False)
 class Detector:
   """A network with its weights on a mesh of devices: call it on images, evaluate it on a data set.
 
@@ -103,6 +121,7 @@ class Detector:
     variables: {"params": ..., "batch_stats": ...}; may be replaced by others of the same shapes.
     trained_steps: that the weights have seen.
     call_size: images in a batch when it is called; None: set by the first call.
+    also: what else evaluations compute.
   """
 
   config: ConfigDict
@@ -112,6 +131,7 @@ class Detector:
   variables: PyTree = None
   trained_steps: int = 0
   call_size: int | None = None
+  also: Also | None = None
 
   @property
   def classes(self) -> tuple[str, ...]:
@@ -242,27 +262,45 @@ class Detector:
   @cached_property
   def step(self) -> Callable[..., Detections]:
     """The jitted `step(variables, batch, portrait) -> Detections` in original pixels."""
-    return self._jitted(lambda views: suppress(views, **suppression(self.config.eval)))
+    return self._jitted(lambda *batch: self._seen(self._suppressed, *batch)[1], split_batch(self.mesh))
 
   @cached_property
   def candidates(self) -> Callable[..., Candidates]:
     """The same without NMS: what would enter it, of all views."""
-    join = lambda parts: jnp.concatenate(parts, axis=1)
-    return self._jitted(lambda views: Candidates(*map(join, zip(*views, strict=True))))
+    join = lambda views: Candidates(*(jnp.concatenate(x, axis=1) for x in zip(*views, strict=True)))
+    return self._jitted(lambda *batch: self._seen(join, *batch)[1], split_batch(self.mesh))
 
-  def _jitted(self, end: Callable[[list[Candidates]], Any]) -> Callable[..., Any]:
-    """From a batch to candidates, and to what `end` makes of them."""
+  @cached_property
+  def evaluation_step(self) -> Callable[..., tuple[Detections, PyTree]]:
+    """What `step` finds, and what `also` says (or None)."""
 
-    def step(variables: PyTree, batch: dict[str, jax.Array], portrait: bool) -> Any:
-      outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
-      # Per device: left to itself, XLA would gather all images for the sort inside.
-      rows = PartitionSpec(BATCH)
-      views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
-      detect = lambda outputs: end(find(outputs))
-      return jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
+    def step(*batch: Any) -> tuple[Detections, PyTree]:
+      outputs, found = self._seen(self._suppressed, *batch)
+      return found, self.also and self.also.of(outputs, *batch)
 
+    return self._jitted(step, (split_batch(self.mesh), replicated(self.mesh)))
+
+  def _jitted(self, function: Callable[..., Any], out: Any) -> Callable[..., Any]:
     batch = split_batch(self.mesh)
-    return jax.jit(step, static_argnums=2, in_shardings=(None, batch), out_shardings=batch)
+    return jax.jit(function, static_argnums=2, in_shardings=(None, batch), out_shardings=out)
+
+  def _suppressed(self, views: list[Candidates]) -> Detections:
+    return suppress(views, **suppression(self.config.eval))
+
+  def _seen(
+    self,
+    end: Callable[[list[Candidates]], Any],
+    variables: PyTree,
+    batch: dict[str, jax.Array],
+    portrait: bool,
+  ) -> tuple[list[tuple[jax.Array, ...]], Any]:
+    """The network's outputs for each view of a batch, and what `end` makes of their candidates."""
+    outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
+    # Per device: left to itself, XLA would gather all images for the sort inside.
+    rows = PartitionSpec(BATCH)
+    views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
+    detect = lambda outputs: end(find(outputs))
+    return outputs, jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
 
   def detect(self, source: Source, interrupted: Callable[[], bool] = NEVER) -> coco.Results:
     """Detections of every image of a source, in process 0; the others take part and get none.
@@ -274,8 +312,10 @@ class Detector:
     ids = np.array([c.id for c in self.categories], np.int64)
     seen: list[np.ndarray] = []
 
-    def collect(*outputs):
+    def collect(also, *outputs):
       found, index, example = multihost_utils.process_allgather(outputs, tiled=True)
+      if self.also:
+        self.also.values.append(jax.device_get(also))
       seen.append(index[example])
       if jax.process_index() == 0:
         which = found.valid & example[:, None]
@@ -284,16 +324,19 @@ class Detector:
         parts.append(coco.to_results(image_ids, found.boxes[which], found.scores[which], category_ids))
 
     share = input_share(self.mesh)
-    batches = eval_batches(source, self.config.data, self.config.eval.batch_size, share)
+    boxes = (self.also.keep, self.also.max_boxes) if self.also else (None, 1)
+    batches = eval_batches(source, self.config.data, self.config.eval.batch_size, share, boxes)
+    if self.also:
+      self.also.values.clear()
     waiting = None  # one batch stays in flight, so that the device works while the host collects
     bar = progress_bar(total=len(source), unit="img", desc="evaluate")
     with bar:
       for batch, portrait in batches:
         arrays = to_device(batch, self.mesh)
-        detections = self.step(self.variables, arrays, portrait)
+        detections, also = self.evaluation_step(self.variables, arrays, portrait)
         if waiting:
           collect(*waiting)
-        waiting = (detections, arrays["index"], arrays["example"])
+        waiting = (also, detections, arrays["index"], arrays["example"])
         bar.update(int(batch["example"].sum()) * share[1])
         if interrupted():
           raise Preempted

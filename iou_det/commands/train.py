@@ -4,6 +4,8 @@
 workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/SPLIT/.
 """
 
+import time
+
 import jax
 from absl import flags
 
@@ -14,6 +16,7 @@ from iou_det.processes import start_distributed
 from iou_det.storage import user_path
 from iou_det.training.checks import check_without_devices
 from iou_det.training.loop import train
+from iou_det.training.summary import summary
 
 CONFIG = common.config()
 WORKDIR_HELP = "Folder for checkpoints, logs and metrics; gs://BUCKET/FOLDER is one too."
@@ -31,6 +34,8 @@ def main() -> None:
     return
   if DISTRIBUTED.value:
     start_distributed()
-  metrics = train(config_from_flag(CONFIG), WORKDIR.value)
+  config, began = config_from_flag(CONFIG), time.monotonic()
+  metrics = train(config, WORKDIR.value)
   if jax.process_index() == 0:
     print(coco.table(metrics))
+    print(summary(user_path(WORKDIR.value), config.data.val_split, time.monotonic() - began))
