@@ -2,10 +2,9 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
+from typing import Any, NamedTuple, TypeAlias, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Bool, Float32, Int32, Int64, PyTree, UInt8
 from ml_collections import ConfigDict
 
+from iou_det.data.ahead import read_ahead
 from iou_det.data.images import Image, as_pixels
 from iou_det.data.pipeline import Stack, eval_batches, number_of_threads, picture_row
 from iou_det.data.plan import TrainingFilter
@@ -32,7 +32,6 @@ from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, write_json, write_whole
 
 Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"]
-T = TypeVar("T")
 NEVER: Callable[[], bool] = lambda: False
 
 
@@ -386,24 +385,3 @@ def even_batch(number: int, most: int, devices: int) -> int:
   `devices`."""
   size = -(-number // -(-number // most))
   return -(-size // devices) * devices
-
-
-def read_ahead(
-  images: Iterable[Any], read: Callable[[Any, str], T], threads: int, most: int
-) -> Iterator[T | UserError]:
-  """What `read` makes of each, in order, or why it does not; threads make at most so many ready before."""
-
-  def pixels(image: Any, name: str) -> T | UserError:
-    try:
-      return read(image, name)
-    except UserError as error:
-      return error
-
-  waiting: deque[Future] = deque()
-  with ThreadPoolExecutor(threads) as pool:
-    for i, image in enumerate(images):
-      waiting.append(pool.submit(pixels, image, f"image {i}"))
-      if len(waiting) > most:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()

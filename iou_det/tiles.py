@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from iou_det.data.ahead import read_ahead
 from iou_det.data.pipeline import number_of_threads
-from iou_det.detector import Detector, ImageDetections, Pixels, read_ahead
+from iou_det.detector import Detector, ImageDetections, Pixels
 from iou_det.errors import UserError
 from iou_det.network import suppression
 from iou_det.ops.detection import Candidates, suppress

@@ -18,10 +18,11 @@ import cv2
 import numpy as np
 
 from iou_det.commands.found import Pen, See, Tally, rows
+from iou_det.data.ahead import read_ahead
 from iou_det.data.headers import VIDEO, other_kind
 from iou_det.data.images import printable
 from iou_det.data.pipeline import number_of_threads
-from iou_det.detector import ImageDetections, Pixels, read_ahead
+from iou_det.detector import ImageDetections, Pixels
 from iou_det.errors import UserError
 from iou_det.parallel import progress_bar
 from iou_det.storage import AnyPath, whole_file
