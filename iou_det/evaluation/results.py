@@ -13,7 +13,7 @@ from iou_det.data.source import Category, Source
 from iou_det.errors import UserError
 from iou_det.evaluation import coco
 from iou_det.evaluation.truth import ground_truth
-from iou_det.storage import AnyPath, parse_json, read_json
+from iou_det.storage import AnyPath, modified, parse_json, read_json
 from iou_det.workdir.checkpoints import Checkpoints
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.run import read_checked_config
@@ -57,6 +57,10 @@ class Results:
   def candidates(self) -> AnyPath:
     """The file that `find_candidates` makes."""
     return self.folder / "candidates.npz"
+
+  def older_than(self, path: AnyPath) -> bool:
+    """Whether a file was made after the run was scored."""
+    return path.exists() and modified(path) >= modified(self.folder / "metrics.json")
 
   @property
   def split(self) -> str:

@@ -16,7 +16,7 @@ from iou_det.errors import UserError
 from iou_det.evaluation.overlap import save_candidates
 from iou_det.evaluation.results import Results
 from iou_det.processes import by_process_0
-from iou_det.storage import AnyPath, modified, whole_file
+from iou_det.storage import AnyPath, whole_file
 from iou_det.weights.load import load_detector
 
 
@@ -59,12 +59,12 @@ def soft_nms(workdir: AnyPath, method: str) -> None:
   scored.write(workdir / "eval" / f"{d.val_split}_{variant}", step=detector.trained_steps, split=d.val_split)
 
 
-def find_candidates(workdir: AnyPath) -> None:
+def find_candidates(workdir: AnyPath, split: str = "") -> None:
   """Makes the file of all that entered a run's hard NMS, if it is not there or older than its scores."""
 
   def wanted() -> int | None:
-    results = Results.read(workdir)
-    done = results.config.eval.nms != "hard" or newer(results.candidates, results)
+    results = Results.read(workdir, split=split)
+    done = results.config.eval.nms != "hard" or results.older_than(results.candidates)
     return None if done else results.metrics["step"]
 
   step = by_process_0(wanted)
@@ -76,13 +76,8 @@ def find_candidates(workdir: AnyPath) -> None:
   every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(detector.categories)
   every *= len(config_lib.evaluation_views(config))
   e.update(nms="none", max_detections=every)
-  found = detector.detect(open_dataset(d.path, d.val_split, Reading.of(d)))
-  by_process_0(lambda: save_candidates(Results.read(workdir).candidates, found))
-
-
-def newer(path: AnyPath, results: Results) -> bool:
-  """Whether a file was made after the run was scored."""
-  return path.exists() and modified(path) >= modified(results.folder / "metrics.json")
+  found = detector.detect(open_dataset(d.path, split or d.val_split, Reading.of(d)))
+  by_process_0(lambda: save_candidates(Results.read(workdir, split=split).candidates, found))
 
 
 class NoTestDev(UserError):
@@ -100,7 +95,7 @@ def test_dev(workdir: AnyPath, root: Path, name: str, out: AnyPath) -> AnyPath:
 
   def wanted() -> dict[str, Any] | None:
     results = Results.read(workdir)
-    if newer(path, results):
+    if results.older_than(path):
       return None
     try:
       return {"step": results.metrics["step"], "images": listed_images(root)}

@@ -119,9 +119,7 @@ def best_threshold(found: Sequence[Findings]) -> int:
   return int(np.mean(totals, axis=0).argmax())
 
 
-def rank(
-  found: Sequence[Findings], source: Source, threshold: int
-) -> tuple[list[int], list[set[str | int]]]:
+def rank(found: Sequence[Findings], source: Source, threshold: int) -> tuple[list[int], list[set[str | int]]]:
   """The order of the images, see `make_gallery`; and of each image the kinds and the classes that it has."""
   has: list[set[str | int]] = []
   errors = []

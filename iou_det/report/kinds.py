@@ -92,9 +92,7 @@ def matched(
     scorer.params.maxDets = [max(1, len(results))]
     scorer.evaluate()
   for seen in filter(None, scorer.evalImgs):
-    for number, match, ignored in zip(
-      seen["dtIds"], seen["dtMatches"][0], seen["dtIgnore"][0], strict=True
-    ):
+    for number, match, ignored in zip(seen["dtIds"], seen["dtMatches"][0], seen["dtIgnore"][0], strict=True):
       if match:
         kind[number - 1] = KINDS.index("ignored" if ignored else "right")
         meant[number - 1] = place[int(match)]

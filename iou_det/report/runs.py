@@ -24,6 +24,7 @@ class Run:
     rows: of metrics.jsonl.
     detections: original category ids, pixels of the original image.
     truth: COCO annotations, of exactly the images of `source`.
+    candidates: file of what entered the NMS that made the detections.
   """
 
   name: str
@@ -35,6 +36,7 @@ class Run:
   detections: coco.Results
   truth: dict[str, Any]
   source: Source
+  candidates: AnyPath | None = None
 
   @property
   def categories(self) -> tuple[Category, ...]:
@@ -63,7 +65,9 @@ def load_runs(workdirs: Sequence[str], split: str = "") -> list[Run]:
       raise UserError(f"{path} was not scored ({error.filename} is missing); {remedy}") from None
     source, truth = results.data
     coco.refuse_unknown_ids(truth, source.name, found.image_id.tolist(), found.category_id.tolist())
-    run = Run(name, path, results.config, results.split, results.metrics, results.rows, found, truth, source)
+    candidates = results.candidates if results.older_than(results.candidates) else None
+    scored = (results.config, split or results.config.data.val_split, results.metrics, results.rows)
+    run = Run(name, path, *scored, found, truth, source, candidates)
     if results.metrics["images"] != len(truth["images"]):
       raise UserError(
         f"{path} was scored on {results.metrics['images']} images, {source.name} has {len(truth['images'])} "
