@@ -99,8 +99,8 @@ def f1_chart(groups: Sequence[Group], f1: dict[str, list[F1]]) -> str:
     axis.set(xlabel="lowest score that is taken", ylabel="F1", xlim=(0, 1), ylim=(0, 1))
 
   reading = (
-    "F1 of all boxes with such a score or a higher one (IoU 0.5 or more is right). The mark is the best place to "
-    "cut, for `iou-det predict --score`, where missed and false boxes weigh the same."
+    "F1 of all boxes with such a score or a higher one (IoU 0.5 or more is right). The mark is the best "
+    "place to cut, for `iou-det predict --score`, where missed and false boxes weigh the same."
   )
   return chart("f1-by-score", "Where to cut scores", reading, paint)
 
@@ -146,8 +146,8 @@ def tide(group: Group) -> dict[str, dict[str, float]]:
 def tide_chart(groups: Sequence[Group]) -> str:
   found = {g.name: [100 * tide(g)["gain"][kind] for kind in reversed(ERRORS)] for g in groups}
   reading = (
-    "TIDE: how many points AP50 would gain if all errors of a kind were mended and nothing else. The gains do "
-    "not add up: errors hide each other."
+    "TIDE: how many points AP50 would gain if all errors of a kind were mended and nothing else. The gains "
+    "do not add up: errors hide each other."
   )
   names = list(reversed(ERRORS.values()))
   return dots(groups, "tide", "What errors cost", reading, names, found, "AP50 that is lost (points)")
@@ -165,8 +165,8 @@ def tide_table(groups: Sequence[Group]) -> str:
       cells.append(Safe(f"{100 * gain:.1f} <small>{count:,.0f} boxes{share}</small>"))
     rows.append([group.name, *cells])
   caption = (
-    "Points of AP50 lost to each kind of error; how many there are, of all detections whatever their score; its "
-    "share of the sum. Poorly placed: IoU of 0.1 to 0.5; false: below 0.1 with every object."
+    "Points of AP50 lost to each kind of error; how many there are, of all detections whatever their score; "
+    "its share of the sum. Poorly placed: IoU of 0.1 to 0.5; false: below 0.1 with every object."
   )
   return table(caption, ["run", *ERRORS.values()], rows)
 
@@ -183,8 +183,8 @@ def confusion(group: Group, f1: Sequence[F1]) -> str:
   crowds = sum(bool(a.get("iscrowd", 0)) for a in group.seeds[0].run.truth["annotations"])
   note = f" Boxes on the {crowds} crowd regions count as false here." if crowds else ""
   caption = (
-    f"{group.name}: objects of the class in a row, boxes of the class in a column, matched at an IoU of 0.5 whatever "
-    f"the class; scores from {cuts} on, the best F1.{note}"
+    f"{group.name}: objects of a class in a row, boxes of a class in a column, matched at an IoU of 0.5 "
+    f"whatever the class; scores from {cuts} on, the best F1.{note}"
   )
   if len(names) > MATRIX:
     return confused_classes(caption, names, total)
@@ -229,7 +229,7 @@ def doubtful_labels(group: Group) -> str:
     for e in best[:DOUBTFUL]
   ]
   caption = (
-    f"The surest {len(rows)} of {len(found)} boxes of {s.run.name} (score 0.5 or more) that no label bears out: errors "
-    "of the detector, or labels that are missing or wrong."
+    f"The surest {len(rows)} of {len(found)} boxes of {s.run.name} (score 0.5 or more) that no label bears "
+    "out: errors of the detector, or labels that are missing or wrong."
   )
   return folded("Labels to look at", table(caption, ["image", "found", "label", "score", "IoU"], rows))

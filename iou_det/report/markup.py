@@ -18,7 +18,7 @@ def text(cell: Cell, spec: str = ".3f") -> str:
   if isinstance(cell, Safe):
     return cell
   if cell is None:
-    return "–"
+    return "-"
   return html.escape(format(cell, spec) if isinstance(cell, float) else one_line(str(cell)))
 
 

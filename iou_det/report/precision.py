@@ -1,5 +1,6 @@
 """Precision and recall, and AP by IoU, class, size and number of objects."""
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 
@@ -46,8 +47,8 @@ def curve(groups: Sequence[Group], iou: float) -> str:
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
 
   reading = (
-    f"From left to right, ever lower scores count as found (boxes are right from IoU {iou:g} on; mean over the "
-    "classes). The area below is the AP; where the curve drops to 0, no lower score finds more."
+    f"From left to right, ever lower scores count as found (boxes are right from IoU {iou:g} on; mean over "
+    "the classes). The area below is the AP; where the curve drops to 0, no lower score finds more."
   )
   return chart(f"pr-{round(100 * iou)}", f"Precision and recall at IoU {iou:g}", reading, paint)
 
@@ -84,8 +85,8 @@ def differences(groups: Sequence[Group], intervals: Intervals) -> str:
     axis.set(xlabel="IoU from which a box is right", ylabel="difference of AP (points)", xticks=IOUS[::2])
 
   reading = (
-    f"AP of {names} minus that of {base.name}, the line at 0, with 95 % intervals paired by image. A bar that "
-    "does not cross the line is a difference that these images tell from chance."
+    f"AP of {names} minus that of {base.name}, the line at 0, with 95 % intervals paired by image. A bar "
+    "that does not cross the line is a difference that these images tell from chance."
   )
   return chart("ap-differences", "Differences of AP by IoU", reading, paint)
 
@@ -149,7 +150,7 @@ def by_objects(groups: Sequence[Group]) -> str:
   if len(edges) < 3:
     return ""
   slices: dict[str, list[int]] = {}
-  for low, high in zip(edges[:-1], edges[1:], strict=True):
+  for low, high in itertools.pairwise(edges):
     last = high == edges[-1]
     inside = [i for i, n in counts.items() if low <= n and (n < high or last)]
     span = f"{low:g} to {high if last else high - 1:g}" if (high if last else high - 1) > low else f"{low:g}"

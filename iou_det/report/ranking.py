@@ -30,8 +30,8 @@ def ranking_section(groups: Sequence[Group]) -> Section:
     note = paragraph(MISSING % "no reliability diagram")
   charts += [hexbin(i, g, pooled[g.name]) for i, g in enumerate(groups)]
   rule = paragraph(
-    "A detection's IoU is the best with an object of its class in its image, 0 where there is none, whatever its "
-    "rank; several may share an object."
+    "A detection's IoU is the best with an object of its class in its image, 0 where there is none, whatever "
+    "its rank; several may share an object."
   )
   inside = f'{rule}{note}{legend(groups)}<div class="charts">{"".join(charts)}</div>'
   return Section("ranking", title, inside + ranking_table(groups, pooled))
@@ -52,8 +52,8 @@ def mean_score(groups: Sequence[Group], pooled: dict[str, overlap.Overlaps]) -> 
     axis.set(xlabel="IoU with the object (bins of 0.1)", ylabel="mean score", xlim=(0, 1), ylim=(0, None))
 
   reading = (
-    "The mean score of boxes that fit so well. Steep is good: NMS and AP rank by score, and a well-fitting box "
-    "with a low score loses against a worse one."
+    "The mean score of boxes that fit so well. Steep is good: NMS and AP rank by score, and a well-fitting "
+    "box with a low score loses against a worse one."
   )
   return chart("mean-score", "Mean score by IoU", reading, paint)
 
@@ -69,8 +69,8 @@ def reliability(groups: Sequence[Group]) -> str:
     axis.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
 
   reading = (
-    "Of the boxes with such a score (bins of 0.1), the share that is right: the first on its object, with an IoU "
-    "of 0.5 or more. On the diagonal a score is a probability; below it the detector is too sure of itself."
+    "Of the boxes with such a score (bins of 0.1), the share that is right: the first on its object, with "
+    "an IoU of 0.5 or more. On the diagonal a score is a probability; below it the detector is too sure of itself."
   )
   return chart("reliability", "Reliability of scores", reading, paint)
 
@@ -86,8 +86,8 @@ def hexbin(number: int, group: Group, overlaps: overlap.Overlaps) -> str:
     axis.set(xlabel="IoU with the object", ylabel="score", xlim=(0, 1), ylim=(0, 1))
 
   reading = (
-    f"Where {group.name}'s {len(overlaps.scores):,} detections lie. Good scores rise with the IoU, from the lower "
-    "left to the upper right; what lies at the upper left is sure of itself and wrong."
+    f"Where {group.name}'s {len(overlaps.scores):,} detections lie. Good scores rise with the IoU, from the "
+    "lower left to the upper right; what lies at the upper left is sure of itself and wrong."
   )
   return chart(f"score-iou-{number}", f"Score against IoU: {group.name}", reading, paint, height=3.1)
 
@@ -109,9 +109,9 @@ def ranking_table(groups: Sequence[Group], pooled: dict[str, overlap.Overlaps]) 
     "run", "detections", "on an object (IoU ≥ 0.5)", "of those IoU ≥ 0.75", "rank correlation",
     "the same, IoU ≥ 0.5", "calibration error", "NMS regret", "mean IoU lost"]  # fmt: skip
   caption = (
-    "Rank correlation (Spearman's) of score and IoU: 1 is a perfect ranking. Calibration error: how far scores are "
-    "from the share that is right. NMS regret: of the kept boxes on an object, the share that suppressed a box "
-    "with a higher IoU with the same object."
+    "Rank correlation (Spearman's) of score and IoU: 1 is a perfect ranking. Calibration error: how far "
+    "scores are from the share that is right. NMS regret: of the kept boxes on an object, the share that "
+    "suppressed a box with a higher IoU with the same object."
   )
   lacking = any(not candidates(group) for group in groups)
   how = "NMS regret needs the boxes before NMS, which the network must find once more: give --nms_regret."
@@ -119,7 +119,7 @@ def ranking_table(groups: Sequence[Group], pooled: dict[str, overlap.Overlaps]) 
 
 
 def candidates(group: Group) -> list[overlap.Boxes]:
-  """What entered the NMS of each seed; empty where one has no file of it, or another NMS than the hard one."""
+  """What entered the NMS of each seed; empty where one has no file of it, or no hard NMS of each class."""
   runs = [s.run for s in group.seeds]
   plain = all(run.config.eval.nms == "hard" and not run.config.eval.class_agnostic for run in runs)
   files = [run.candidates for run in runs if run.candidates is not None]

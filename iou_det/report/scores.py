@@ -52,7 +52,8 @@ class Scores:
       if (before is None) != np.isnan(after) or (before is not None and abs(before - after) > SAME):
         raise UserError(
           f"{run.workdir} was scored against other boxes than {run.source.name} has now (AP at IoU {iou}: "
-          f"{before} then, {after:.6f} now); run `iou-det eval --workdir={run.workdir} --split={run.split}` again"
+          f"{before} then, {after:.6f} now); run `iou-det eval --workdir={run.workdir} --split={run.split}` "
+          "again"
         )
     return scores
 

@@ -18,8 +18,8 @@ def summary(groups: Sequence[Group], intervals: Intervals | None) -> Section:
   first = groups[0].seeds[0].run
   objects = sum(not a.get("iscrowd", 0) for a in first.truth["annotations"])
   images = len(first.truth["images"])
-  scored = f"Scored on {first.source.name}: {images:,} images, {objects:,} objects of {len(first.categories)} classes."
-  parts = [paragraph(scored)]
+  what = f"{images:,} images, {objects:,} objects of {len(first.categories)} classes"
+  parts = [paragraph(f"Scored on {first.source.name}: {what}.")]
   if intervals is None:
     parts.append(paragraph("The split has no objects: there is no AP, and nothing to compare."))
     return Section("summary", "Summary", "".join([*parts, runs_table(groups)]))
@@ -32,7 +32,7 @@ def summary(groups: Sequence[Group], intervals: Intervals | None) -> Section:
     ]
     rows.append([group_name(group), *cells, *(group.mean(partial(figure, name)) for name in SIZES)])
   caption = (
-    f"COCO's figures. Behind ±: 95 % intervals of {SAMPLES:,} bootstrap samples of the images; they tell how "
+    f"COCO's figures. In small: 95 % intervals of {SAMPLES:,} bootstrap samples of the images; they tell how "
     "far other images of the same kind could move a figure, not what another seed would."
   )
   parts.append(table(caption, columns, rows))
@@ -76,14 +76,14 @@ def differences_table(groups: Sequence[Group], intervals: Intervals) -> str:
       cells.append(with_interval(ours - theirs if known else None, ends, "+.3f"))  # type: ignore[operator]
     rows.append([group.name, *cells])
   caption = (
-    f"Difference to {base.name}, with 95 % intervals. All runs saw the same resampled images: an interval that "
-    "does not hold 0 is a difference that these images tell from chance."
+    f"Difference to {base.name}, with 95 % intervals. All runs saw the same resampled images: an interval "
+    "that does not hold 0 is a difference that these images tell from chance."
   )
   return table(caption, ["run", *WITH_INTERVALS], rows)
 
 
 def setting(value: Any) -> str:
-  return "–" if value is None else str(value)
+  return "-" if value is None else str(value)
 
 
 def runs_table(groups: Sequence[Group]) -> str:
