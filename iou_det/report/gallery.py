@@ -127,7 +127,13 @@ def rank(found: Sequence[Findings], source: Source, threshold: int) -> tuple[lis
     runs = [labels_at(f.marks(image_id), threshold) for f in found]
     errors.append(sum(len(labels[kind]) for labels in runs for kind in ERRORS))
     of_objects = source.annotations.label[source.annotations.rows(i)].tolist()
-    of_runs = [x for labels in runs for kind, l in labels.items() if len(l) for x in (kind, *l.tolist())]
+    of_runs = [
+      x
+      for labels in runs
+      for kind, of_kind in labels.items()
+      if len(of_kind)
+      for x in (kind, *of_kind.tolist())
+    ]
     has.append({*of_objects, *of_runs})
   worst = sorted(range(len(has)), key=lambda i: (-errors[i], i))
   first, seen = [], set[str | int]()
@@ -174,7 +180,7 @@ def describe(source: Source, i: int, found: Sequence[Findings], truth: dict[str,
     "file": record.file_name,
     "width": width,
     "height": height,
-    "picture": f"data:image/webp;base64,{base64.b64encode(encoded).decode()}",
+    "picture": f"data:image/webp;base64,{base64.b64encode(encoded.tobytes()).decode()}",
     "objects": [
       [*rounded(truth["annotations"][k]["bbox"]), int(found[0].object_label[k]), int(found[0].crowd[k])]
       for k in there

@@ -35,8 +35,8 @@ def judge(truth: dict[str, Any], results: coco.Results) -> Judged:
   """The kind of each detection, the same whatever lower scores are left out.
 
   A threshold on the score takes detections away and changes no kind of those that stay: COCO's matching goes
-  from the highest score down, and the rest is asked of one detection alone. An object that none that stays
-  found ("right") is missed, unless one that stays is "place" or "class" of it: such an error has been counted.
+  from the highest score down, and the rest is asked of one detection alone. An object that none of those that
+  stay found ("right") is missed, unless one of them is "place" or "class" of it: that error has been counted.
 
   Args:
     truth: of `coco.load_ground_truth`.

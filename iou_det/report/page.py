@@ -38,7 +38,7 @@ def write_page(path: AnyPath, title: str, sections: list[Section], gallery: dict
     sections = [*sections, Section("gallery", "Pictures", part("gallery.html"))]
   link = '<li><a href="#{}">{}</a></li>'.format
   body = '<section id="{0}" aria-labelledby="{0}-title"><h2 id="{0}-title">{1}</h2>\n{2}\n</section>'.format
-  script = part("page.js")
+  script = part("marks.js") + part("zoom.js") + part("page.js")  # in one scope
   page = Template(part("page.html")).substitute(
     title=html.escape(title),
     style=part("page.css"),
