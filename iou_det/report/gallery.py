@@ -32,7 +32,8 @@ class Findings:
     found, annotations = run.detections, truth["annotations"]
     place = {c.id: i for i, c in enumerate(run.categories)}
     self.name, self.box = run.name, found.bbox
-    self.score = np.floor(np.clip(found.score, 0, 1) * STEPS * FINE).astype(int)
+    # Not of 0.56999999, which is 0.57 in float32.
+    self.score = np.floor(np.round(np.clip(found.score, 0, 1) * STEPS * FINE, 2)).astype(int)
     self.label = np.array([place[c] for c in found.category_id.tolist()], int)
     self.kind, self.object = judge(truth, found)
     self.rows = group(found.image_id)
@@ -127,14 +128,9 @@ def rank(found: Sequence[Findings], source: Source, threshold: int) -> tuple[lis
     runs = [labels_at(f.marks(image_id), threshold) for f in found]
     errors.append(sum(len(labels[kind]) for labels in runs for kind in ERRORS))
     of_objects = source.annotations.label[source.annotations.rows(i)].tolist()
-    of_runs = [
-      x
-      for labels in runs
-      for kind, of_kind in labels.items()
-      if len(of_kind)
-      for x in (kind, *of_kind.tolist())
-    ]
-    has.append({*of_objects, *of_runs})
+    kinds = [kind for labels in runs for kind, those in labels.items() if len(those)]
+    classes = np.concatenate([those for labels in runs for those in labels.values()]).tolist()
+    has.append({*of_objects, *kinds, *classes})
   worst = sorted(range(len(has)), key=lambda i: (-errors[i], i))
   first, seen = [], set[str | int]()
   for i in worst:
