@@ -44,9 +44,10 @@ def hostile_page(folder):
   found = [(i, *EVERY_KIND[0][1:5], i, 0.9) for i in range(len(HOSTILE))]
   runs = make_runs([OBJECTS] * len(HOSTILE), {n: found for n in HOSTILE[:2]}, classes=HOSTILE, names=HOSTILE)
   gallery = make_gallery(runs, 10**7)
-  size = write_page(folder / "page.html", HOSTILE[0], [Section("one", HOSTILE[1], "<p>as it is</p>")], gallery)
-  assert size == (folder / "page.html").stat().st_size
-  return gallery, (folder / "page.html").read_text(encoding="utf-8")
+  path = folder / "page.html"
+  size = write_page(path, HOSTILE[0], [Section("one", HOSTILE[1], "<p>as it is</p>")], gallery)
+  assert size == path.stat().st_size
+  return gallery, path.read_text(encoding="utf-8")
 
 
 def test_names_out_of_data_stay_text(tmp_path):
@@ -77,7 +78,8 @@ def test_the_page_loads_nothing(tmp_path):
 
 
 def test_a_page_without_pictures(tmp_path):
-  write_page(tmp_path / "page.html", "runs", [Section("one", "One", "<p>1</p>"), Section("two", "Two", "")], {})
+  sections = [Section("one", "One", "<p>1</p>"), Section("two", "Two", "")]
+  write_page(tmp_path / "page.html", "runs", sections, {})
   page = (tmp_path / "page.html").read_text()
   parts = Parts(page)
   assert [a["href"] for tag, a in parts.tags if tag == "a"] == ["#main", "#one", "#two"]
