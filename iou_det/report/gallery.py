@@ -22,7 +22,7 @@ FINE = 100  # parts of a step, to which scores are rounded down: page and counts
 ERRORS = ("missed", "false", "place", "class", "both", "duplicate")
 COUNTED = (*ERRORS, "right")
 
-Marks = dict[str, tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]]  # of each of COUNTED: classes, scores
+Marks = dict[str, tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]  # of each of COUNTED: classes, scores
 
 
 class Findings:
@@ -32,7 +32,8 @@ class Findings:
     found, annotations = run.detections, truth["annotations"]
     place = {c.id: i for i, c in enumerate(run.categories)}
     self.name, self.box = run.name, found.bbox
-    self.score = np.floor(np.clip(found.score, 0, 1) * STEPS * FINE).astype(int)
+    # Not of 0.56999999, which is 0.57 in float32.
+    self.score = np.floor(np.round(np.clip(found.score, 0, 1) * STEPS * FINE, 2)).astype(int)
     self.label = np.array([place[c] for c in found.category_id.tolist()], int)
     self.kind, self.object = judge(truth, found)
     self.rows = group(found.image_id)
@@ -59,7 +60,7 @@ class Findings:
     return marks
 
 
-def labels_at(marks: Marks, threshold: int) -> dict[str, Int[np.ndarray, " n"]]:
+def labels_at(marks: Marks, threshold: int) -> dict[str, Int[np.ndarray, "_"]]:
   """Of each of COUNTED the classes of those that count at a threshold of 0 to STEPS."""
   counts = lambda kind, scores: (scores < threshold * FINE) == (kind == "missed")
   return {kind: labels[counts(kind, scores)] for kind, (labels, scores) in marks.items()}
@@ -127,14 +128,9 @@ def rank(found: Sequence[Findings], source: Source, threshold: int) -> tuple[lis
     runs = [labels_at(f.marks(image_id), threshold) for f in found]
     errors.append(sum(len(labels[kind]) for labels in runs for kind in ERRORS))
     of_objects = source.annotations.label[source.annotations.rows(i)].tolist()
-    of_runs = [
-      x
-      for labels in runs
-      for kind, of_kind in labels.items()
-      if len(of_kind)
-      for x in (kind, *of_kind.tolist())
-    ]
-    has.append({*of_objects, *of_runs})
+    kinds = [kind for labels in runs for kind, those in labels.items() if len(those)]
+    classes = np.concatenate([those for labels in runs for those in labels.values()]).tolist()
+    has.append({*of_objects, *kinds, *classes})
   worst = sorted(range(len(has)), key=lambda i: (-errors[i], i))
   first, seen = [], set[str | int]()
   for i in worst:

@@ -15,9 +15,11 @@ const cards = new Map();
 
 function cardOf(image) {
   if (!cards.has(image)) {
-    const panels = data.runs.map((name, run) =>
-      make("span", { class: "panel", "data-run": run }, pictureOf(image, ""), make("span", { class: "caption" },
-        make("bdi", { class: "run" }, name), make("span", { class: "sum" }))));
+    const panels = data.runs.map((name, run) => {
+      const parts = [make("bdi", { class: "run" }, name), make("span", { class: "sum" })];
+      const caption = make("span", { class: "caption" }, ...parts);
+      return make("span", { class: "panel", "data-run": run }, pictureOf(image, ""), caption);
+    });
     const open = make("button", { type: "button", class: "open" }, ...panels);
     open.addEventListener("click", () => openZoom(listed.findIndex((seen) => seen.image === image)));
     const title = make("p", { class: "file", title: image.file }, make("bdi", {}, image.file));
