@@ -57,10 +57,10 @@ def dots(
     for i, group in enumerate(groups):
       apart = 0.6 * (i - (len(groups) - 1) / 2) / len(groups)
       x = np.array(found[group.name], float)
-      axis.plot(x, y - apart, **group.look.dots)
+      axis.plot(x, y - apart, **group.look.dots, clip_on=False)
     axis.set(yticks=y, xlabel=xlabel, ylim=(-0.6, len(rows) - 0.4))
     axis.set_yticklabels([shortened(row) for row in rows])
-    axis.set_xlim(0, 1 if xlabel == "AP" else None)
+    axis.set_xlim(0, 1 if xlabel == "AP" else 1.05 * max(0.1, axis.get_xlim()[1]))
     axis.xaxis.set_major_locator(MaxNLocator(5))
 
   return chart(name, title, reading, paint, height=height)

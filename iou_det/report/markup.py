@@ -29,8 +29,9 @@ def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], 
   for name, *cells in rows:
     written = "".join(f"<td>{text(cell, spec)}</td>" for cell in cells)
     body.append(f'<tr><th scope="row">{text(name)}</th>{written}</tr>')
-  inside = f"<caption>{text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-  return f'<div class="wide"><table>{inside}</table></div>'
+  inside = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
+  about = f"<figcaption>{text(caption)}</figcaption>"  # no <caption>: it would be as narrow as the table
+  return f'<figure>{about}<div class="wide"><table>{inside}</table></div></figure>'
 
 
 def paragraph(sentence: str) -> str:

@@ -154,7 +154,7 @@ def by_objects(groups: Sequence[Group]) -> str:
     last = high == edges[-1]
     inside = [i for i, n in counts.items() if low <= n and (n < high or last)]
     span = f"{low:g} to {high if last else high - 1:g}" if (high if last else high - 1) > low else f"{low:g}"
-    slices[f"{span} objects ({len(inside)} images)"] = inside
+    slices[f"{span} ({len(inside)} images)"] = inside
   found: dict[str, list[float | None]] = {}
   for group in groups:
     each = [s.scorer.slice_by(slices) for s in group.seeds]
@@ -162,5 +162,5 @@ def by_objects(groups: Sequence[Group]) -> str:
       float(np.mean(known)) if (known := [e[name]["AP"] for e in each if e[name]["AP"] >= 0]) else None
       for name in slices
     ]
-  reading = "AP on the images with few and with many objects: where it falls to the top, crowds are hard."
-  return dots(groups, "ap-by-objects", "AP by objects in the image", reading, list(slices), found)
+  reading = "AP on the images with so many objects: where it falls to the top, crowds are hard."
+  return dots(groups, "ap-by-objects", "AP by number of objects", reading, list(slices), found)

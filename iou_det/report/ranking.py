@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
+from matplotlib.ticker import FuncFormatter
 
 from iou_det.evaluation import overlap
 from iou_det.report.charts import chart
@@ -69,8 +70,8 @@ def reliability(groups: Sequence[Group]) -> str:
     axis.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
 
   reading = (
-    "Of the boxes with such a score (bins of 0.1), the share that is right: the first on its object, with "
-    "an IoU of 0.5 or more. On the diagonal a score is a probability; below it the detector is too sure of itself."
+    "Of the boxes with such a score (bins of 0.1), the share that is right: the first on its object, "
+    "with an IoU of 0.5 or more. On the diagonal a score is a probability; below it the detector is too sure."
   )
   return chart("reliability", "Reliability of scores", reading, paint)
 
@@ -82,7 +83,8 @@ def hexbin(number: int, group: Group, overlaps: overlap.Overlaps) -> str:
       rasterized=True)  # fmt: skip
     counts = np.asarray(cells.get_array())
     cells.set_norm(LogNorm(1, max(10, counts.max(initial=1))))
-    axis.figure.colorbar(cells, ax=axis, label="detections in a cell", pad=0.02)
+    whole = FuncFormatter(lambda n, _: f"{n:,.0f}")
+    axis.figure.colorbar(cells, ax=axis, label="detections in a cell", pad=0.02, format=whole)
     axis.set(xlabel="IoU with the object", ylabel="score", xlim=(0, 1), ylim=(0, 1))
 
   reading = (
