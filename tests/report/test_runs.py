@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from iou_det.errors import UserError
+from iou_det.evaluation.results import read_data
 from iou_det.report.runs import load_runs, short_names
 from tests.command import iou_det
 
@@ -61,9 +62,7 @@ def test_what_cannot_be_shown_is_refused_with_what_to_do(tmp_path, copy_of, shap
   with pytest.raises(UserError, match=rf"was not scored .*`iou-det eval --workdir={run} --split=train`"):
     load_runs([str(run)], "train")
   (run / "eval" / "val" / "detections.json").unlink()
-  with pytest.raises(
-    UserError, match=rf"was not scored .*detections.json is missing.*--workdir={run}` first"
-  ):
+  with pytest.raises(UserError, match=rf"detections.json is missing.*--workdir={run}` first"):
     load_runs([str(run)])
 
 
@@ -73,10 +72,12 @@ def test_detections_of_other_data_are_refused(copy_of):
   edit(folder / "metrics.json", lambda m: m)  # an older version's, without the checksum of the detections
   kept = (folder / "detections.json").read_text()
   edit(folder / "detections.json", lambda rows: [rows[0] | {"image_id": 987654}, *rows[1:]])
-  with pytest.raises(UserError, match="detections have image ids .* does not have: 987654"):
+  with pytest.raises(UserError, match=r"detections have image ids .* does not have: 987654"):
     load_runs([str(run)])
   edit(folder / "detections.json", lambda rows: [{"image_id": 1}])
-  with pytest.raises(UserError, match=r"detections.json holds no detections in COCO's format .*iou-det eval"):
+  with pytest.raises(
+    UserError, match=r"detections\.json holds no detections in COCO's format .*iou-det eval"
+  ):
     load_runs([str(run)])
   (folder / "detections.json").write_text(kept)
   edit(folder / "metrics.json", lambda m: m | {"images": 12})
@@ -100,8 +101,6 @@ def test_runs_of_other_images_have_pages_of_their_own(tmp_path, copy_of, shapes_
     return content
 
   edit(labels, moved)
-  from iou_det.evaluation.results import read_data
-
   read_data.cache_clear()
   with pytest.raises(UserError, match=r"b was scored on other objects than .*a: .*a page of their own"):
     load_runs([str(a), str(b)])
