@@ -59,7 +59,7 @@ class Look(NamedTuple):
   @classmethod
   def of(cls, place: int) -> "Look":
     again = place // len(COLOURS)
-    return cls(COLOURS[place % len(COLOURS)], STROKES[(place + again) % 4], MARKERS[(place + again) % 7])
+    return cls(COLOURS[place % len(COLOURS)], STROKES[place % 4], MARKERS[(place + again) % 7])
 
   @property
   def line(self) -> dict[str, Any]:
@@ -112,7 +112,7 @@ def for_page(svg: str, name: str, title: str) -> str:
   inside = inside.replace(INK, "currentColor")
   for i, colour in enumerate(COLOURS):
     inside = inside.replace(colour, f"var(--c{i})")
-  inside = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", inside)  # the page's font
+  inside = re.sub(r"; font-family: [^;\"]*", "", inside)  # the page's
   inside = re.sub(r"[ \t]*\n[ \t]*", " ", inside)
   attributes = f'{size[0]} role="img" aria-label="{html.escape(title)}" class="plot"'
   joins = 'style="stroke-linejoin: round; stroke-linecap: butt"'

@@ -29,7 +29,7 @@ def ranking_section(groups: Sequence[Group]) -> Section:
     charts.append(reliability(groups))
   else:
     note = paragraph(MISSING % "no reliability diagram")
-  charts += [hexbin(i, g, pooled[g.name]) for i, g in enumerate(groups)]
+  charts += [hexbin(i, g, pooled[g.name]) for i, g in enumerate(groups) if len(pooled[g.name].scores)]
   rule = paragraph(
     "A detection's IoU is the best with an object of its class in its image, 0 where there is none, whatever "
     "its rank; several may share an object."
@@ -99,7 +99,7 @@ def ranking_table(groups: Sequence[Group], pooled: dict[str, overlap.Overlaps]) 
   for group in groups:
     o = pooled[group.name]
     shares = overlap.share_above_iou(o)
-    known = all(s.scorer for s in group.seeds)
+    known = shares.detections and all(s.scorer for s in group.seeds)
     ece = float(np.mean([s.scorer.calibration()["ece"] for s in group.seeds])) if known else None
     at = lambda share, shares=shares: (
       None if np.isnan(share[0]) else float(share[list(shares.thresholds).index(0.75)])
