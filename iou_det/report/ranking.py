@@ -15,7 +15,7 @@ from iou_det.report.page import Section
 from iou_det.report.scores import Group
 
 CELLS = 25  # across a chart of scores and IoUs
-MISSING = "hotcoco is not installed: %s; pip install 'iou-det[fast-eval]' and make the page again."
+MISSING = "hotcoco is not installed: %s; pip install -e '.[fast-eval]', then make the page again."
 
 
 def ranking_section(groups: Sequence[Group]) -> Section:
