@@ -66,9 +66,9 @@ def errors_section(groups: Sequence[Group]) -> Section:
     tables += paragraph(MISSING % "no confusion matrix and no TIDE errors")
   else:
     charts.append(tide_chart(groups))
-    tables += (
-      tide_table(groups) + "".join(confusion(g, f1[g.name]) for g in groups) + doubtful_labels(groups[0])
-    )
+    matrices = "".join(confusion(g, f1[g.name]) for g in groups)
+    tables += tide_table(groups) + (folded("Confusion matrices", matrices) if len(groups) > 2 else matrices)
+    tables += doubtful_labels(groups[0])
   inside = f'{legend(groups)}<div class="charts">{"".join(charts)}</div>{tables}'
   return Section("errors", "Errors", inside)
 
