@@ -36,4 +36,5 @@ def main() -> None:
   out.mkdir(parents=True, exist_ok=True)
   path = out / "index.html"
   size = write_report(path, runs)
-  print(f"{path}: {len(runs)} runs, {size / 1e6:.1f} MB; open it in a browser")
+  what = f"{len(runs)} run{'s' * (len(runs) > 1)}, {size / 1e6:.1f} MB"
+  print(f"{path}: {what}; open it in a browser")

@@ -3,6 +3,7 @@
 import functools
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Results:
   def split(self) -> str:
     return self.metrics["split"]
 
-  @property
+  @cached_property
   def data(self) -> tuple[Source, dict[str, Any]]:
     """The split, and what the run was scored against, as COCO annotations."""
     d = self.config.data

@@ -135,7 +135,7 @@ def class_table(groups: Sequence[Group]) -> str:
 
 
 def tide(group: Group) -> dict[str, dict[str, float]]:
-  """Gain of AP50 and number of errors by kind, mean over the seeds; and "ap" for the AP50."""
+  """Gain of AP50 and number of errors by kind, mean over the seeds."""
   each = [s.scorer.tide_errors() for s in group.seeds]
   mean = lambda of: float(np.mean([of(e) for e in each]))
   gain = {kind: mean(lambda e, kind=kind: e["delta_ap"][kind]) for kind in ERRORS}
