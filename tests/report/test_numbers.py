@@ -277,20 +277,16 @@ def test_without_hotcoco_the_page_says_what_to_install_and_names_cannot_act(monk
   assert page.count("[fast-eval]") == 2
 
 
-def test_ap_by_objects_is_that_of_these_images_alone():
+def test_ap_by_objects_is_that_of_these_images_alone(monkeypatch):
   pytest.importorskip("hotcoco")
   objects, found = drawn(images=30)
   (run,) = scored(objects, {"a": found})
-  groups = make_groups([run])
   seen = {}
-  keep = precision.dots
-  precision.dots = lambda groups, name, title, reading, rows, found, *_: seen.update(
-    zip(rows, found["a"], strict=True)
+  keep = lambda groups, name, title, reading, rows, found: (
+    seen.update(zip(rows, found["a"], strict=True)) or ""
   )
-  try:
-    precision.by_objects(groups)
-  finally:
-    precision.dots = keep
+  monkeypatch.setattr(precision, "dots", keep)
+  precision.by_objects(make_groups([run]))
   counts = [sum(len(o) == 5 for o in row) for row in objects]
   assert len(seen) >= 2
   for name, ap in seen.items():
