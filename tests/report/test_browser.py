@@ -256,7 +256,7 @@ def test_the_address_keeps_what_was_chosen(visit):
   assert table(broken) == COUNTS and listed(broken) == 30
 
 
-CONTRAST = """() => {
+CONTRAST = r"""() => {
   const numbers = (colour) => colour.match(/[\d.]+/g).map(Number);
   const light = (colour) => {
     const [r, g, b] = numbers(colour).map((v) => v / 255)

@@ -92,7 +92,7 @@ def test_kinds_are_those_of_plain_loops_at_every_threshold(crowds, threshold):
 
 def test_as_many_are_right_as_pycocotools_counts_and_errors_are_hotcocos():
   for seed in range(3):
-    run, _, _ = random_run(seed)
+    run, _, _ = random_run(seed, images=40)
     truth, _ = load_ground_truth(run.truth)
     rows = list(run.detections.rows())
     gallery = make_gallery([run], PLENTY)
