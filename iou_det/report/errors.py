@@ -100,7 +100,7 @@ def f1_chart(groups: Sequence[Group], f1: dict[str, list[F1]]) -> str:
 
   reading = (
     "F1 of all boxes with such a score or a higher one (IoU 0.5 or more is right). The mark is the best "
-    "place to cut, for `iou-det predict --score`, where missed and false boxes weigh the same."
+    "place to cut, for iou-det predict's --score, where missed and false boxes weigh the same."
   )
   return chart("f1-by-score", "Where to cut scores", reading, paint)
 
@@ -162,7 +162,7 @@ def tide_table(groups: Sequence[Group]) -> str:
     for kind in ERRORS:
       gain, count = found["gain"][kind], found["count"][kind]
       share = f", {gain / total:.0%}" if total > 0 else ""
-      cells.append(Safe(f"{100 * gain:.1f} <small>{count:,.0f} boxes{share}</small>"))
+      cells.append(Safe(f"{100 * gain:.1f} <small>{count:,.0f}×{share}</small>"))
     rows.append([group.name, *cells])
   caption = (
     "Points of AP50 lost to each kind of error; how many there are, of all detections whatever their score; "

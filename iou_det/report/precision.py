@@ -154,7 +154,7 @@ def by_objects(groups: Sequence[Group]) -> str:
     last = high == edges[-1]
     inside = [i for i, n in counts.items() if low <= n and (n < high or last)]
     span = f"{low:g} to {high if last else high - 1:g}" if (high if last else high - 1) > low else f"{low:g}"
-    slices[f"{span} ({len(inside)} images)"] = inside
+    slices[f"{span} ({len(inside)} image{'s' * (len(inside) > 1)})"] = inside
   found: dict[str, list[float | None]] = {}
   for group in groups:
     each = [s.scorer.slice_by(slices) for s in group.seeds]

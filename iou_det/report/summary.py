@@ -73,7 +73,7 @@ def differences_table(groups: Sequence[Group], intervals: Intervals) -> str:
       ours, theirs = (g.mean(partial(figure, name)) for g in (group, base))
       known = ours is not None and theirs is not None
       ends = intervals.between(group, base, ious)
-      cells.append(with_interval(ours - theirs if known else None, ends, "+.3f"))  # type: ignore[operator]
+      cells.append(with_interval(ours - theirs if known else None, ends, "+z.3f"))  # type: ignore[operator]
     rows.append([group.name, *cells])
   caption = (
     f"Difference to {base.name}, with 95 % intervals. All runs saw the same resampled images: an interval "

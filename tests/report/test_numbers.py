@@ -160,7 +160,7 @@ def test_what_an_error_costs(objects, found, kind, points):
   pytest.importorskip("hotcoco")
   columns, cells = rows_of(errors.tide_table(make_groups(scored([objects], {"a": found}))))
   cell = cells[columns.index(kind)]
-  assert float(cell.split()[0]) == points and " 1 boxes" in cell
+  assert float(cell.split()[0]) == points and " 1×" in cell
 
 
 def test_what_is_taken_for_what():
@@ -292,5 +292,5 @@ def test_ap_by_objects_is_that_of_these_images_alone(monkeypatch):
   for name, ap in seen.items():
     low, *_, high = [int(n) for n in re.findall(r"\d+", name.split("(")[0])] * 2
     inside = [10 + i for i, n in enumerate(counts) if low <= n <= high]
-    assert f"({len(inside)} images)" in name
+    assert f"({len(inside)} image" in name
     assert ap == pytest.approx(evaluate(run.truth, run.detections, image_ids=inside)["AP"], abs=1e-9)
