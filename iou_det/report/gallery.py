@@ -22,7 +22,7 @@ FINE = 100  # parts of a step, to which scores are rounded down: page and counts
 ERRORS = ("missed", "false", "place", "class", "both", "duplicate")
 COUNTED = (*ERRORS, "right")
 
-Marks = dict[str, tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]  # of each of COUNTED: classes, scores
+Marks = dict[str, tuple[Int[np.ndarray, " _"], Int[np.ndarray, " _"]]]  # of each of COUNTED: classes, scores
 
 
 class Findings:
@@ -60,7 +60,7 @@ class Findings:
     return marks
 
 
-def labels_at(marks: Marks, threshold: int) -> dict[str, Int[np.ndarray, "_"]]:
+def labels_at(marks: Marks, threshold: int) -> dict[str, Int[np.ndarray, " _"]]:
   """Of each of COUNTED the classes of those that count at a threshold of 0 to STEPS."""
   counts = lambda kind, scores: (scores < threshold * FINE) == (kind == "missed")
   return {kind: labels[counts(kind, scores)] for kind, (labels, scores) in marks.items()}
