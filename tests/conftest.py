@@ -65,9 +65,7 @@ def pytest_report_header():
     data = "IOU_DET_TEST_DATA is not set: the tests on real data sets are deselected"
   onnx = "" if ONNX else "; jax2onnx is not installed: the tests of ONNX are deselected"
   disk = "" if small_disk.namespace() else "; no tmpfs can be mounted: the tests of full disks are deselected"
-  none = (
-    "no playwright with a chromium (on PATH, or IOU_DET_CHROMIUM): the tests of pages in it are deselected"
-  )
+  none = "no playwright with a chromium (on PATH or IOU_DET_CHROMIUM): the tests of pages are deselected"
   return data + onnx + disk + ("" if BROWSER else f"; {none}")
 
 
