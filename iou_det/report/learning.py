@@ -15,7 +15,8 @@ from iou_det.report.scores import Group
 LOSSES = {
   "loss": (
     "Training loss",
-    "The mean over the steps between two log lines; a curve that still falls has more to learn.",
+    "The mean over the steps between two log lines; a curve that still falls has more to learn. Runs with "
+    "other losses have another scale.",
   ),
   "loss_classification": ("Classification loss", "What is what: the part of the loss that scores come from."),
   "loss_localization": (
