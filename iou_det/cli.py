@@ -20,6 +20,7 @@ COMMANDS = {
   "eval": "COCO metrics and detections.json of a trained workdir",
   "import-weights": "a detector of torchvision, mmdetection or detectron2 -> a file for us",
   "reproduce": "a table or figure of the paper: its runs, then the table",
+  "report": "one HTML page of runs: figures, curves, errors, pictures",
   "fit-wloc": "w_loc of Table 4: keeps the first step's loss sum, any data",
   "doctor": "what machine, config and data are fit for, and what is odd in them",
   "bench": "speed and memory: train, input, predict, eval, scaling; JSON lines",

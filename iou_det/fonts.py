@@ -11,10 +11,14 @@ from pathlib import Path
 
 import matplotlib
 from fontTools.ttLib import TTFont
+from matplotlib import font_manager
+from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
 from PIL import ImageFont, features
 
 from iou_det.errors import UserError
+from iou_det.streams import escaped
 
 # What no font needs to have: ends of lines, joiners of letters, ...
 UNSEEN = re.compile("[\n\xad\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff\U000e0100-\U000e01ef]")
@@ -135,3 +139,24 @@ def _letters(face: Face) -> array:
       opened = FT2Font(face.path, face_index=face.index) if face.index else FT2Font(face.path)
       return array("I", sorted(opened.get_charmap()))
   return array("I")
+
+
+def give(figure: Figure) -> None:
+  """Fonts for letters of a figure that DejaVu Sans lacks, as names of runs may have; numbers of letters that
+  none has."""
+  for text in figure.findobj(Text):
+    pieces = runs(escaped(text.get_text(), keep="\n"))
+    text.set_text("".join(piece if face else ascii(piece)[1:-1] for piece, face in pieces))
+    others = dict.fromkeys(face for _, face in pieces if face not in (None, DEJAVU))
+    if others:
+      text.set_fontfamily(["DejaVu Sans", *map(family, others)])
+
+
+@functools.cache
+def family(face: Face) -> str:
+  """The name by which matplotlib knows a font from now on."""
+  manager = font_manager.fontManager
+  manager.addfont(face.path)
+  same_file = [entry for entry in manager.ttflist if entry.fname == face.path]
+  # Of a collection, matplotlib below 3.11 knows the first alone.
+  return next((e.name for e in same_file if getattr(e, "index", 0) == face.index), same_file[0].name)

@@ -7,6 +7,13 @@ source launch/install.sh "[test]"
 # For the export to ONNX: what jax2onnx imports, without what it would take back to an older orbax-checkpoint.
 python -m pip install --quiet --disable-pip-version-check --no-deps \
   -c launch/constraints.txt jax2onnx onnx onnxruntime onnx-ir sympy mpmath
+# Where the tests run on a machine of their own: the browser that they drive. Without one they leave these out.
+if [ -n "${CI:-}" ] && [ "$EUID" = 0 ] && [ -n "$(type -P apt-get)" ] &&
+  [ -z "${IOU_DET_CHROMIUM:-}$(type -P chromium chromium-browser google-chrome)" ]; then
+  echo "== apt-get install chromium, for the tests of the report's page (${SECONDS} s)"
+  { apt-get update && apt-get install --yes --no-install-recommends chromium; } > /dev/null ||
+    echo "no chromium could be installed" >&2
+fi
 echo "== ruff (${SECONDS} s)"
 ruff check .
 ruff format --check .

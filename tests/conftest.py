@@ -7,6 +7,7 @@ import tempfile
 from importlib.util import find_spec
 
 from tests import small_disk
+from tests.browser import chromium
 from tests.command import COMPILE_QUICKLY
 
 os.environ["XLA_FLAGS"] = " ".join(
@@ -37,17 +38,20 @@ flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 SLOW = ("test_processes.py", "test_campaign.py", "test_reproduce.py", "test_loop.py", "test_colab.py")
 REAL_DATA = os.environ.get("IOU_DET_TEST_DATA")
 ONNX = all(map(find_spec, ("jax2onnx", "onnxruntime")))
+BROWSER = chromium()
 
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "real_data: reads the data sets in the folder $IOU_DET_TEST_DATA")
   config.addinivalue_line("markers", "tmpfs: mounts small disks")
+  config.addinivalue_line("markers", "browser: drives a Chromium, see tests/browser.py")
   config.addinivalue_line("markers", "onnx: exports by jax2onnx, which launch/test.sh installs")
 
 
 def pytest_collection_modifyitems(config, items):
   items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
-  needed = (("real_data", REAL_DATA), ("onnx", ONNX), ("tmpfs", small_disk.namespace()))
+  disk = small_disk.namespace()
+  needed = (("real_data", REAL_DATA), ("onnx", ONNX), ("tmpfs", disk), ("browser", BROWSER))
   lacking = [marker for marker, there in needed if not there]
   out = [item for item in items if any(map(item.get_closest_marker, lacking))]
   if out:
@@ -61,7 +65,8 @@ def pytest_report_header():
     data = "IOU_DET_TEST_DATA is not set: the tests on real data sets are deselected"
   onnx = "" if ONNX else "; jax2onnx is not installed: the tests of ONNX are deselected"
   disk = "" if small_disk.namespace() else "; no tmpfs can be mounted: the tests of full disks are deselected"
-  return data + onnx + disk
+  none = "no playwright with a chromium (on PATH or IOU_DET_CHROMIUM): the tests of pages are deselected"
+  return data + onnx + disk + ("" if BROWSER else f"; {none}")
 
 
 @pytest.fixture(scope="session")

@@ -49,10 +49,11 @@ def run(installed, folder, *arguments):
 
 def test_the_wheel_has_every_config_and_module(installed):
   def names(folder):
-    return {p.relative_to(folder).as_posix() for p in folder.rglob("*.py")}
+    suffixes = (".py", ".html", ".css", ".js")
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix in suffixes}
 
   package = names(ROOT / "iou_det") | {f"configs/{name}" for name in names(ROOT / "configs")}
-  assert names(installed / "iou_det") == package
+  assert "report/page.js" in package and names(installed / "iou_det") == package
 
 
 def test_reproduce_needs_no_clone(installed, tmp_path):

@@ -154,12 +154,7 @@ def evaluate(
   _refuse_unknown(source, "image_ids asks for image ids", scored - known)
   refuse_unknown_ids(truth, source, results.image_id.tolist(), results.category_id.tolist())
   ordered = sorted(truth["categories"], key=lambda c: c["id"])  # as COCOeval orders them
-  with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-    scorer = _scorer(truth, results, backend)
-    scorer.params.imgIds = sorted(scored)
-    scorer.params.catIds = [c["id"] for c in ordered]
-    scorer.evaluate()
-    scorer.accumulate()
+  scorer = accumulated(truth, results, sorted(scored), backend)
   # [ious, recalls, classes, areas, max] and [ious, classes, areas, max]; -1 where there is no ground truth.
   tables = {quantity: np.asarray(scorer.eval[quantity]) for quantity in ("precision", "recall")}
   metrics: dict[str, Any] = {}
@@ -245,6 +240,21 @@ def _refuse_unknown(source: str, what: str, unknown: set[int]) -> None:
     some = ", ".join(map(str, sorted(unknown)[:5])) + (", ..." if len(unknown) > 5 else "")
     why = f"{what} that {source} does not have: {some} ({len(unknown)} in all)"
     raise UserError(f"{why}; score against the annotations of the same images and categories")
+
+
+def accumulated(truth: dict[str, Any], results: Results, image_ids: Sequence[int], backend: str) -> Any:
+  """A COCOeval of box detections of all classes, of one of the BACKENDS, that has matched and accumulated.
+
+  Args:
+    truth: of `load_ground_truth`.
+  """
+  with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+    scorer = _scorer(truth, results, backend)
+    scorer.params.imgIds = image_ids
+    scorer.params.catIds = sorted(c["id"] for c in truth["categories"])
+    scorer.evaluate()
+    scorer.accumulate()
+  return scorer
 
 
 def _scorer(truth: dict[str, Any], results: Results, backend: str) -> Any:

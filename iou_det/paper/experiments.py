@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from iou_det.errors import UserError
+from iou_det.evaluation.results import Results
 from iou_det.paper import plots, report, results
 from iou_det.paper.figures import figure1, figure2, figure3
 from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row
-from iou_det.paper.results import Results
 from iou_det.paper.runs import SWEEP, Reproduction, Run, run_config
 from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, local_path

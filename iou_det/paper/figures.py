@@ -13,10 +13,10 @@ from matplotlib import colormaps
 
 from iou_det.config import W_LOC
 from iou_det.evaluation import overlap
+from iou_det.evaluation.results import Results
 from iou_det.paper import plots
 from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row, ap_differences
-from iou_det.paper.results import Results
 
 Array = Float64[np.ndarray, "*shape"]
 DELTA = 0.111  # where smooth L1 turns linear, as printed; the authors' code and our config say 0.11

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import functools
 import io
 import math
 import textwrap
@@ -10,14 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from matplotlib import font_manager, style
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from iou_det import fonts
 from iou_det.storage import AnyPath, whole_file, write_whole
-from iou_det.streams import escaped
 
 Cell = str | float | int | None
 Rows = Sequence[Sequence[Cell]]
@@ -103,7 +100,7 @@ class Plot:
         behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.5}
         across = figure.text(0.5, 0.5, SMOKE, color="#B00000", alpha=0.6, bbox=behind)
         across.set(ha="center", va="center", rotation=18, fontsize=40, in_layout=False)
-      give_fonts(figure)
+      fonts.give(figure)
       self.output.folder.mkdir(parents=True, exist_ok=True)
       for kind, metadata in (("png", {}), ("svg", {"Date": None})):
         with whole_file(self.output.folder / f"{self.name}.{kind}") as file:
@@ -111,26 +108,6 @@ class Plot:
 
   def csv(self, columns: Sequence[str], rows: Rows) -> None:
     self.output.csv(self.name, columns, rows)
-
-
-def give_fonts(figure: Figure) -> None:
-  """Fonts for letters that DejaVu Sans lacks, as names of runs may have; numbers of letters without."""
-  for text in figure.findobj(Text):
-    pieces = fonts.runs(escaped(text.get_text(), keep="\n"))
-    text.set_text("".join(piece if face else ascii(piece)[1:-1] for piece, face in pieces))
-    others = dict.fromkeys(face for _, face in pieces if face not in (None, fonts.DEJAVU))
-    if others:
-      text.set_fontfamily(["DejaVu Sans", *map(family, others)])
-
-
-@functools.cache
-def family(face: fonts.Face) -> str:
-  """The name by which matplotlib knows a font from now on."""
-  manager = font_manager.fontManager
-  manager.addfont(face.path)
-  same_file = [entry for entry in manager.ttflist if entry.fname == face.path]
-  # Of a collection, matplotlib below 3.11 knows the first alone.
-  return next((e.name for e in same_file if getattr(e, "index", 0) == face.index), same_file[0].name)
 
 
 def markdown(columns: Sequence[str], rows: Rows, formats: Mapping[str, str]) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 
 from iou_det.evaluation.bootstrap import Scored, bootstrap_ap, interval, score_detections
 from iou_det.evaluation.coco import IOUS
+from iou_det.evaluation.results import Results
 from iou_det.paper import plots
 from iou_det.paper.output import Cell, Output, Plot
-from iou_det.paper.results import Results
 from iou_det.training.diagnostics import BINS
 
 SAMPLES = 1000

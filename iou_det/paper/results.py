@@ -1,15 +1,11 @@
-"""What a finished run left in its workdir; its detections with soft-NMS, before NMS, on COCO's test-dev."""
+"""Whether a run is finished; its detections with soft-NMS, before NMS, on COCO's test-dev."""
 
 import contextlib
-import functools
 import json
 import zipfile
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
@@ -17,87 +13,11 @@ from iou_det.data import Reading, open_dataset
 from iou_det.data.files import Files, find_files
 from iou_det.data.source import Source, from_rows
 from iou_det.errors import UserError
-from iou_det.evaluation import coco
 from iou_det.evaluation.overlap import save_candidates
-from iou_det.evaluation.truth import ground_truth
+from iou_det.evaluation.results import Results
 from iou_det.processes import by_process_0
-from iou_det.storage import AnyPath, modified, parse_json, read_json, whole_file
+from iou_det.storage import AnyPath, whole_file
 from iou_det.weights.load import load_detector
-from iou_det.workdir.metrics import read_metrics
-from iou_det.workdir.run import read_checked_config
-
-
-@dataclass(frozen=True)
-class Results:
-  """A run's config, log and scores."""
-
-  workdir: AnyPath
-  folder: AnyPath  # with detections.json and metrics.json
-  config: ConfigDict
-  metrics: dict[str, Any]
-  rows: list[dict[str, Any]]  # of metrics.jsonl
-
-  @classmethod
-  def read(cls, workdir: AnyPath, variant: str = "") -> "Results":
-    """Of the run's own val split; `variant`: of eval/SPLIT_VARIANT, detections made in another way.
-
-    A FileNotFoundError says that it has not been scored.
-    """
-    config = read_checked_config(workdir)
-    folder = workdir / "eval" / (config.data.val_split + (f"_{variant}" if variant else ""))
-    metrics = read_json(folder / "metrics.json", "run iou-det eval again")
-    return cls(workdir, folder, config, metrics, read_metrics(workdir / "metrics.jsonl"))
-
-  def detections(self) -> coco.Results:
-    path, remedy = self.folder / "detections.json", "run iou-det eval again"
-    content = path.read_bytes()
-    if self.metrics.get("detections_crc32") not in (None, zlib.crc32(content)):  # older ones have none
-      raise UserError(f"{path} is not what {self.folder / 'metrics.json'} scores; {remedy}")
-    return coco.Results.of(parse_json(content, path, remedy))
-
-  @property
-  def candidates(self) -> AnyPath:
-    """The file that `find_candidates` makes."""
-    return self.folder / "candidates.npz"
-
-  @property
-  def truth(self) -> dict[str, Any]:
-    """What the run was scored against, as COCO annotations."""
-    d = self.config.data
-    return read_truth(d.path, d.val_split, d.val_annotations, Reading.of(d))
-
-  def figure(self, name: str) -> float | None:
-    """AP, AP75, APs, ... or AP at any of the ten IoUs (AP60), in percent; None where there is none."""
-    value = self.metrics[name] if name in self.metrics else self.metrics["AP_per_iou"][f"0.{name[2:]}"]
-    return None if value is None else 100 * value
-
-  @property
-  def training(self) -> list[dict[str, Any]]:
-    """The rows of training steps; each averages the steps since the row before."""
-    return [row for row in self.rows if "loss" in row]
-
-  @property
-  def w_loc(self) -> float:
-    """The localization weight that was trained with, fitted or given."""
-    if self.config.loss.w_loc != "auto":
-      return self.config.loss.w_loc
-    path = self.workdir / "w_loc.json"
-    if not path.exists():
-      raise UserError(f"{path} is missing: the run's fitted w_loc is not known; train it in a new workdir")
-    return read_json(path, "train in a new --workdir")["w_loc"]
-
-  @property
-  def effective_weight(self) -> float:
-    """Localization loss over what it is with weights of 1, averaged over all training steps."""
-    steps = np.array([row["step"] for row in self.training])
-    weights = [row["localization_weight"] for row in self.training]
-    return float(np.average(weights, weights=np.diff(steps, prepend=0)))
-
-
-@functools.cache
-def read_truth(path: str, split: str, annotations: str, reading: Reading) -> dict[str, Any]:
-  """Read once for all runs and seeds; not to be changed."""
-  return ground_truth(open_dataset(path, split, reading), annotations, reading.skip_bad)
 
 
 def finished(config: ConfigDict, workdir: AnyPath) -> bool:
@@ -139,12 +59,12 @@ def soft_nms(workdir: AnyPath, method: str) -> None:
   scored.write(workdir / "eval" / f"{d.val_split}_{variant}", step=detector.trained_steps, split=d.val_split)
 
 
-def find_candidates(workdir: AnyPath) -> None:
+def find_candidates(workdir: AnyPath, split: str = "") -> None:
   """Makes the file of all that entered a run's hard NMS, if it is not there or older than its scores."""
 
   def wanted() -> int | None:
-    results = Results.read(workdir)
-    done = results.config.eval.nms != "hard" or newer(results.candidates, results)
+    results = Results.read(workdir, split=split)
+    done = results.config.eval.nms != "hard" or results.older_than(results.candidates)
     return None if done else results.metrics["step"]
 
   step = by_process_0(wanted)
@@ -156,13 +76,8 @@ def find_candidates(workdir: AnyPath) -> None:
   every = (m.max_level - m.min_level + 1) * e.candidates_per_level * len(detector.categories)
   every *= len(config_lib.evaluation_views(config))
   e.update(nms="none", max_detections=every)
-  found = detector.detect(open_dataset(d.path, d.val_split, Reading.of(d)))
-  by_process_0(lambda: save_candidates(Results.read(workdir).candidates, found))
-
-
-def newer(path: AnyPath, results: Results) -> bool:
-  """Whether a file was made after the run was scored."""
-  return path.exists() and modified(path) >= modified(results.folder / "metrics.json")
+  found = detector.detect(open_dataset(d.path, split or d.val_split, Reading.of(d)))
+  by_process_0(lambda: save_candidates(Results.read(workdir, split=split).candidates, found))
 
 
 class NoTestDev(UserError):
@@ -180,7 +95,7 @@ def test_dev(workdir: AnyPath, root: Path, name: str, out: AnyPath) -> AnyPath:
 
   def wanted() -> dict[str, Any] | None:
     results = Results.read(workdir)
-    if newer(path, results):
+    if results.older_than(path):
       return None
     try:
       return {"step": results.metrics["step"], "images": listed_images(root)}

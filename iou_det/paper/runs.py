@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from iou_det.config import W_LOC, W_LOC_R101, with_loss
 from iou_det.config_args import read_config_file, shipped_configs
 from iou_det.errors import UserError
-from iou_det.paper.results import Results
+from iou_det.evaluation.results import Results
 from iou_det.storage import AnyPath
 
 PRESETS = ("coco", "deeppcb", "shapes")

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from iou_det.evaluation.bootstrap import score_detections
 from iou_det.evaluation.coco import Results as CocoResults
 from iou_det.evaluation.coco import evaluate
+from iou_det.evaluation.results import Results
 from iou_det.paper import report
 from iou_det.paper.output import Output
-from iou_det.paper.results import Results
 
 IMAGES = 12
 TRUTH = {

@@ -11,8 +11,8 @@ from iou_det.errors import UserError
 from iou_det.evaluation.bootstrap import score_detections
 from iou_det.evaluation.coco import evaluate
 from iou_det.evaluation.overlap import best_ious, load_candidates, suppress
+from iou_det.evaluation.results import Results, read_data
 from iou_det.paper import results as paper_results
-from iou_det.paper.results import Results, read_truth
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_ground_truth_is_read_once_and_stays_as_it_is(run, shapes_folder):
   assert {a["id"]: a["bbox"] for a in run.truth["annotations"]} == {
     a["id"]: a["bbox"] for a in file["annotations"]
   }
-  read_truth.cache_clear()
+  read_data.cache_clear()
   assert Results.read(run.workdir).truth == again.truth
 
 

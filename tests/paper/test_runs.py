@@ -9,10 +9,11 @@ from iou_det.config import validate, with_loss
 from iou_det.config_args import find_config, read_config_file
 from iou_det.data.shapes import Shapes
 from iou_det.errors import UserError
+from iou_det.evaluation.results import Results
 from iou_det.paper import reproduce
 from iou_det.paper.experiments import EXPERIMENTS
 from iou_det.paper.reproduce import dry_run, plan
-from iou_det.paper.results import Results, finished
+from iou_det.paper.results import finished
 from iou_det.paper.runs import PRESETS, RUNS, Reproduction, Run, run_config
 from iou_det.training.wloc import resolve_w_loc
 
