@@ -1,4 +1,4 @@
-"""Open fields of a config (configs/own.py): filled by data and measured speed, then as config.json has them."""
+"""Open fields of a config (configs/own.py): filled by data and measured speed, then as config.json says."""
 
 import contextlib
 import math
@@ -142,9 +142,9 @@ def choose_schedule(
     if epochs < 1:
       needed = math.ceil((epoch + evaluation) / 6) / 10
       raise UserError(
-        f"minutes={minutes:g}: {speed}, so an epoch of {plan.steps_per_epoch} steps with its evaluation "
-        f"takes {needed:g} minutes; give minutes={needed:g} or more, smaller --config.data.short and long, or "
-        "--config.train.epochs"
+        f"minutes={minutes:g}: {speed}, so an epoch of {plan.steps_per_epoch} steps with evaluation "
+        f"takes {needed:g} minutes; give minutes={needed:g} or more, smaller --config.data.short and "
+        "--config.data.long, or --config.train.epochs"
       )
     steps = epochs * plan.steps_per_epoch
     why = (
