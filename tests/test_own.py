@@ -74,9 +74,7 @@ def test_huge_boxes_need_no_large_input():
   fields, why = chosen([(640, 480)] * 3, [[(400, 400, 0)]] * 3)
   assert (fields["data.short"], fields["data.long"]) == (128, 160) and "no side below 128 px" in why
   assert "100.0% of 3 boxes" in why and fields["model.max_level"] == 5
-  assert (
-    fields["anchors.scale"] == 2.5
-  )  # at stride 32 and the second of three octaves: 100.8 px, the boxes 100
+  assert fields["anchors.scale"] == 4.0  # at stride 16 the third octave's: 101.6 px, the boxes 100
 
 
 def test_small_images_are_not_enlarged_without_end():
@@ -104,16 +102,15 @@ def test_ratios_follow_the_boxes():
 def test_what_is_given_wins_and_the_rest_follows_it():
   boxes = [[(40, 40, 0)] * 20] * 4
   free, _ = chosen([(640, 480)] * 4, boxes)
-  given = {"data__short": 576, "data__long": 768, "data__max_boxes": 99, "train__epochs": 7}
+  given = {"data__short": 144, "data__long": 192, "data__max_boxes": 99, "train__epochs": 7}
   fields, why = chosen([(640, 480)] * 4, boxes, **given)
   assert [fields[name.replace("__", ".")] for name in given] == list(given.values())
-  assert "data.max_boxes: given" in why
-  assert fields["anchors.scale"] == 2 * free["anchors.scale"]  # the boxes are twice as large there
-  assert fields["data.canvas"] == (480, 640)  # no larger than the images
-  fields, why = chosen([(640, 480)] * 4, boxes, anchors__scale=6.0)
+  assert "data.max_boxes: given" in why and fields["data.canvas"] == (200, 240)
+  assert fields["anchors.scale"] < free["anchors.scale"]  # the boxes are half as large there
+  fields, why = chosen([(640, 480)] * 4, boxes, anchors__scale=2.0)
   assert (
-    fields["anchors.scale"] == 6.0 and fields["data.short"] == 576
-  )  # 40 px become 48, its smallest anchor
+    fields["anchors.scale"] == 2.0 and fields["data.short"] == 192
+  )  # 40 px become 16, its smallest anchor
   assert "anchors.scale: given: 100.0% of 80 boxes" in why
 
 
@@ -172,7 +169,6 @@ def test_best_overlap_is_that_of_all_anchors(convention):
         w, h = side / math.sqrt(ratio), side * math.sqrt(ratio)
         for row in range(math.ceil(96 / stride)):
           for column in range(math.ceil(160 / stride)):
-            a1, b1, a2, b2 = (column * stride + s * w / 2 for s in (-1, 1)), None, None, None
             a1, a2 = column * stride - w / 2, column * stride + w / 2
             b1, b2 = row * stride - h / 2, row * stride + h / 2
             if convention == "legacy":  # inclusive, whole pixels, in the middle of the cell
