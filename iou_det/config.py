@@ -75,6 +75,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "backbone": Setting("resnet", one_of(*BACKBONES)),
     "depth": Setting(50, one_of(*BLOCKS)),  # of the ResNet
     "width": Setting(64, ABOVE_0),  # channels of the stem; 64 is the standard network
+    # Of the ResNet. patchify: one 3x3 convolution on 4x4 blocks of pixels in place of 7x7 and max pooling.
+    "stem": Setting("conv7", one_of("conv7", "patchify")),
     "stride_in_1x1": Setting(False),  # of a bottleneck's first convolution, not its 3x3 one (MSRA, Caffe)
     "norm": Setting("frozen_bn", one_of("frozen_bn", "gn")),  # gn: GroupNorm, for training from scratch
     "frozen_stages": Setting(1, one_of(-1, 0, 1, 2, 3, 4)),  # -1: nothing, 0: stem, 1: and first stage, ...
@@ -83,7 +85,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "fpn_channels": Setting(256, ABOVE_0),
     "head_convs": Setting(4, FROM_0),
     "head_norm": Setting("none", one_of("none", "gn")),
-    "min_level": Setting(3, one_of(3, 4, 5)),
+    "min_level": Setting(3, one_of(2, 3, 4, 5)),
     "max_level": Setting(7, one_of(5, 6, 7)),
     "p6_from": Setting("c5", one_of("c5", "p5")),
     "p7_relu": Setting(False),  # ReLU between P6 and P7 (torchvision, detectron2)
@@ -160,7 +162,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "accumulate": Setting(1, ABOVE_0),  # so many times as many are a step's whole batch
     "epochs": Setting(12, ABOVE_0),
     "learning_rate": Setting(0.01, ABOVE_0),  # for 16 images; scaled by images of a step / 16
-    "optimizer": Setting("sgd", one_of("sgd", "adamw")),
+    "optimizer": Setting("sgd", one_of("sgd", "adamw", "muon")),
     "momentum": Setting(0.9, FROM_0_BELOW_1),  # of SGD; AdamW's beta 1
     "beta2": Setting(0.999, FROM_0_BELOW_1),  # AdamW's
     "weight_decay": Setting(1e-4, FROM_0),

@@ -87,7 +87,7 @@ def test_paper_config_refuses_other_arguments(argument):
     ("eval.tta_scales", (), "one or more numbers from 0.1 to 10"),
     ("match.forced_target", "own", "'box', 'best'"),
     ("loss.average", "level", "'batch', 'image'"),
-    ("train.optimizer", "adam", "'sgd', 'adamw'"),
+    ("train.optimizer", "adam", "'sgd', 'adamw', 'muon'"),
     ("train.beta2", 1.0, "below 1"),
     ("train.ema", 1.0, "below 1"),
     ("train.accumulate", 0, "above 0"),

@@ -22,7 +22,7 @@ def upsample(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, 
 
 
 class FPN(nn.Module):
-  """P3 to P5 from C3 to C5 without norms, then P6 and P7 by 3x3 convolutions of stride 2.
+  """P2 to P5 from C2 to C5 without norms, then P6 and P7 by 3x3 convolutions of stride 2.
 
   Attributes:
     settings: config.model; of the levels, only min_level to max_level are made.
@@ -37,7 +37,7 @@ class FPN(nn.Module):
     conv = partial(convolution, s.fpn_channels, use_bias=True, kernel_init=xavier, dtype=self.dtype)
 
     levels = range(s.min_level, 6)
-    merged = {level: conv(1, name=f"inner_{level}")(maps[level - 3]) for level in levels}
+    merged = {level: conv(1, name=f"inner_{level}")(maps[level - 2]) for level in levels}
     for level in reversed(levels[:-1]):
       _, height, width, _ = merged[level].shape
       merged[level] += upsample(merged[level + 1], (height, width))

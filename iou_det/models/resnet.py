@@ -76,6 +76,15 @@ class FoldedConv(nn.Module):
     return x + shift.astype(self.dtype)
 
 
+def patches(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 d"]:
+  """Each block of `side` x `side` pixels as one of side * side * c channels; zeros fill up the last ones."""
+  batch, height, width, channels = x.shape
+  x = jnp.pad(x, ((0, 0), (0, -height % side), (0, -width % side), (0, 0)))
+  rows, columns = x.shape[1] // side, x.shape[2] // side
+  x = x.reshape(batch, rows, side, columns, side, channels).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(batch, rows, columns, side * side * channels)
+
+
 def stem_convolution(
   x: Float[Array, "b h w c"], weights: Float[Array, "7 7 c d"]
 ) -> Float[Array, "b h2 w2 d"]:
@@ -83,11 +92,8 @@ def stem_convolution(
 
   Few input channels leave matrix units idle; the blocks have four times as many. Equal up to rounding.
   """
-  batch, height, width, channels = x.shape
-  x = jnp.pad(x, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)))  # with what the convolution pads anyway
-  rows, columns = x.shape[1] // 2, x.shape[2] // 2
-  blocks = x.reshape(batch, rows, 2, columns, 2, channels).transpose(0, 1, 3, 2, 4, 5)
-  blocks = blocks.reshape(batch, rows, columns, 4 * channels)
+  channels = x.shape[-1]
+  blocks = patches(x, 2)  # what fills them up is what the convolution pads with anyway
   # A row and column of zeros before the kernel make it 8x8: pixel 2i + k - 4 is row k % 2 of block
   # i + k // 2 - 2.
   kernel = jnp.pad(weights, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
@@ -153,7 +159,7 @@ def stop_frozen(x: Float[Array, "b h w c"], stage: int, settings: Any) -> Float[
 
 
 class ResNet(nn.Module):
-  """Feature maps C3, C4, C5: strides 8, 16 and 32, sides ceil(side of the image / stride).
+  """Feature maps C2 to C5: strides 4, 8, 16 and 32, sides ceil(side of the image / stride).
 
   Module names follow torchvision's: `layer1.0.conv1` is `layer1_0/conv1`.
 
@@ -169,8 +175,11 @@ class ResNet(nn.Module):
   def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
     s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
     block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
-    x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
-    x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+    if s.stem == "patchify":
+      x = nn.relu(layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1")))
+    else:
+      x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
+      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
     x = stop_frozen(x, 0, s)
     maps = []
     for stage, blocks in enumerate(BLOCKS[s.depth], start=1):
@@ -180,7 +189,7 @@ class ResNet(nn.Module):
         x = block(features, stride, s.depth >= 50, s.stride_in_1x1, layer, name=f"layer{stage}_{i}")(x)
       x = stop_frozen(x, stage, s)
       maps.append(x)
-    return maps[1:]
+    return maps
 
   @staticmethod
   def stage_of(module: str) -> int:

@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
@@ -78,14 +79,28 @@ def learning_rate(
 def make_optimizer(
   train: ConfigDict, steps_per_epoch: int, trainable: PyTree[bool]
 ) -> optax.GradientTransformation:
-  """Clip by the global norm, then SGD with momentum or AdamW, by config.train.
+  """Clip by the global norm, then SGD with momentum, AdamW or Muon, by config.train.
 
   SGD adds the weight decay to the gradient, as PyTorch's does; AdamW (arXiv:1711.05101, epsilon 1e-8) keeps
-  it out of its moments and shrinks the parameters by rate * decay, as PyTorch's does. Both decay every
-  parameter, biases and norms included. Frozen parameters (False in `trainable`) never move.
+  it out of its moments and shrinks the parameters by rate * decay, as PyTorch's does. Muon (optax's) makes
+  the momentum of each convolution's kernel nearly orthogonal, its steps as large as AdamW's
+  (arXiv:2502.16982), and leaves biases and norms to AdamW. All decay every parameter, biases and norms
+  included. Frozen parameters (False in `trainable`) never move.
   """
   rate = learning_rate(train, steps_per_epoch)
-  if train.optimizer == "adamw":
+  if train.optimizer == "muon":
+    rule = optax.contrib.muon(
+      rate,
+      beta=train.momentum,
+      weight_decay=train.weight_decay,
+      consistent_rms=0.2,
+      adam_b1=train.momentum,
+      adam_b2=train.beta2,
+      adam_weight_decay=train.weight_decay,
+      muon_weight_dimension_numbers=kernels_as_matrices,
+    )
+    clipped = optax.chain(optax.clip_by_global_norm(train.clip_norm), rule)
+  elif train.optimizer == "adamw":
     rule = optax.adamw(rate, b1=train.momentum, b2=train.beta2, weight_decay=train.weight_decay)
     clipped = optax.chain(optax.clip_by_global_norm(train.clip_norm), rule)
   else:
@@ -99,6 +114,12 @@ def make_optimizer(
   if train.ema:
     optimizer = optax.named_chain(("steps", optimizer), (AVERAGE, average_parameters(train.ema)))
   return optimizer
+
+
+def kernels_as_matrices(params: PyTree) -> PyTree:
+  """For Muon: a convolution's kernel is a matrix from its window to its outputs; the rest is Adam's."""
+  matrix = optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,))
+  return jax.tree.map(lambda p: matrix if p.ndim == 4 else None, params)
 
 
 class Average(NamedTuple):

@@ -15,7 +15,7 @@ import pytest
 from iou_det import models
 from iou_det.models import resnet
 from iou_det.models.fpn import FPN, upsample
-from iou_det.models.resnet import LAYOUT, ResNet, group_norm, stem_convolution
+from iou_det.models.resnet import LAYOUT, ResNet, group_norm, patches, stem_convolution
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.ops.anchors import anchors, level_shapes
 from iou_det.weights.pretrained import from_torch
@@ -87,7 +87,7 @@ def test_every_map_equals_torchvisions(body, p6_from, size, every):
 
   (logits, deltas), state = run(variables, seeded_images(*size))
   maps = {part: state["intermediates"][part]["__call__"][0] for part in ("backbone", "fpn")}
-  ours = {f"c{level}": x[..., ::every] for level, x in enumerate(maps["backbone"], start=3)}
+  ours = {f"c{level}": x[..., ::every] for level, x in enumerate(maps["backbone"][1:], start=3)}
   ours |= {f"p{level}": x for level, x in enumerate(maps["fpn"], start=3)}
   ours |= {"logits": logits, "deltas": deltas}
   theirs = {n.removeprefix(f"{p6_from}_"): x for n, x in golden.outputs().items() if n.startswith(p6_from)}
@@ -100,12 +100,15 @@ def test_every_map_equals_torchvisions(body, p6_from, size, every):
 
 
 @hypothesis.settings(deadline=None, max_examples=8)
-@hypothesis.given(st.integers(1, 200), st.integers(1, 200), st.integers(3, 5), st.integers(5, 7))
-def test_one_prediction_for_each_anchor_of_any_size(height, width, min_level, max_level):
+@hypothesis.given(
+  st.integers(1, 200), st.integers(1, 200), st.integers(2, 5), st.integers(5, 7), st.booleans()
+)
+def test_one_prediction_for_each_anchor_of_any_size(height, width, min_level, max_level, patchify):
+  stem = "patchify" if patchify else "conv7"
   count = len(anchors((height, width), strides=tuple(2**k for k in range(min_level, max_level + 1))))
   images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
   for backbone in models.BACKBONES:  # sides of its maps are ceil(side / stride)
-    model = tiny(backbone=backbone, min_level=min_level, max_level=max_level)
+    model = tiny(backbone=backbone, min_level=min_level, max_level=max_level, stem=stem)
     logits, deltas = jax.eval_shape(lambda x, m=model: m.init_with_output(jax.random.key(0), x)[0], images)
     assert logits.shape == (2, count, 2) and deltas.shape == (2, count, 4)
 
@@ -148,7 +151,7 @@ def test_levels_of_a_smaller_pyramid_are_those_of_the_whole_one():
 @pytest.mark.parametrize("relu", [False, True])
 def test_p7_is_a_convolution_of_p6_with_a_relu_if_asked(relu):
   rng = np.random.default_rng(0)
-  maps = [jnp.asarray(rng.standard_normal((1, n, n, 3)), jnp.float32) for n in (12, 6, 3)]
+  maps = [jnp.asarray(rng.standard_normal((1, n, n, 3)), jnp.float32) for n in (24, 12, 6, 3)]
   fpn = FPN(model_section(fpn_channels=2, p7_relu=relu))
   (*_, p6, p7), variables = fpn.init_with_output(jax.random.key(0), maps)
   x = np.asarray(p6, np.float64)
@@ -268,6 +271,25 @@ def test_stem_on_blocks_of_pixels_is_the_plain_convolution(height, width):
   weights = jax.random.normal(jax.random.key(1), (7, 7, 3, 5))
   plain = jax.lax.conv_general_dilated(x, weights, (2, 2), [(3, 3)] * 2, dimension_numbers=LAYOUT)
   np.testing.assert_allclose(stem_convolution(x, weights), plain, atol=1e-4)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (13, 18)])
+def test_a_patchify_stem_is_a_large_convolution_with_a_stride_of_4(height, width):
+  x = jax.random.normal(jax.random.key(0), (2, height, width, 3))
+  kernel = np.asarray(jax.random.normal(jax.random.key(1), (3, 3, 48, 5)))  # of blocks
+  of_blocks = jax.lax.conv_general_dilated(
+    patches(x, 4), kernel, (1, 1), [(1, 1)] * 2, dimension_numbers=LAYOUT
+  )
+  large = np.zeros(
+    (12, 12, 3, 5)
+  )  # the same on pixels: 4 of them before the image, whatever is needed behind
+  for row in range(12):
+    for column in range(12):
+      first = 3 * (4 * (row % 4) + column % 4)
+      large[row, column] = kernel[row // 4, column // 4, first : first + 3]
+  padding = [(4, 4 + -side % 4) for side in (height, width)]
+  plain = jax.lax.conv_general_dilated(x, np.float32(large), (4, 4), padding, dimension_numbers=LAYOUT)
+  np.testing.assert_allclose(of_blocks, plain, atol=1e-4)
 
 
 def test_computing_activations_again_changes_no_gradient():

@@ -104,7 +104,47 @@ def test_adamw_is_its_papers_rule_and_frozen_parameters_stay():
   np.testing.assert_allclose(seen[-1]["a"], params["a"], rtol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_muon_turns_the_momentum_of_kernels_orthogonal_and_leaves_the_rest_to_adam():
+  train = base_config().train
+  train.update(optimizer="muon", clip_norm=1e9, warmup_steps=0, weight_decay=0.1, momentum=0.8, beta2=0.95)
+  rng = np.random.default_rng(0)
+  start = {
+    "kernel": rng.normal(size=(2, 1, 3, 4)),
+    "bias": rng.normal(size=4),
+    "frozen": np.ones((1, 1, 2, 2)),
+  }
+  params = jax.tree.map(jnp.float32, start)
+  optimizer = make_optimizer(train, 1000, {"kernel": True, "bias": True, "frozen": False})
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  kernel, bias = start["kernel"].reshape(6, 4), start["bias"]  # a window of 2x1x3 values to 4 outputs
+  momentum, mean, square, rate = np.zeros((6, 4)), np.zeros(4), np.zeros(4), 0.01
+  for t in range(1, 5):
+    gradients = jax.tree.map(lambda x: rng.normal(size=x.shape), start)
+    updates, state = update(jax.tree.map(jnp.float32, gradients), state, params)
+    params = optax.apply_updates(params, updates)
+    # Oracle, float64: Nesterov's momentum, five steps of Newton and Schulz with the published coefficients
+    # towards the nearest orthogonal matrix, and the size of AdamW's steps (arXiv:2502.16982).
+    g = gradients["kernel"].reshape(6, 4)
+    momentum = 0.8 * momentum + 0.2 * g
+    x = 0.8 * momentum / (1 - 0.8 ** (t + 1)) + 0.2 * g / (1 - 0.8**t)
+    x = x / np.sqrt((x * x).sum())
+    for _ in range(5):
+      a = x.T @ x
+      x = 3.4445 * x + x @ (-4.7750 * a + 2.0315 * a @ a)
+    assert 0.3 < np.linalg.svd(x)[1].min() and np.linalg.svd(x)[1].max() < 1.3, (
+      "or it is not nearly orthogonal"
+    )
+    kernel = kernel - rate * (0.2 * np.sqrt(6) * x + 0.1 * kernel)
+    g = gradients["bias"]
+    mean, square = 0.8 * mean + 0.2 * g, 0.95 * square + 0.05 * g * g
+    ahead = 0.8 * mean / (1 - 0.8 ** (t + 1)) + 0.2 * g / (1 - 0.8**t)
+    bias = bias - rate * (ahead / (np.sqrt(square / (1 - 0.95**t)) + 1e-8) + 0.1 * bias)
+    np.testing.assert_allclose(params["kernel"].reshape(6, 4), kernel, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(params["bias"], bias, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(params["frozen"], np.ones((1, 1, 2, 2)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "muon"])
 def test_the_average_follows_tensorflows_rule_and_changes_no_step(optimizer):
   train = base_config().train
   train.update(optimizer=optimizer, warmup_steps=0, learning_rate=0.3, ema=0.35)
