@@ -41,10 +41,9 @@ def get_config(arg: str = "") -> ConfigDict:
   config.data.update(scale_jitter=(0.8, 1.2), threads=2 if cpu else 0)
   config.train.update(
     batch_size=4 if cpu else 16,
-    optimizer="adamw",
-    beta2=0.98,
+    optimizer="muon",
     weight_decay=0.01,
-    learning_rate=0.012 if cpu else 0.002,
+    learning_rate=0.03 if cpu else 0.01,
     schedule="cosine",
     clip_norm=10.0,
     ema=0.998,
@@ -57,10 +56,13 @@ def get_config(arg: str = "") -> ConfigDict:
         config[section].update(theirs[section])
     config.data.update({name: theirs["data"][name] for name in ("mean", "std", "rounding")})
     config.model.update(init=init, pretrained="")
+    config.train.update(optimizer="adamw", beta2=0.98, learning_rate=0.001)  # small steps: much is there
     for section in ("anchors", "model"):
       del to_choose[section]
   else:
-    config.model.update(**NETWORKS[args["size"], args["device"]], norm="gn", frozen_stages=-1, head_norm="gn")
+    config.model.update(
+      **NETWORKS[args["size"], args["device"]], norm="gn", frozen_stages=-1, head_norm="gn", stem="patchify"
+    )
     config.anchors.convention = "modern"
     with config.ignore_type():
       config.loss.update(eta=1.5, lambd=1.5, w_loc="auto")

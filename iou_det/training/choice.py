@@ -108,6 +108,8 @@ def choose(chooser: Chooser, boxes: Boxes) -> None:
   if None in (d.short, d.long):
     given = config.anchors.scale and round(config.anchors.scale * 2**config.model.min_level)
     input_size(chooser, boxes, given or WANTED[own.device], MOST[own.size, own.device])
+  else:
+    chooser.fill("", data__short=d.short, data__long=d.long)
   canvas(chooser, boxes)
   most = int(boxes.number.max())
   room = -(-most // ROUND) * ROUND
