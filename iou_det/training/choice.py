@@ -16,7 +16,8 @@ from iou_det.ops.anchors import anchors
 STEP = 32  # pixels: sides of the network's input are multiples
 SMALLEST_INPUT = 128
 FEW = 20  # boxes: of a class with fewer no usual size is known
-WANTED = {"cpu": 24, "gpu": 32}  # pixels of a small box in the network's input: 3 and 4 cells of stride 8
+SMALL = 0.1  # of a class's boxes are smaller than what is called a small one
+WANTED = 32  # pixels of a small box in the network's input: 4 cells of stride 8
 # Pixels of an input. What a CPU can train on for as many steps as it takes from scratch; on a GPU, COCO's.
 MOST = {
   ("small", "cpu"): 2**17,
@@ -107,7 +108,7 @@ def choose(chooser: Chooser, boxes: Boxes) -> None:
   d, own = config.data, config.own
   if None in (d.short, d.long):
     given = config.anchors.scale and round(config.anchors.scale * 2**config.model.min_level)
-    input_size(chooser, boxes, given or WANTED[own.device], MOST[own.size, own.device])
+    input_size(chooser, boxes, given or WANTED, MOST[own.size, own.device])
   else:
     chooser.fill("", data__short=d.short, data__long=d.long)
   canvas(chooser, boxes)
@@ -140,21 +141,21 @@ def input_size(chooser: Chooser, boxes: Boxes, wanted: int, most: int) -> None:
   short = max(round(short / STEP) * STEP, SMALLEST_INPUT)
   long = max(round(short * aspect / STEP) * STEP, short)
   why = (
-    f"images of {own:.0f}x{np.median(boxes.long):.0f} (medians); {what} are {small * own:.0f} px there (root "
-    f"of the median area), {small * short:.0f} px in the input: {limit}"
+    f"images of {own:.0f}x{np.median(boxes.long):.0f} (medians); {SMALL:.0%} of {what} have below "
+    f"{small * own:.0f} px there (root of the area), {small * short:.0f} px in the input: {limit}"
   )
   chooser.fill(why, data__short=short, data__long=long)
 
 
 def smallest_class(boxes: Boxes) -> tuple[float, str]:
-  """The median side of the class with the smallest boxes, as a share of the short side; and its name."""
+  """The side of small boxes of the class whose are smallest, as a share of the short side; and its name."""
   side = boxes.side / boxes.short[boxes.image]
   often = np.flatnonzero(np.bincount(boxes.label) >= FEW).tolist()
-  medians = {k: float(np.median(side[boxes.label == k])) for k in often}
-  if not medians:
-    return float(np.median(side)), "the boxes"
-  smallest = min(often, key=lambda k: medians[k])
-  return medians[smallest], f"boxes of {boxes.classes[smallest]}, the smallest class,"
+  small = {k: float(np.quantile(side[boxes.label == k], SMALL)) for k in often}
+  if not small:
+    return float(np.quantile(side, SMALL)), "the boxes"
+  smallest = min(often, key=lambda k: small[k])
+  return small[smallest], f"the boxes of {boxes.classes[smallest]}, the smallest class,"
 
 
 def canvas(chooser: Chooser, boxes: Boxes) -> None:
