@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from iou_det.config import differences, from_dict, to_choose
 from iou_det.config_args import find_config, read_config_file
+from iou_det.data.shapes import Shapes, export_coco
 from iou_det.data.source import Category, Source, from_rows
 from iou_det.errors import Preempted, UserError
 from iou_det.training import own
@@ -234,12 +236,44 @@ def test_given_epochs_are_not_measured(shapes_folder, tmp_path, monkeypatch):
   assert (t.epochs, t.eval_epochs) == (6, 2)
 
 
-def test_timing_can_be_stopped(shapes_folder, tmp_path, monkeypatch):
+class Step:
+  """Takes half a second to compile for each orientation, 20 ms else."""
+
+  def __init__(self):
+    self.compiled, self.calls = set(), 0
+
+  def __call__(self, state, batch, portrait):
+    time.sleep(0.02 if portrait in self.compiled else 0.5)
+    self.compiled.add(portrait)
+    self.calls += 1
+    return state, {"loss": np.float32(0)}
+
+  def _cache_size(self):
+    return len(self.compiled)
+
+
+@pytest.fixture
+def step(monkeypatch):
+  step = Step()
   monkeypatch.setattr(own, "create_state", lambda *_: (None, None))
-  monkeypatch.setattr(own, "make_train_step", lambda *_: None)
+  monkeypatch.setattr(own, "make_train_step", lambda *_: step)
+  monkeypatch.setattr(own, "SECONDS", 0.3)
+  return step
+
+
+def test_compiling_does_not_count(tmp_path, step):
+  for split in ("train", "val"):
+    export_coco(Shapes(split, images=24, height=64, width=96, portrait_share=0.3), tmp_path / "data")
+  t = run(config_of("minutes=1", tmp_path / "data", train__batch_size=8), tmp_path / "w").train
+  assert len(step.compiled) == 2
+  # 4 steps of 20 to 60 ms an epoch: some hundred of these; with half a second for a step below 30
+  assert 150 < t.epochs < 800
+
+
+def test_timing_can_be_stopped(shapes_folder, tmp_path, step):
   with pytest.raises(Preempted):
     run(config_of("", shapes_folder, train__batch_size=8), tmp_path, lambda: True)
-  assert list(tmp_path.iterdir()) == []
+  assert step.calls == 0 and list(tmp_path.iterdir()) == []
 
 
 def test_a_detector_keeps_its_network_and_anchors(shapes_folder):
@@ -266,14 +300,23 @@ def test_train_measures_keeps_and_compares(shapes_folder, tmp_path, monkeypatch)
   flags = [f"--config.{name}={value}" for name, value in SMALL.items()]
   command = [
     "train",
-    "--config=own:minutes=0.1",
+    "--config=own:minutes=0.15",
     f"--config.data.path={shapes_folder}",
     *flags,
     "--workdir=w",
   ]
-  done = iou_det(*command, "--compare_baseline")
+  # It is timed, but taken for a second a step: an epoch of 4 fits.
+  timed = (
+    "from iou_det.training import own; real, own.SECONDS = own.step_seconds, 0.2; "
+    "own.step_seconds = lambda *a: 1.0 if real(*a) > 0 else 0"
+  )
+  done = iou_det(*command, "--compare_baseline", before=timed)
   assert done.returncode == 0, done.stderr
-  assert "a step of 8 images takes" in done.stderr and "chosen for" in done.stderr
+  assert (
+    "a step of 8 images takes 1 s here: 1 epochs of 4 steps and 1 evaluations"
+    in " ".join(done.stderr.split())
+    and "chosen for" in done.stderr
+  )
   ours, plain = (
     from_dict(json.loads((tmp_path / p / "config.json").read_text())) for p in ("w", "w/baseline")
   )
@@ -288,9 +331,10 @@ def test_train_measures_keeps_and_compares(shapes_folder, tmp_path, monkeypatch)
 
   again = iou_det(*command)  # goes on from what is there: nothing is measured again
   assert again.returncode == 0, again.stderr
-  assert "takes" not in again.stderr and "as w/config.json has it: data.train_split=train" in again.stderr
+  assert "takes" not in again.stderr
+  assert "as w/config.json has it: " in again.stderr and "data.train_split=train" in again.stderr
   shutil.copytree("w", "v")
   refused = iou_det(*command[:-1], "--workdir=v", "--config.own.minutes=5")
-  assert refused.returncode == 2 and "own.minutes: 0.1 != 5.0" in refused.stderr
+  assert refused.returncode == 2 and "own.minutes: 0.15 != 5.0" in refused.stderr
   doctor = iou_det("doctor", "--config=own", f"--data={shapes_folder}", "--pictures=0")
   assert doctor.returncode < 2 and "\n  anchors.scale " in doctor.stdout, doctor.stderr + doctor.stdout

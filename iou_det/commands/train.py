@@ -62,10 +62,11 @@ def comparison(workdir: AnyPath) -> str:
   from iou_det.paper.report import Intervals, Row  # imports matplotlib
   from iou_det.paper.results import Results
 
-  ours, plain = (Results.read(path) for path in (workdir, workdir / "baseline"))
-  loss = ours.config.loss
-  names = [f"eta={loss.eta:g}, lambd={loss.lambd:g}, w_loc={ours.w_loc:.4g}", "eta=0, lambd=0, w_loc=1"]
-  ours, plain = rows = [Row(name, [results]) for name, results in zip(names, (ours, plain), strict=True)]
+  results = Results.read(workdir)
+  loss = results.config.loss
+  ours = Row(f"eta={loss.eta:g}, lambd={loss.lambd:g}, w_loc={results.w_loc:.4g}", [results])
+  plain = Row("eta=0, lambd=0, w_loc=1", [Results.read(workdir / "baseline")])
+  rows = [ours, plain]
   intervals = Intervals(rows)
   differences = [intervals.between(ours, plain, figure) for figure in FIGURES]
   cells = [

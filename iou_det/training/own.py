@@ -146,6 +146,7 @@ def choose_schedule(
         f"takes {needed:g} minutes; give minutes={needed:g} or more, smaller --config.data.short and "
         "--config.data.long, or --config.train.epochs"
       )
+    evaluations = min(evaluations, epochs)
     steps = epochs * plan.steps_per_epoch
     why = (
       f"{speed}: {epochs} epochs of {plan.steps_per_epoch} steps and {evaluations} evaluations in "
