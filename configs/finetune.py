@@ -3,7 +3,7 @@
 Command:  iou-det train --config=finetune:init=DETECTOR --config.data.path=DATA --workdir=runs/mine
           DETECTOR: a training run's folder, a file of `iou-det export`, a folder of `iou-det import-weights`.
 Argument: init=DETECTOR, epochs=12, lr=0.0025 (for 16 images; it drops after 2/3 and 11/12 of the epochs).
-Hardware: as the detector's own config; a run on BCCD, beside one from scratch, is in the README.
+Hardware: as the detector's own config; a run on BCCD, beside one from scratch, is in docs/detectors.md.
 Expected: depends on detector and data.
 """
 

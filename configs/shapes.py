@@ -21,30 +21,34 @@ def get_config(arg: str = "") -> ConfigDict:
     width=16,
     norm="gn",
     frozen_stages=-1,
+    stem="patchify",
     fpn_channels=48,
-    head_convs=2,
+    head_convs=1,
     head_norm="gn",
     max_level=5,
   )
-  config.anchors.update(convention="modern", scale=2.0)  # from 16 pixels on
+  config.anchors.update(convention="modern", scale=3.0)  # from 24 pixels on, 17 of the image's
   config.loss.update(**loss_settings(**args))
   config.data.update(
     path="shapes",
-    short=128,
-    long=160,
+    short=180,  # 1.4 times the images: finer cells for the objects
+    long=224,
     canvas=(128, 160),
-    max_boxes=16,
+    max_boxes=8,
     flip_vertical=0.5,
     threads=2,
   )
   config.train.update(
     batch_size=8,
-    epochs=6,
-    learning_rate=0.08,
+    epochs=4,
+    optimizer="muon",
+    learning_rate=0.03,
+    weight_decay=0.01,
+    beta2=0.98,
     warmup_steps=100,
     schedule="cosine",
     clip_norm=10.0,
-    eval_epochs=6,
+    eval_epochs=2,
     checkpoint_epochs=1,
   )
   return config

@@ -52,6 +52,11 @@ THREE = Rule("three numbers", lambda v: len(v) == 3)
 THREE_ABOVE_0 = Rule("three numbers above 0", lambda v: len(v) == 3 and min(v) > 0)
 SOME_ABOVE_0 = Rule("one or more numbers above 0", lambda v: len(v) > 0 and all(0 < x < math.inf for x in v))
 SCALES = Rule("one or more numbers from 0.1 to 10", lambda v: len(v) > 0 and all(0.1 <= x <= 10 for x in v))
+TRACKERS = ("wandb", "mlflow")
+SOME_TRACKERS = Rule(
+  f"() or some of {', '.join(map(repr, TRACKERS))}, each once",
+  lambda v: isinstance(v, tuple) and len(set(v)) == len(v) and set(v) <= set(TRACKERS),
+)
 FROM_0_OR_AUTO = Rule(
   '0 or more, or "auto"', lambda v: v == "auto" or (isinstance(v, (int, float)) and v >= 0)
 )
@@ -179,6 +184,8 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "checkpoint_epochs": Setting(1, ABOVE_0, runtime=True),
     "checkpoint_minutes": Setting(10.0, ABOVE_0, runtime=True),  # and so long after the last at latest
     "keep_checkpoints": Setting(2, ABOVE_0, runtime=True),  # the last so many, and the one with the best AP
+    "stop_after": Setting(0, FROM_0, runtime=True),  # evaluations without a better AP; 0: never
+    "log_to": Setting((), SOME_TRACKERS, runtime=True),  # beside metrics.jsonl and TensorBoard
     "hang_minutes": Setting(30.0, ABOVE_0, runtime=True),  # without a step: show stacks, exit with 75
     "profile_steps": Setting((), NO_OR_STEPS, runtime=True),  # first and last step that are profiled
   },

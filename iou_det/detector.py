@@ -3,20 +3,22 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias, cast, overload
+from typing import Any, NamedTuple, TypeAlias, TypeVar, cast, overload
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Float32, Int32, Int64, PyTree, UInt8
+from jaxtyping import Bool, Float32, Int32, Int64, PyTree, UInt8
 from ml_collections import ConfigDict
 
 from iou_det.data.images import Image, as_pixels
 from iou_det.data.pipeline import Stack, eval_batches, number_of_threads, picture_row
+from iou_det.data.plan import TrainingFilter
 from iou_det.data.source import Category, Source, describe_categories
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation import coco
@@ -24,12 +26,13 @@ from iou_det.evaluation.truth import ground_truth
 from iou_det.leaving import unhurried
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import look, suppression
-from iou_det.ops.detection import Detections, suppress
-from iou_det.parallel import BATCH, input_share, progress_bar, split_batch, to_device
+from iou_det.ops.detection import Candidates, Detections, suppress
+from iou_det.parallel import BATCH, input_share, progress_bar, replicated, split_batch, to_device
 from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, write_json, write_whole
 
 Pixels: TypeAlias = UInt8[np.ndarray, "h w 3"]
+T = TypeVar("T")
 NEVER: Callable[[], bool] = lambda: False
 
 
@@ -92,6 +95,23 @@ class ImageDetections:
 
 
 @dataclass(eq=False)
+class Also:
+  """What else is computed of each batch of an evaluation, in the same program as its detections.
+
+  Attributes:
+    of: of the network's outputs for each view (see `look`), its variables, the batch and whether that is
+      portrait: values of the whole batch, for all devices.
+    keep, max_boxes: the boxes that the batches have for it, and the most of an image.
+    values: of the last evaluation's batches.
+  """
+
+  of: Callable[[list[tuple[jax.Array, ...]], PyTree, dict[str, jax.Array], bool], PyTree]
+  keep: TrainingFilter
+  max_boxes: int
+  values: list[PyTree] = field(default_factory=list)
+
+
+@dataclass(eq=False)
 class Detector:
   """A network with its weights on a mesh of devices: call it on images, evaluate it on a data set.
 
@@ -101,6 +121,7 @@ class Detector:
     variables: {"params": ..., "batch_stats": ...}; may be replaced by others of the same shapes.
     trained_steps: that the weights have seen.
     call_size: images in a batch when it is called; None: set by the first call.
+    also: what else evaluations compute.
   """
 
   config: ConfigDict
@@ -110,6 +131,7 @@ class Detector:
   variables: PyTree = None
   trained_steps: int = 0
   call_size: int | None = None
+  also: Also | None = None
 
   @property
   def classes(self) -> tuple[str, ...]:
@@ -165,34 +187,48 @@ class Detector:
     if self.call_size is None:
       shares = self.mesh.size // self.mesh.shape["space"]
       self.call_size = even_batch(number, self.config.eval.batch_size, shares)
-    size, canvas = self.call_size, tuple(self.config.data.canvas)
+    threads = number_of_threads(self.config.data.threads)
+    pixels = read_ahead(images, read, threads, 2 * self.call_size)
+    for seen in self.in_batches(pixels, self.call_size, self.step):
+      if isinstance(seen, UserError):
+        yield seen
+      else:
+        yield seen[0], self.of_image(*seen[1])
+
+  def in_batches(
+    self, images: Iterable[Pixels | UserError], size: int, step: Callable[..., tuple]
+  ) -> Iterator[tuple[Pixels, list[np.ndarray]] | UserError]:
+    """Images and their rows of what `step` returns (see there), in order; errors as they come.
+
+    Batches have one size; few images are held at a time.
+    """
+    canvas = tuple(self.config.data.canvas)
     stack = Stack(canvas)
     held: dict[int, Pixels | UserError] = {}  # read, not given out yet
-    found: dict[int, ImageDetections] = {}
+    found: dict[int, list[np.ndarray]] = {}
     queues: dict[bool, list[int]] = {False: [], True: []}  # landscape, portrait: waiting for a whole batch
-    running: deque[tuple[list[int], Detections]] = deque()  # one on the device while the next is made ready
+    running: deque[tuple[list[int], tuple]] = deque()  # one on the device while the next is made ready
 
     def start(portrait: bool) -> None:
       places, queues[portrait] = queues[portrait], []
       rows = [picture_row(cast(Pixels, held[i]), canvas, portrait) for i in places]
       batch = stack([*rows, *rows[:1] * (size - len(rows))])
-      running.append((places, self.step(self.variables, to_device(batch, self.mesh), portrait)))
+      running.append((places, step(self.variables, to_device(batch, self.mesh), portrait)))
       if len(running) > 1:
         collect()
 
     def collect() -> None:
-      places, detections = running.popleft()
-      boxes, scores, labels, valid = jax.device_get(detections)
+      places, outputs = running.popleft()
+      arrays = jax.device_get(outputs)
       for k, i in enumerate(places):  # behind them: fillers
-        found[i] = self._of_image(boxes[k][valid[k]], scores[k][valid[k]], labels[k][valid[k]])
+        found[i] = [array[k] for array in arrays]
 
-    def ready() -> Iterator[tuple[Pixels, ImageDetections] | UserError]:
+    def ready() -> Iterator[tuple[Pixels, list[np.ndarray]] | UserError]:
       while held and (isinstance(image := held[first := min(held)], UserError) or first in found):
         del held[first]
         yield image if isinstance(image, UserError) else (image, found.pop(first))
 
-    threads = number_of_threads(self.config.data.threads)
-    for i, image in enumerate(read_ahead(images, read, threads, 2 * size)):
+    for i, image in enumerate(images):
       held[i] = image
       if isinstance(image, UserError):
         yield from ready()
@@ -211,29 +247,60 @@ class Detector:
       collect()
     yield from ready()
 
-  def _of_image(
+  def of_image(
     self,
-    boxes: Float32[np.ndarray, "n 4"],
-    scores: Float32[np.ndarray, " n"],
-    labels: Int32[np.ndarray, " n"],
+    boxes: Float32[np.ndarray, "max 4"],
+    scores: Float32[np.ndarray, " max"],
+    labels: Int32[np.ndarray, " max"],
+    valid: Bool[np.ndarray, " max"],
   ) -> ImageDetections:
+    """Of an image's row of `Detections`."""
+    boxes, scores, labels = boxes[valid], scores[valid], labels[valid]
     ids = np.array([c.id for c in self.categories], np.int64)[labels]
     return ImageDetections(boxes, scores, labels, ids, [self.categories[k].name for k in labels])
 
   @cached_property
   def step(self) -> Callable[..., Detections]:
     """The jitted `step(variables, batch, portrait) -> Detections` in original pixels."""
+    return self._jitted(lambda *batch: self._seen(self._suppressed, *batch)[1], split_batch(self.mesh))
 
-    def step(variables: PyTree, batch: dict[str, jax.Array], portrait: bool) -> Detections:
-      outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
-      # Per device: left to itself, XLA would gather all images for the sort inside.
-      rows = PartitionSpec(BATCH)
-      views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
-      detect = lambda outputs: suppress(find(outputs), **suppression(self.config.eval))
-      return jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
+  @cached_property
+  def candidates(self) -> Callable[..., Candidates]:
+    """The same without NMS: what would enter it, of all views."""
+    join = lambda views: Candidates(*(jnp.concatenate(x, axis=1) for x in zip(*views, strict=True)))
+    return self._jitted(lambda *batch: self._seen(join, *batch)[1], split_batch(self.mesh))
 
+  @cached_property
+  def evaluation_step(self) -> Callable[..., tuple[Detections, PyTree]]:
+    """What `step` finds, and what `also` says (or None)."""
+
+    def step(*batch: Any) -> tuple[Detections, PyTree]:
+      outputs, found = self._seen(self._suppressed, *batch)
+      return found, self.also and self.also.of(outputs, *batch)
+
+    return self._jitted(step, (split_batch(self.mesh), replicated(self.mesh)))
+
+  def _jitted(self, function: Callable[..., Any], out: Any) -> Callable[..., Any]:
     batch = split_batch(self.mesh)
-    return jax.jit(step, static_argnums=2, in_shardings=(None, batch), out_shardings=batch)
+    return jax.jit(function, static_argnums=2, in_shardings=(None, batch), out_shardings=out)
+
+  def _suppressed(self, views: list[Candidates]) -> Detections:
+    return suppress(views, **suppression(self.config.eval))
+
+  def _seen(
+    self,
+    end: Callable[[list[Candidates]], Any],
+    variables: PyTree,
+    batch: dict[str, jax.Array],
+    portrait: bool,
+  ) -> tuple[list[tuple[jax.Array, ...]], Any]:
+    """The network's outputs for each view of a batch, and what `end` makes of their candidates."""
+    outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
+    # Per device: left to itself, XLA would gather all images for the sort inside.
+    rows = PartitionSpec(BATCH)
+    views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
+    detect = lambda outputs: end(find(outputs))
+    return outputs, jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
 
   def detect(self, source: Source, interrupted: Callable[[], bool] = NEVER) -> coco.Results:
     """Detections of every image of a source, in process 0; the others take part and get none.
@@ -245,8 +312,10 @@ class Detector:
     ids = np.array([c.id for c in self.categories], np.int64)
     seen: list[np.ndarray] = []
 
-    def collect(*outputs):
+    def collect(also, *outputs):
       found, index, example = multihost_utils.process_allgather(outputs, tiled=True)
+      if self.also:
+        self.also.values.append(jax.device_get(also))
       seen.append(index[example])
       if jax.process_index() == 0:
         which = found.valid & example[:, None]
@@ -255,16 +324,19 @@ class Detector:
         parts.append(coco.to_results(image_ids, found.boxes[which], found.scores[which], category_ids))
 
     share = input_share(self.mesh)
-    batches = eval_batches(source, self.config.data, self.config.eval.batch_size, share)
+    boxes = (self.also.keep, self.also.max_boxes) if self.also else (None, 1)
+    batches = eval_batches(source, self.config.data, self.config.eval.batch_size, share, boxes)
+    if self.also:
+      self.also.values.clear()
     waiting = None  # one batch stays in flight, so that the device works while the host collects
     bar = progress_bar(total=len(source), unit="img", desc="evaluate")
     with bar:
       for batch, portrait in batches:
         arrays = to_device(batch, self.mesh)
-        detections = self.step(self.variables, arrays, portrait)
+        detections, also = self.evaluation_step(self.variables, arrays, portrait)
         if waiting:
           collect(*waiting)
-        waiting = (detections, arrays["index"], arrays["example"])
+        waiting = (also, detections, arrays["index"], arrays["example"])
         bar.update(int(batch["example"].sum()) * share[1])
         if interrupted():
           raise Preempted
@@ -317,11 +389,11 @@ def even_batch(number: int, most: int, devices: int) -> int:
 
 
 def read_ahead(
-  images: Iterable[Any], read: Callable[[Any, str], Pixels], threads: int, most: int
-) -> Iterator[Pixels | UserError]:
-  """Pixels of images, in order, or why there are none; threads make at most so many ready beforehand."""
+  images: Iterable[Any], read: Callable[[Any, str], T], threads: int, most: int
+) -> Iterator[T | UserError]:
+  """What `read` makes of each, in order, or why it does not; threads make at most so many ready before."""
 
-  def pixels(image: Any, name: str) -> Pixels | UserError:
+  def pixels(image: Any, name: str) -> T | UserError:
     try:
       return read(image, name)
     except UserError as error:

@@ -112,7 +112,7 @@ def to_device(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   }
 
 
-def progress_bar(**options: Any) -> tqdm:
+def progress_bar(*, hide: bool = False, **options: Any) -> tqdm:
   """One for all processes; a log file needs no smooth one."""
   seconds = 0.5 if sys.stderr.isatty() else 15
-  return tqdm(disable=jax.process_index() != 0, mininterval=seconds, **options)
+  return tqdm(disable=hide or jax.process_index() != 0, mininterval=seconds, **options)

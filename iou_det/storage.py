@@ -97,8 +97,11 @@ def whole_file(path: AnyPath) -> Iterator[BinaryIO]:
     with part.open("wb") as file:
       yield file  # type: ignore[misc]
     part.replace(path)  # type: ignore[arg-type]
-  except OSError as error:
-    error.filename = error.filename or str(path)  # a full disk is told when it is written, by number alone
+  except BaseException as error:
+    with contextlib.suppress(OSError):
+      part.unlink()
+    if isinstance(error, OSError):
+      error.filename = error.filename or str(path)  # a full disk is told when it is written, by number alone
     raise
 
 

@@ -91,6 +91,9 @@ def test_paper_config_refuses_other_arguments(argument):
     ("train.beta2", 1.0, "below 1"),
     ("train.ema", 1.0, "below 1"),
     ("train.accumulate", 0, "above 0"),
+    ("train.stop_after", -1, "0 or more"),
+    ("train.log_to", ("wandbb",), r"\(\) or some of 'wandb', 'mlflow', each once"),
+    ("train.log_to", ("mlflow", "mlflow"), "each once"),
   ],
 )
 def test_validate_names_field_and_allowed_values(field, value, message):

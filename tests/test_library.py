@@ -1,6 +1,5 @@
-"""The README's example, run where nothing but jax and jaxtyping (and what they need) is installed."""
+"""docs/python.md's training step, run where nothing but jax, jaxtyping and what they need is installed."""
 
-import re
 import subprocess
 import venv
 from importlib.metadata import distribution
@@ -8,6 +7,8 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+
+from tests import docs
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +56,7 @@ def your_network(params, images):
   return out[..., :classes], out[..., classes:]
 
 
-exec(Path(sys.argv[1]).read_text())  # the README's: defines loss_fn and loss_and_gradients
+exec(Path(sys.argv[1]).read_text())  # the page's: defines loss_fn and loss_and_gradients
 
 loss, gradients = loss_and_gradients(params, batch)
 assert np.isfinite(loss) and loss > 0
@@ -113,10 +114,9 @@ def clean_python(tmp_path):
   return tmp_path / "env" / "bin" / "python", sorted(distributions)
 
 
-def test_the_readme_example_runs_with_nothing_but_jax_and_jaxtyping(clean_python, tmp_path):
+def test_the_example_runs_with_nothing_but_jax_and_jaxtyping(clean_python, tmp_path):
   python, distributions = clean_python
-  blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-  (example,) = [block for block in blocks if "def loss_fn" in block]
+  (example,) = [block.text for block in docs.blocks("python") if "def loss_fn" in block.text]
   (tmp_path / "example.py").write_text(example)
   (tmp_path / "check.py").write_text(CHECK)
   done = subprocess.run(  # -I: neither PYTHONPATH nor the user's packages

@@ -139,6 +139,11 @@ def test_two_processes_train_evaluate_and_save_as_one_does(uninterrupted):
   for name in ("loss", "gradient_norm", "positives_per_image"):
     np.testing.assert_allclose(ours[1][name], theirs[1][name], rtol=1e-5)
     np.testing.assert_allclose(ours[8][name], theirs[8][name], rtol=1e-2)
+  ours, theirs = (
+    {r["step"]: r["val/loss"] for r in rows(w) if "val/loss" in r} for w in (workdir, one_process)
+  )
+  assert list(ours) == list(theirs) == [4, 8]
+  np.testing.assert_allclose(ours[4], theirs[4], rtol=1e-2)
   # The first epoch's parameters, against how far training moved from there in the second.
   a, b, end = parameters(workdir, "4"), parameters(one_process, "4"), parameters(one_process)
   far = lambda x, y: float(optax.tree.norm(jax.tree.map(lambda p, q: p.astype(np.float64) - q, x, y)))

@@ -5,16 +5,21 @@
 
 FILE is .safetensors, .pth (needs torch) or .pkl; a training checkpoint is unwrapped, no code in it is run.
 Its tensors have to be exactly that network's, of any ResNet, width and number of classes. Written is
-OUT/detector.safetensors: weights, config and category table. Sizes, normalisation, thresholds, anchors and
-losses are those of the published detectors; a file does not say whether it was trained with others.
+OUT/detector.safetensors: weights, config, category table, and a model card that also stands beside it. Sizes,
+normalisation, thresholds, anchors and losses are those of the published detectors; a file does not say
+whether it was trained with others.
 """
+
+from pathlib import Path
 
 from absl import flags
 
 from iou_det.data import coco
 from iou_det.errors import UserError
 from iou_det.storage import local_path, user_path
+from iou_det.streams import one_line
 from iou_det.weights import saved
+from iou_det.weights.card import model_card, write_card
 from iou_det.weights.foreign import FORMATS, read_foreign
 
 FROM = flags.DEFINE_enum("from", None, list(FORMATS), "What trained it.", required=True)
@@ -43,6 +48,10 @@ def main(arguments: list[str]) -> None:
     path = local_path(ANNOTATIONS.value, "--annotations")
     annotated = coco.read_coco(path).categories
   detector = read_foreign(source, key, annotated=annotated, norm_eps=NORM_EPS.value)
-  saved.write_saved(out, detector)
+  about = {"data": f"what {one_line(Path(source).name)} was, by {key}: not known here"}
+  detector = detector._replace(facts=about)
+  card = model_card(detector, out.name, "safetensors")
+  saved.write_saved(out, detector, card)
+  write_card(out, card)
   print(f"wrote {out}: {len(detector.categories)} classes")
   print(f"detects as {key} does; {FORMATS[key].differs}")

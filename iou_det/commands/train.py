@@ -5,6 +5,8 @@ workdir gets config.json, metrics.jsonl, tensorboard/, checkpoints/ and eval/SPL
 also baseline/: the same run with eta=0, lambd=0 and w_loc=1, and both are compared.
 """
 
+import time
+
 import jax
 from absl import flags, logging
 
@@ -18,6 +20,8 @@ from iou_det.storage import AnyPath, user_path
 from iou_det.training.checks import check_without_devices
 from iou_det.training.loop import train
 from iou_det.training.own import settle
+from iou_det.training.summary import summary
+from iou_det.workdir.run import read_config
 
 CONFIG = common.config()
 WORKDIR_HELP = "Folder for checkpoints, logs and metrics; gs://BUCKET/FOLDER is one too."
@@ -39,16 +43,17 @@ def main() -> None:
     return
   if DISTRIBUTED.value:
     start_distributed()
-  config = config_from_flag(CONFIG)
+  config, began = config_from_flag(CONFIG), time.monotonic()
   if COMPARE.value and all(config.loss[name] == value for name, value in PLAIN.items()):
     raise UserError(
       "--compare_baseline: this config is the baseline, with eta=0, lambd=0 and w_loc=1; leave it out"
     )
   metrics = train(config, WORKDIR.value)
+  workdir = user_path(WORKDIR.value, write=True)
   if jax.process_index() == 0:
     print(coco.table(metrics))
+    print(summary(workdir, read_config(workdir).data.val_split, time.monotonic() - began))
   if COMPARE.value:
-    workdir = user_path(WORKDIR.value, write=True)
     logging.info(
       f"now the baseline ({', '.join(f'{k}={v:g}' for k, v in PLAIN.items())}): {workdir / 'baseline'}"
     )

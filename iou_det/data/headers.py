@@ -51,6 +51,9 @@ SUFFIXES = set(
   ".ppm .pgm .pbm .pnm .psd .qoi .pcx .sgi .ras .dds .ico .icns .tga".split()
 )  # a file of such a name that is no picture is damaged, not of another kind
 
+VIDEO = "a video"  # MP4 and MOV, AVI, MKV and WebM
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm"}
+
 OTHERS = {
   "an empty file": rb"\Z",
   "a macOS companion (._NAME) of the file that was meant": rb"\0\x05\x16[\0\x07]",
@@ -62,7 +65,8 @@ OTHERS = {
   "a compressed file (gzip)": rb"\x1f\x8b",
   "a camera's raw file": rb".{4}ftypcrx |FUJIFILMCCD-RAW|IIR[OS]|IIU\0",
   "a DICOM file": rb".{128}DICM",
-  "a video": rb".{4}ftyp|RIFF.{4}AVI |\x1aE\xdf\xa3",
+  "sound without pictures": rb".{4}ftypM4[AB]|RIFF.{4}WAVE",
+  VIDEO: rb".{4}(ftyp|mdat)|\0.{3}(moov|wide|free|skip)|RIFF.{4}AVI |\x1aE\xdf\xa3",
   "a Radiance HDR picture, of floats": rb"#\?R",
   "an OpenEXR picture, of floats": rb"v/1\x01",
   "a PFM picture, of floats": rb"P[fF]\s",

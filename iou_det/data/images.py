@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -16,8 +15,6 @@ from PIL.Image import Image as PillowImage
 from simplejpeg import decode_jpeg
 
 from iou_det.data.headers import (
-  HEAD,
-  SUFFIXES,
   Header,
   damage,
   kind_of,
@@ -257,38 +254,6 @@ def size_problem(picture: Picture, exif: str, size: tuple[int, int]) -> str:
       f" (EXIF orientation {picture.header.orientation} and exif={exif}; its size is right with exif={other})"
     )
   return what
-
-
-def image_files(arguments: Sequence[str]) -> tuple[list[Path], int]:
-  """Files, and for folders the pictures in them by name; how many others in these were passed over.
-
-  Of a folder: what is a picture by content or suffix, no names that begin with a dot, no folders.
-  """
-  files: list[Path] = []
-  passed = 0
-  for path in [local_path(argument, "image") for argument in arguments]:
-    if path.is_dir():
-      every = sorted(path.iterdir())
-      inside = [p for p in every if not p.name.startswith(".") and p.is_file() and may_be_picture(p)]
-      if not inside:
-        raise UserError(f"{printable(path)}: the folder has no pictures in it (names in it: {len(every)})")
-      passed += len(every) - len(inside)
-      files += inside
-    elif not path.is_file():
-      raise UserError(f"{printable(path)}: there is no such file or folder")
-    else:
-      files.append(path)
-  return files, passed
-
-
-def may_be_picture(path: Path) -> bool:
-  if path.suffix.lower() in SUFFIXES:
-    return True
-  try:
-    with path.open("rb") as file:
-      return bool(kind_of(file.read(HEAD)))
-  except OSError:
-    return False
 
 
 def printable(path: str | os.PathLike[str]) -> str:

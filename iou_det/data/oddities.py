@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, UInt64
 
 from iou_det.data.labels import Labels, Remark
-from iou_det.data.source import Category, describe_difference
+from iou_det.data.source import Category, Source, describe_difference
 from iou_det.finding import Finding, some
 
 Contents = UInt64[np.ndarray, " images"]  # the same for images of the same content; 0: not known
@@ -142,7 +142,7 @@ def shared_images(splits: Mapping[str, Labels], contents: Mapping[str, Contents]
   return findings
 
 
-def classes(splits: Mapping[str, Labels]) -> list[Finding]:
+def classes(splits: Mapping[str, Labels | Source]) -> list[Finding]:
   """Classes without boxes, in some splits only or much rarer than others; all splits have one table."""
   names = [c.name for c in next(iter(splits.values())).categories]
   boxes = {s: np.bincount(p.annotations.label, minlength=len(names)) for s, p in splits.items()}

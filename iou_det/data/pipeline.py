@@ -196,11 +196,18 @@ def train_batches(
 
 
 def eval_batches(
-  source: Source, data: ConfigDict, batch_size: int, share: tuple[int, int]
+  source: Source,
+  data: ConfigDict,
+  batch_size: int,
+  share: tuple[int, int],
+  boxes: tuple[TrainingFilter | None, int] = (None, 1),
 ) -> Iterator[tuple[HostBatch, bool]]:
-  """Every record once over all processes, landscape before portrait; like `train_batches`, without boxes.
+  """Every record once over all processes, landscape before portrait; otherwise like `train_batches`.
 
   The last batch of an orientation is filled up with rows that have `example` False.
+
+  Args:
+    boxes: which boxes the rows have, and how many at the most; (None, 1): none.
   """
   rows = part_rows(batch_size, *share)
   sizes = source.annotations
@@ -212,7 +219,8 @@ def eval_batches(
       here = records[start : start + batch_size]
       examples += [Example(int(here[r if r < len(here) else 0]), 0, portrait, r < len(here)) for r in rows]
       orientations.append(portrait)
-  load = Loader(source, tuple(data.canvas), 1, None)
+  keep, max_boxes = boxes
+  load = Loader(source, tuple(data.canvas), max_boxes, keep)
   return zip(run(examples, load, len(rows), data.threads, data.workers), orientations, strict=True)
 
 

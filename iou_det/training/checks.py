@@ -25,6 +25,7 @@ from iou_det.workdir.checkpoints import has_checkpoint
 from iou_det.workdir.lock import Lock
 from iou_det.workdir.probe import probe
 from iou_det.workdir.run import check_workdir
+from iou_det.workdir.trackers import check_trackers
 
 SOME_CLASSES = 80  # where the data are elsewhere: only the last class convolution depends on their number
 
@@ -62,6 +63,7 @@ def check_without_devices(config: ConfigDict, workdir: AnyPath) -> list[str]:
   config, chosen = settle(config, workdir)
   config_lib.validate(config)
   choose_backend(config.eval.backend)
+  check_trackers(config.train.log_to)
   lines, checked = table(chosen, config) if chosen else [], ["flags", "config", "extras"]
   not_here = lambda name: lines.append(
     f"not checked: config.{name}={config_lib.get_field(config, name)} is not on this machine"

@@ -7,16 +7,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 
 from iou_det.config import input_size, strides
 from iou_det.data.labels import Labels
 from iou_det.data.pipeline import AHEAD, number_of_threads
 from iou_det.data.plan import TrainingFilter, images_per_step
-from iou_det.data.source import Annotations, corners
-from iou_det.finding import Finding
+from iou_det.data.source import Annotations, Source, corners
+from iou_det.finding import Finding, some
 from iou_det.network import make_model, variable_shapes
+from iou_det.ops import anchors as anchor_ops
 from iou_det.parallel import device_mesh
 from iou_det.training.step import create_state
 
@@ -99,6 +100,8 @@ def objects_and_images(config: ConfigDict, splits: Mapping[str, Labels]) -> Iter
   columns = [labels.annotations for labels in splits.values()]
   factors = np.concatenate([resize_factors(a, config.data) for a in columns])
   yield from tiny_objects(config, columns)
+  if train := splits.get(config.data.train_split):
+    yield from unmatched_classes(config, train)
   yield from large_images(config.data, columns, factors)
   keep = TrainingFilter.of(config.data)
   boxes = [a.bbox[~a.crowd & (a.area > 0)] for a in columns]
@@ -135,6 +138,42 @@ def tiny_objects(config: ConfigDict, columns: list[Annotations]) -> Iterator[Fin
   scale = max(1.0, math.floor(10 * wanted / strides(config)[0]) / 10)
   larger = enlarged(config.data, max(1.1, smallest / wanted))
   yield Finding("warning", what, f"--config.anchors.scale={scale:g}, or larger images: {larger}")
+
+
+def unmatched_classes(config: ConfigDict, train: Labels | Source) -> Iterator[Finding]:
+  """Classes with boxes of which none can have a positive anchor."""
+  a, match = train.annotations, config.match
+  kept = TrainingFilter.of(config.data).boxes(corners(a.bbox), a.crowd, a.area)
+  least = match.min_forced_iou if match.force_match else match.positive_iou
+  matched = kept & (best_ious(config, a) >= least) if least else kept
+
+  def without(which: Bool[np.ndarray, " boxes"], of: Bool[np.ndarray, " boxes"]) -> str:
+    """Classes that have such boxes but none of those."""
+    count = lambda rows: np.bincount(a.label[rows], minlength=len(train.categories))
+    return some(train.categories[k].name for k in np.flatnonzero((count(which) > 0) & (count(of) == 0)))
+
+  if names := without(np.ones_like(kept), kept):
+    what = f"classes all of whose boxes are crowds or too small to train on: {names}"
+    yield Finding("warning", what, "they are never found; --config.data.min_box_side=0 trains on small boxes")
+  if names := without(kept, matched):
+    what = f"classes without a positive, as no anchor can reach an IoU of {least:g} with their boxes: {names}"
+    todo = (
+      "--config.match.force_match=True --config.match.min_forced_iou=0, or other anchors.scale and ratios"
+    )
+    yield Finding("warning", what, todo)
+
+
+def best_ious(config: ConfigDict, a: Annotations) -> Float[np.ndarray, " boxes"]:
+  """The IoU of each box with the anchor shape that fits best, in the same place: no anchor exceeds it."""
+  anchors = anchor_ops.anchors((1, 1), strides=strides(config), **config.anchors)  # a cell of each level
+  factors, (low, high) = resize_factors(a, config.data)[a.image_of_box()], config.data.scale_jitter
+  best = np.zeros(len(a.bbox))
+  for jitter in np.linspace(low, high, 5 if high > low else 1):
+    sides = a.bbox[:, 2:] * (factors * jitter)[:, None]
+    for shape in np.unique(anchors[:, 2:] - anchors[:, :2], axis=0).astype(np.float64):
+      overlap = np.minimum(sides, shape).prod(axis=1)
+      best = np.maximum(best, overlap / (sides.prod(axis=1) + shape.prod() - overlap))
+  return best
 
 
 def large_images(

@@ -25,7 +25,7 @@ from iou_det.detector import Detector
 from iou_det.errors import Preempted, UserError
 from iou_det.evaluation.coco import choose_backend
 from iou_det.network import make_model
-from iou_det.parallel import abstract, device_mesh, input_share, progress_bar, to_device
+from iou_det.parallel import abstract, device_mesh, input_share, to_device
 from iou_det.preemption import Preemption
 from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, user_path, write_whole
@@ -33,14 +33,19 @@ from iou_det.training.checks import open_data
 from iou_det.training.diagnostics import as_row, make_diagnostics
 from iou_det.training.own import settle_run
 from iou_det.training.profiling import Profiler
+from iou_det.training.progress import Progress
 from iou_det.training.step import create_state, make_train_step
+from iou_det.training.stopping import stops_early
+from iou_det.training.validation import mean_loss, validation_loss
+from iou_det.training.watch import Watch, before_training, say
 from iou_det.training.wloc import resolve_w_loc
 from iou_det.workdir.checkpoints import Checkpoints, has_checkpoint
 from iou_det.workdir.lock import Lock
 from iou_det.workdir.metrics import MetricsLog
 from iou_det.workdir.place import is_full, no_room
 from iou_det.workdir.probe import probe
-from iou_det.workdir.run import check_same_config, check_workdir
+from iou_det.workdir.run import check_same_config, check_workdir, note_epochs
+from iou_det.workdir.trackers import check_trackers, start_trackers
 
 
 def train(
@@ -84,6 +89,7 @@ def train_unless(
   # Data: what there is, and the order of all batches as a function of (seed, step).
   d, t = config.data, config.train
   backend = choose_backend(config.eval.backend)
+  check_trackers(t.log_to)
   source, val_source, truth, plan = open_data(config)
   last_step = t.epochs * plan.steps_per_epoch
 
@@ -113,6 +119,15 @@ def train_unless(
     state = checkpoints.resume(abstract(mesh, state), check)
   config = resolve_w_loc(config, source, workdir)
   start_step = int(state.step)
+  if start_step > last_step:
+    raise UserError(
+      f"--workdir={workdir} has been trained for {start_step} steps, config.train.epochs={t.epochs} are "
+      f"{last_step}; give --config.train.epochs={-(-start_step // plan.steps_per_epoch)} or more"
+    )
+  if lead:
+    note_epochs(workdir, t.epochs)
+  if stops_early(checkpoints.scores, t.stop_after):
+    last_step = start_step
   train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
   diagnose = make_diagnostics(config, model, mesh)
   millions = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
@@ -120,15 +135,28 @@ def train_unless(
   logging.info(f"{what}, steps {start_step}..{last_step}, {plan.steps_per_epoch} an epoch")
   if lead:
     logging.info(f"{backend} scores the evaluations (config.eval.backend={config.eval.backend})")
+  if lead and not start_step:
+    say(before_training(config, source, val_source))
 
-  detector = Detector(config, model, mesh, source.categories)
-  log = MetricsLog(workdir, start_step) if lead else None
+  also = validation_loss(config, model, mesh, val_source)
+  detector = Detector(config, model, mesh, source.categories, also=also)
+  log = MetricsLog(workdir, start_step, start_trackers(config, workdir)) if lead else None
+  watch = Watch(config, log.rows if log else [], last_step)
+  every = t.eval_epochs * plan.steps_per_epoch
+  seconds_of = f"{d.val_split}/seconds"
+  took = [row[seconds_of] for row in log.rows if seconds_of in row] if log else []
+  progress = Progress(start_step, last_step, every, checkpoints.scores, took[-1] if took else None)
   profiler = Profiler(t.profile_steps, workdir / "tensorboard")
 
   def save(step: int) -> None:
     lock.check()
     run = {
-      "data": {"step": step, "steps_per_epoch": plan.steps_per_epoch, "fingerprint": fingerprint},
+      "data": {
+        "step": step,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "fingerprint": fingerprint,
+        "images": len(source),
+      },
       "config": config.to_dict(),
       "categories": [dataclasses.asdict(c) for c in source.categories],
     }
@@ -143,11 +171,15 @@ def train_unless(
     return scored.write(workdir / "eval" / d.val_split, step=step, split=d.val_split)
 
   def score(step: int) -> dict[str, Any]:
+    began = time.monotonic()
     scores = evaluate(step)
-    if log:
-      log.write(step, {f"{d.val_split}/{k}": v for k, v in scores.items() if isinstance(v, float)})
     if scores["AP"] is not None:
       checkpoints.scores[step] = scores["AP"]
+    figures = {k: v for k, v in scores.items() if isinstance(v, float)}
+    figures |= mean_loss(also.values) | {"seconds": time.monotonic() - began}
+    if log:
+      log.write(step, {f"{d.val_split}/{k}": v for k, v in figures.items()})
+    progress.scored(step, d.val_split, figures)
     return scores
 
   def due(step: int, every: int) -> bool:
@@ -158,7 +190,6 @@ def train_unless(
   batches = train_batches(source, plan, d, range(start_step, last_step), input_share(mesh))
   window: list[dict[str, jax.Array]] = []  # metrics of the steps since the last log line, on the device
   running: deque[jax.Array] = deque()
-  bar = progress_bar(total=last_step, initial=start_step, unit="step", desc="train")
   try:
     preemption.watch(t.hang_minutes)
     if preemption.requested():  # while all this was made ready: there is nothing to save
@@ -183,7 +214,7 @@ def train_unless(
       running.append(out["loss"])
       if len(running) > 2:  # no more than two steps ahead of the device: bounds the memory of waiting batches
         jax.block_until_ready(running.popleft())
-      bar.update()
+      progress.stepped()
 
       if step == start_step + 1:
         preemption.begin()
@@ -207,7 +238,8 @@ def train_unless(
         }
         if log:
           log.write(step, row)
-        bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['images_per_second']:.1f} img/s", refresh=False)
+          say(watch.logged(step, rows, row))
+        progress.logged(row, len(rows), seconds)
         window, waited, since = [], 0.0, time.monotonic()
 
       if to_save:
@@ -217,17 +249,19 @@ def train_unless(
         raise Preempted
       if to_score:
         metrics = score(step)
+        if stops_early(checkpoints.scores, t.stop_after):
+          break
       if to_save:
         since = time.monotonic()
       compiled = train_step._cache_size()  # type: ignore[attr-defined]
       assert compiled <= 2, "the step was compiled more than once for each orientation"
-    return metrics or evaluate(last_step)  # nothing was left to train
+    return metrics or evaluate(start_step)  # nothing was left to train
   except Preempted:
     logging.warning(f"{preemption.reason}: what was trained is saved; the same command goes on from here")
     raise
   finally:
     try:
-      bar.close()
+      progress.close()
       profiler.close()
       if log:
         log.close()

@@ -115,9 +115,12 @@ class Losses(NamedTuple):
   positives: Float[Array, ""]  # per image
   positive_iou: Float[Array, ""]  # mean IoU of the positives' decoded boxes
   loc_weight: Float[Array, ""]  # effective weight: localization loss over what it is with weights of 1
+  normalizer: Float[Array, ""]  # what both sums were divided by
 
 
-def detection_losses(terms: Terms, average: str = "batch") -> Losses:
+def detection_losses(
+  terms: Terms, average: str = "batch", real: Bool[Array, " batch"] | None = None
+) -> Losses:
   """RetinaNet's two losses.
 
   Args:
@@ -126,18 +129,23 @@ def detection_losses(terms: Terms, average: str = "batch") -> Losses:
       image's sum divided by its own number, then the mean over images, as in torchvision. The weights of
       Eq. (1)-(5) are the same for both: the sums that Eq. (2) and (5) keep run over the batch (or its levels)
       before anything is divided.
+    real: False for fillers, in whose `Targets` no anchor takes part; None: there are none.
   """
   positives = terms.positive.sum(axis=1)
   counts = jnp.maximum(positives, 1)
+  own = counts if real is None else jnp.where(real, counts, 0)
   by_image = average == "image"
   total = lambda sums: jnp.sum(sums / counts) if by_image else sums
-  normalizer = jnp.float32(len(counts)) if by_image else counts.sum().astype(jnp.float32)
+  images = len(counts) if real is None else real.sum()
+  normalizer = jnp.float32(images) if by_image else own.sum().astype(jnp.float32)
   localization = total(terms.localization(by_image))
   unweighted = total(jnp.sum(terms.box_loss, 1 if by_image else None, where=terms.positive))
+  divisor = normalizer if real is None else jnp.maximum(normalizer, 1.0)  # all may be fillers
   return Losses(
-    classification=total(terms.classification(by_image)) / normalizer,
-    localization=localization / normalizer,
+    classification=total(terms.classification(by_image)) / divisor,
+    localization=localization / divisor,
     positives=positives.mean(dtype=jnp.float32),
     positive_iou=jnp.sum(terms.iou, where=terms.positive) / jnp.maximum(positives.sum(), 1),
     loc_weight=localization / jnp.maximum(unweighted, jnp.finfo(unweighted.dtype).tiny),
+    normalizer=normalizer,
   )

@@ -1,8 +1,8 @@
 """One door to every detector: a run's folder, an exported file, a foreign checkpoint."""
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from iou_det.network import make_model, variable_shapes
 from iou_det.parallel import abstract, device_mesh, split_state
 from iou_det.processes import of_process_0
 from iou_det.storage import AnyPath, local_copy, user_path
+from iou_det.weights.card import facts_of_run
 from iou_det.weights.foreign import read_foreign
 from iou_det.weights.saved import FILE, Saved, is_saved, read_saved
 from iou_det.workdir.checkpoints import Checkpoints, Damaged
@@ -34,6 +35,7 @@ class Stored(NamedTuple):
   categories: tuple[Category, ...]
   # Lays {"params": ..., "batch_stats": ...} on a mesh; with the step that they were trained for.
   read: Callable[[Mesh], tuple[PyTree, int]]
+  facts: Callable[[int], Mapping[str, Any]]  # for the model card, at that step
 
 
 def detector_config(source: str | os.PathLike[str]) -> ConfigDict:
@@ -73,7 +75,7 @@ def find_detector(source: str | os.PathLike[str], step: str | int = "last") -> S
       )
     return jax.device_put(saved.variables, split_state(mesh, shapes)), saved.step
 
-  return Stored(saved.config, saved.categories, read)
+  return Stored(saved.config, saved.categories, read, lambda step: saved.facts)
 
 
 def find_run(workdir: AnyPath, step: str) -> Stored:
@@ -104,7 +106,7 @@ def find_run(workdir: AnyPath, step: str) -> Stored:
     number, variables = of_step(lambda s: checkpoints.restore_variables(s, shapes, averaged=averaged))
     return variables, number
 
-  return Stored(config, categories, read)
+  return Stored(config, categories, read, lambda number: facts_of_run(workdir, number, run))
 
 
 def load_detector(
@@ -144,4 +146,5 @@ def read_detector(source: str | os.PathLike[str], step: str = "last") -> Saved:
   stored = find_detector(source, step)
   mesh = device_mesh(1, jax.local_devices()[:1])
   variables, trained = stored.read(mesh)
-  return Saved(stored.config, stored.categories, jax.device_get(variables), trained)
+  facts = stored.facts(trained)
+  return Saved(stored.config, stored.categories, jax.device_get(variables), trained, facts)

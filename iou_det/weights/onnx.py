@@ -62,12 +62,14 @@ LABEL = {
 }
 
 
-def to_onnx(config: ConfigDict, model: RetinaNet, variables: PyTree, categories: Sequence[Category]) -> bytes:
+def to_onnx(
+  config: ConfigDict, model: RetinaNet, variables: PyTree, categories: Sequence[Category], card: str = ""
+) -> bytes:
   """A detector, from pixels to boxes, as an ONNX file; weights and settings inside, computed in float32.
 
   The program takes `images`, uint8 [1, h, w, 3], one RGB image of any size, and returns what `Detector.step`
   finds in it: boxes float32 [1, max, 4] x1, y1, x2, y2 in its pixels, scores float32, labels int32 and valid
-  bool [1, max]. Its metadata say so, and what the labels are.
+  bool [1, max]. Its metadata say so, and what the labels are, and hold a model card.
 
   Raises:
     UserError: jax2onnx is not installed, or the config wants soft-NMS, which ONNX has no operator for.
@@ -77,7 +79,7 @@ def to_onnx(config: ConfigDict, model: RetinaNet, variables: PyTree, categories:
     raise UserError(
       f"config.eval.nms={e.nms!r} cannot be written as ONNX, only 'hard' and 'none'; export StableHLO"
     )
-  install = "'iou-det[onnx]', see the README"
+  install = "'iou-det[onnx]', see docs/python.md"
   onnx, jax2onnx = library("onnx", install), library("jax2onnx", install)
   for name in ("jax2onnx", "onnx_ir"):  # hundreds of lines on libraries that it could also convert from
     logging.getLogger(name).setLevel(logging.ERROR)
@@ -125,7 +127,7 @@ def to_onnx(config: ConfigDict, model: RetinaNet, variables: PyTree, categories:
   if not e.class_agnostic:
     del second.graph.input[2]
   whole = onnx.compose.merge_models(first, second, [(name, name) for name in names])
-  onnx.helper.set_model_props(whole, describe(categories))
+  onnx.helper.set_model_props(whole, describe(categories) | {"model_card": card})
   onnx.checker.check_model(whole)
   return whole.SerializeToString()
 

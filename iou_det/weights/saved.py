@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax.traverse_util
@@ -30,18 +32,26 @@ class Saved(NamedTuple):
   categories: tuple[Category, ...]  # in the order of the labels
   variables: PyTree  # {"params": ..., "batch_stats": ...}, float32 numpy arrays
   step: int = 0  # that it was trained for
+  facts: Mapping[str, Any] = MappingProxyType({})  # for its model card, JSON
 
 
-def write_saved(path: AnyPath, saved: Saved) -> None:
-  """Writes one file that any machine can read: without the paths of this machine's data."""
-  config = ConfigDict(saved.config.to_dict())
+def portable(config: ConfigDict) -> ConfigDict:
+  """A copy without the paths of this machine's data."""
+  config = ConfigDict(config.to_dict())
   config.data.update(path="", val_annotations="")
   config.model.update(pretrained="", init="")
+  return config
+
+
+def write_saved(path: AnyPath, saved: Saved, card: str = "") -> None:
+  """Writes one file that any machine can read, with its model card if there is one."""
   metadata = {
     "format": VERSION,
-    "config": json.dumps(config.to_dict()),
+    "config": json.dumps(portable(saved.config).to_dict()),
     "categories": json.dumps([dataclasses.asdict(c) for c in saved.categories]),
     "step": str(saved.step),
+    "facts": json.dumps(dict(saved.facts)),
+    "model_card": card,
   }
   arrays = flax.traverse_util.flatten_dict(jax.device_get(saved.variables), sep="/")
   # safetensors writes memory as it lies, whatever the strides of a transposed array say.
@@ -82,8 +92,9 @@ def read_saved(path: Path) -> Saved:
     categories = tuple(Category(**c) for c in json.loads(metadata["categories"]))
     config = config_lib.from_dict(json.loads(metadata["config"]))
     step = int(metadata["step"])
+    facts = dict(json.loads(metadata.get("facts", "{}")))  # older files have none
   except (KeyError, TypeError, ValueError) as error:
     raise UserError(f"{path}: its metadata are damaged ({error}); export it again") from None
   if metadata.get("crc32", there := str(checksum(metadata, tensors))) != there:  # older files have none
     raise UserError(f"{path} is damaged: its checksum is another than when it was written; export it again")
-  return Saved(config, categories, {"batch_stats": {}, **variables}, step)
+  return Saved(config, categories, {"batch_stats": {}, **variables}, step, facts)

@@ -1,4 +1,4 @@
-"""metrics.jsonl and the same as TensorBoard events."""
+"""metrics.jsonl and the same as TensorBoard events, and for W&B and MLflow."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from absl import logging
 from tensorboardX import SummaryWriter
 
 from iou_det.storage import AnyPath, on_object_store, shared_memory, write_whole
+from iou_det.workdir.trackers import Tracker
 
 CHECKED = re.compile(rb'(\{.*), "crc32": "([0-9a-f]{8})"\}')  # a line: its row, and the checksum of that
 
@@ -69,9 +71,10 @@ class MetricsLog:
   resumed run logs again.
   """
 
-  def __init__(self, workdir: AnyPath, start_step: int):
+  def __init__(self, workdir: AnyPath, start_step: int, trackers: Sequence[Tracker] = ()):
     self.path = workdir / "metrics.jsonl"
-    rows = read_metrics(self.path, start_step)
+    self.trackers = trackers
+    self.rows = rows = read_metrics(self.path, start_step)  # of earlier starts
     if max((row["step"] for row in rows), default=0) < start_step:  # each checkpoint has a row
       logging.warning(
         f"{self.path} lacks rows before step {start_step}: what was logged is lost, training is not"
@@ -87,6 +90,8 @@ class MetricsLog:
 
   def write(self, step: int, row: dict[str, float]) -> None:
     line = line_of({"step": step, **row})
+    for tracker in self.trackers:
+      tracker.write(step, row)
     for name, value in row.items():
       self.board.add_scalar(name, value, step)
     if self.file is None:
@@ -110,6 +115,8 @@ class MetricsLog:
 
   def close(self) -> None:
     self.board.close()  # first: it writes in a thread of its own
+    for tracker in self.trackers:
+      tracker.close()
     self.flush()
     if self.file is not None:
       self.file.close()

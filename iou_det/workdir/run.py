@@ -1,6 +1,8 @@
 """Whose folder it is: the config that a run was started with."""
 
+import json
 import os
+import shlex
 from typing import Any
 
 from etils import epath
@@ -8,7 +10,7 @@ from ml_collections import ConfigDict
 
 from iou_det import config as config_lib
 from iou_det.errors import UserError
-from iou_det.storage import AnyPath, read_json
+from iou_det.storage import AnyPath, read_json, write_whole
 from iou_det.workdir.checkpoints import Checkpoints
 from iou_det.workdir.place import check_name
 from iou_det.workdir.probe import PROBE
@@ -38,7 +40,10 @@ def check_workdir(workdir: AnyPath, config: ConfigDict) -> None:
   if workdir.exists() and not workdir.is_dir():
     raise UserError(f"--workdir={workdir} is a file; give a new folder")
   if (workdir / "config.json").exists():
-    different = config_lib.training_differences(read_config(workdir), config)
+    there = read_config(workdir)
+    different = without_epochs(config_lib.training_differences(there, config), there)
+    if different and all(name.startswith("train.") for name in different):
+      raise UserError(refusal(workdir, different, there))
     if different:
       raise UserError(
         f"--workdir={workdir} belongs to another config (there != here: {'; '.join(different)}); "
@@ -51,6 +56,39 @@ def check_workdir(workdir: AnyPath, config: ConfigDict) -> None:
     )
 
 
+def without_epochs(different: list[str], there: ConfigDict) -> list[str]:
+  """Differences that forbid to go on: with the step schedule the number of epochs changes no step before.
+
+  If the schedules differ, that is a difference of its own.
+  """
+  epochs = lambda line: line.startswith("train.epochs:") and there.train.schedule == "step"
+  return [line for line in different if not epochs(line)]
+
+
+def refusal(workdir: AnyPath, different: list[str], there: ConfigDict) -> str:
+  """Why another schedule cannot go on here, and what can."""
+  flag = lambda value: shlex.quote(f"--{value}")
+  new = f"{flag(f'config.model.init={workdir}')} {flag(f'workdir={workdir}_more')}"
+  step = f"--config.train.schedule=step '--config.train.decay_epochs=()' {flag(f'workdir={workdir}_step')}"
+  cosine = there.train.schedule == "cosine" and any(line.startswith("train.epochs:") for line in different)
+  why = ", on which the rate of every step of its cosine schedule depends" if cosine else ""
+  or_anew = (
+    f"; or train anew, {step}, with a schedule whose train.epochs can be raised later" if cosine else ""
+  )
+  return (
+    f"--workdir={workdir} was trained otherwise (there != here: {'; '.join(different)}){why}; the same "
+    f"command with {new} trains on from its last weights in a new run{or_anew}"
+  )
+
+
+def note_epochs(workdir: AnyPath, epochs: int) -> None:
+  """Lets config.json say how long the run is now."""
+  config = read_config(workdir)
+  if config.train.epochs != epochs:
+    config.train.epochs = epochs
+    write_whole(workdir / "config.json", json.dumps(config.to_dict()) + "\n")
+
+
 def is_left_over(path: AnyPath) -> bool:
   """Whether a file of a workdir is of a start that was killed before there was a config.json."""
   return path.name.startswith(("config.json.", "lock.json", PROBE))
@@ -61,7 +99,7 @@ def check_same_config(config: ConfigDict, run: dict[str, Any], workdir: AnyPath)
   then = config_lib.from_dict(run["config"])
   if config.loss.w_loc == "auto":  # fitted there
     then = config_lib.with_loss(then, w_loc="auto")
-  if different := config_lib.training_differences(config, then):
+  if different := without_epochs(config_lib.training_differences(config, then), then):
     raise UserError(
       f"{workdir}/config.json is not what its checkpoint was trained with (config.json != checkpoint: "
       f"{'; '.join(different)}); restore config.json"

@@ -103,7 +103,7 @@ def test_predict_on_a_split_and_eval_of_a_step(reference, tmp_path):
     (["nothing.jpg"], "no such file"),
     (["{text}", "{broken}"], "2 of 2 images cannot be read"),
     (["{broken}", "--skip_bad"], "broken.jpg: truncated JPEG"),
-    (["{empty}"], "the folder has no pictures in it"),
+    (["{empty}"], "the folder has no pictures or videos in it"),
     (["--split=val", "--exif=ignore"], "--exif is for image files"),
     ([], "either image files"),
     (["--split=dev"], "'dev'"),

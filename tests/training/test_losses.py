@@ -74,15 +74,25 @@ def run(drawn, **changes):
   return jitted(arrays, tuple((PLAIN | changes).items()))
 
 
-def oracle(drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, delta, average="batch"):
-  """Loops over images, anchors and classes."""
+def oracle(drawn, *, average="batch", **settings):
+  """Classification and localization loss."""
+  *sums, positives = oracle_sums(drawn, **settings)
+  if average == "image":
+    return tuple(np.mean(s / positives) for s in sums)
+  return tuple(s.sum() / positives.sum() for s in sums)
+
+
+def oracle_sums(
+  drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, delta, anchor_boxes=ANCHORS, match=MATCH
+):
+  """Both losses' sums of each image, and its positives (1 if none); loops over images, anchors, classes."""
   images, anchors, classes = drawn["logits"].shape
   shape = (images, anchors)
   positive, own, l1, iou = np.zeros(shape, bool), np.zeros(shape), np.zeros(shape), np.zeros(shape)
   others, positives = np.zeros(images), np.zeros(images)
   for b in range(images):
-    candidates = [ANCHORS[a] if drawn["inside"][b, a] else np.zeros(4) for a in range(anchors)]
-    matched = oracles.match(candidates, drawn["boxes"][b], drawn["valid"][b], **MATCH)
+    candidates = [anchor_boxes[a] if drawn["inside"][b, a] else np.zeros(4) for a in range(anchors)]
+    matched = oracles.match(candidates, drawn["boxes"][b], drawn["valid"][b], **match)
     for a in range(anchors):
       if not drawn["inside"][b, a] or matched[a] == -2:
         continue
@@ -96,8 +106,8 @@ def oracle(drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, d
       if label is not None:
         box = drawn["boxes"][b, matched[a]]
         positive[b, a] = True
-        iou[b, a] = oracles.iou(oracles.decode(drawn["deltas"][b, a], ANCHORS[a]), box)
-        d = drawn["deltas"][b, a] - oracles.encode(box, ANCHORS[a])
+        iou[b, a] = oracles.iou(oracles.decode(drawn["deltas"][b, a], anchor_boxes[a]), box)
+        d = drawn["deltas"][b, a] - oracles.encode(box, anchor_boxes[a])
         l1[b, a] = sum(oracles.smooth_l1(x, delta) for x in d)
     positives[b] = max(positive[b].sum(), 1)
   levels = LEVELS if normalizer == "level" else (anchors,)
@@ -106,10 +116,7 @@ def oracle(drawn, *, eta, lambd, w_loc, loc_weights, normalizer, alpha, gamma, d
     weights = w_loc * oracles.balanced_weights(l1, iou, positive, lambd, levels)
   else:
     weights = w_loc * iou**lambd
-  sums = own.sum(axis=1) + others, np.where(positive, l1 * weights, 0).sum(axis=1)
-  if average == "image":
-    return tuple(np.mean(s / positives) for s in sums)
-  return tuple(s.sum() / positives.sum() for s in sums)
+  return own.sum(axis=1) + others, np.where(positive, l1 * weights, 0).sum(axis=1), positives
 
 
 @pytest.mark.parametrize(

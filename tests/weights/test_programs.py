@@ -56,6 +56,7 @@ options.log_severity_level = 3
 session = onnxruntime.InferenceSession(sys.argv[1], options)
 about = session.get_modelmeta().custom_metadata_map
 assert json.loads(about["categories"])[1] == {"label": 1, "id": 8, "name": "thing 1"}, about
+assert about["model_card"] == "# a card"
 names = ("boxes", "scores", "labels", "valid")
 run = lambda images: dict(zip(names, session.run(names, {"images": images})))
 """
@@ -137,7 +138,7 @@ def test_stablehlo_has_the_settings_of_evaluation(tmp_path):
 def test_onnx_finds_what_the_detector_finds(settings, tmp_path):
   ours = detector(**settings)
   images = pictures(["portrait", "beyond the canvas"])
-  content = to_onnx(ours.config, ours.model, ours.variables, CATEGORIES)
+  content = to_onnx(ours.config, ours.model, ours.variables, CATEGORIES, "# a card")
   script = "ONNX = True\n" + BLOCKER + RUN_ONNX + LOOP
   assert_same(ours, images, in_another_process(script, content, images, tmp_path), score=1e-4, pixels=0.05)
 

@@ -21,6 +21,7 @@ from iou_det.errors import UserError
 from iou_det.network import variable_shapes
 from iou_det.parallel import abstract, device_mesh
 from iou_det.training.loop import train
+from iou_det.training.validation import mean_loss, validation_loss
 from iou_det.weights.load import load_detector
 from iou_det.workdir.checkpoints import Checkpoints
 from iou_det.workdir.run import read_config
@@ -110,6 +111,8 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(request, avera
   source = open_dataset(detector.config.data.path, "val")
   rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
   logged = {row["step"]: row["val/AP"] for row in rows if "val/AP" in row}
+  losses = {row["step"]: row["val/loss"] for row in rows if "val/AP" in row}
+  detector.also = validation_loss(detector.config, detector.model, detector.mesh, source)
   expected = {}
   with ocp.PyTreeCheckpointer() as reader:
     for step in (4, 8):
@@ -124,6 +127,7 @@ def test_evaluation_and_prediction_use_the_parameters_of_the_step(request, avera
       expected[step] = list(results.rows())
       # What training scored at this step were this step's parameters too.
       assert logged[step] == pytest.approx(metrics["AP"], rel=1e-3, abs=1e-5)
+      assert losses[step] == pytest.approx(mean_loss(detector.also.values)["loss"], rel=1e-4)
   assert abs(logged[4] - logged[8]) > 1e-4, (logged, "or the scores show nothing")
   with pytest.raises(AssertionError):  # or nothing below would show anything
     assert_same_detections(expected[4], expected[8])
