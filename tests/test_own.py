@@ -61,7 +61,7 @@ def test_boxes_are_as_large_in_the_input_as_the_smallest_class_needs():
   assert fields["data.max_boxes"] == 24  # 21 to a multiple of 8
   assert (fields["data.train_split"], fields["data.val_split"]) == ("train", "val")
   assert (
-    "10% of the boxes of class 1, the smallest class, have below 60 px there (root of the area), 32" in why
+    "10% of the boxes of class 1, the smallest class, are below 60 px there (root of the area), 32" in why
   )
 
 

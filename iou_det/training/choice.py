@@ -141,7 +141,7 @@ def input_size(chooser: Chooser, boxes: Boxes, wanted: int, most: int) -> None:
   short = max(round(short / STEP) * STEP, SMALLEST_INPUT)
   long = max(round(short * aspect / STEP) * STEP, short)
   why = (
-    f"images of {own:.0f}x{np.median(boxes.long):.0f} (medians); {SMALL:.0%} of {what} have below "
+    f"images of {own:.0f}x{np.median(boxes.long):.0f} (medians); {SMALL:.0%} of {what} are below "
     f"{small * own:.0f} px there (root of the area), {small * short:.0f} px in the input: {limit}"
   )
   chooser.fill(why, data__short=short, data__long=long)

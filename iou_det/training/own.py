@@ -31,7 +31,7 @@ EVALUATIONS = 4  # at the most
 EVALUATION_SHARE = 0.15  # of the time, at the most
 FORWARD = 0.4  # of a training step's time: what detecting in as many images takes
 WARM_UP, SECONDS, STEPS = 3, 10, (5, 200)  # steps before timing; how long is timed; at least and at most
-FEW_STEPS = 1000
+FEW_STEPS = 500
 WARM_UP_STEPS = 200  # of the learning rate, at the most
 WIDTH = 110  # columns
 
