@@ -204,6 +204,11 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "tta_scales": Setting((1.0,), SCALES),
     "tta_flip": Setting(False),
   },
+  "own": {  # what configs/own.py was asked for; empty: another config
+    "size": Setting("", one_of("", "small", "medium")),
+    "device": Setting("", one_of("", "cpu", "gpu")),
+    "minutes": Setting(0.0, Rule("0 or more, and finite", lambda v: 0 <= v < math.inf)),
+  },
   "mesh": {  # devices along these axes; the batch is split over all that `space` leaves
     "fsdp": Setting(1, ABOVE_0, runtime=True),  # parameters and optimizer state split over so many
     "space": Setting(1, one_of(1, 2, 4, 8), runtime=True),  # height of the images split over so many
@@ -294,6 +299,11 @@ def evaluation_views(config: ConfigDict) -> list[tuple[ConfigDict, bool]]:
 
 def strides(config: ConfigDict) -> tuple[int, ...]:
   return tuple(2**level for level in range(config.model.min_level, config.model.max_level + 1))
+
+
+def to_choose(config: ConfigDict) -> list[str]:
+  """The fields that configs/own.py leaves to be chosen by the data: they are None."""
+  return [name for name in FIELDS if get_field(config, name) is None]
 
 
 def with_loss(config: ConfigDict, **changes: Any) -> ConfigDict:

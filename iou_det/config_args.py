@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from iou_det.config import W_LOC, validate
+from iou_det.config import W_LOC, to_choose, validate
 from iou_det.errors import UserError
 
 
@@ -102,9 +102,10 @@ def read_config_file(path: Path, arg: str = "") -> ConfigDict:
 
 
 def config_from_flag(flag: flags.FlagHolder) -> ConfigDict:
-  """The validated config of a `--config` flag."""
+  """The config of a `--config` flag; valid, but for fields that `iou_det.training.own` is to choose."""
   if flag.value is None:
     raise UserError("--config is missing; for example --config=shapes")
   config = flag.value
-  validate(config)
+  if not to_choose(config):
+    validate(config)
   return config

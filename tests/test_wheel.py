@@ -71,7 +71,7 @@ def test_reproduce_needs_no_clone(installed, tmp_path):
   [
     ("shapes:eta=0,lambd=0", "data path nowhere is not a folder"),  # the config is found
     ("paper:run=ghm_r,preset=shapes", "data path nowhere is not a folder"),
-    ("shape", "no such file; known: bccd, deeppcb, finetune, paper, "),
+    ("shape", "no such file; known: bccd, deeppcb, finetune, own, paper, "),
   ],
 )
 def test_shipped_configs_have_names(installed, tmp_path, config, message):

@@ -21,6 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from iou_det.commands import flags as common
+from iou_det.config import to_choose
 from iou_det.config_args import config_from_flag
 from iou_det.errors import UserError
 from iou_det.storage import local_path
@@ -91,6 +92,8 @@ def bench_config(kind: str) -> ConfigDict:
   config = CONFIG.value
   if BATCH_SIZE.value:
     config.train.batch_size = config.eval.batch_size = BATCH_SIZE.value
-  if kind != "input" and not config.data.path:
+  if kind != "input" and not config.data.path and not to_choose(config):
     config.data.path = "made up"
-  return config_from_flag(CONFIG)
+  from iou_det.training.own import settle
+
+  return settle(config_from_flag(CONFIG))[0]

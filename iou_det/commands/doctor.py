@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from iou_det import machine
 from iou_det.commands import flags as common
-from iou_det.config import validate
+from iou_det.config import to_choose, validate
 from iou_det.data import EXIF, NAMES, Reading, is_here
 from iou_det.data.labels import Labels
 from iou_det.data.look import Look, look
@@ -36,6 +36,7 @@ from iou_det.storage import SHARED
 from iou_det.streams import one_line
 from iou_det.training import fit
 from iou_det.training.checks import SOME_CLASSES
+from iou_det.training.own import settle, table
 
 CONFIG = common.config(
   "Its data.path is looked at unless --data names another; --config.a.b=value as in train."
@@ -66,6 +67,8 @@ def main() -> int:
     )
   elif path:
     wanted = [config.data.train_split, config.data.val_split] if config else None
+    if wanted and None in wanted:  # to be chosen
+      wanted = None
     seen = look(path, wanted, reading(config), PICTURES.value)
     findings += seen.findings
   rooms, odd = machine.room([Path.cwd(), *([Path(path)] if seen.splits and os.path.isdir(path) else [])])
@@ -77,6 +80,14 @@ def main() -> int:
     *rooms,
     ("decodes", machine.decoding(own_pictures(seen), limits)),
   ]
+  chosen: list[str] = []
+  if config and to_choose(config):
+    try:
+      config, why = settle(config, sources=seen.sources)
+      chosen = ["", *table(why, config)]
+    except UserError as error:
+      findings.append(Finding("error", f"nothing can be chosen by the data: {error}"))
+      config = None
   if config:
     needed, odd = needs(config, devices, limits, seen)
     rows += needed
@@ -87,7 +98,7 @@ def main() -> int:
       *(describe(*item) for item in seen.splits.items()),
       ("pictures", seen.pictures),
     ]
-  print(page(rows, findings))
+  print(page(rows, findings), *chosen, sep="\n")
   worst = min((LEVELS.index(finding.level) for finding in findings), default=2)
   return 2 - worst
 
@@ -102,7 +113,8 @@ def checked_config() -> ConfigDict | None:
   unsaid = not config.data.path
   if unsaid:
     config.data.path = "made up"  # the rest can be checked
-  validate(config)
+  if not to_choose(config):
+    validate(config)
   if unsaid:
     config.data.path = ""
   return config

@@ -14,6 +14,7 @@ from iou_det.config import W_LOC
 from iou_det.config_args import config_from_flag
 from iou_det.data import WHAT_A_PATH_MAY_BE, Reading, format_of, open_dataset
 from iou_det.errors import UserError
+from iou_det.training.own import settle
 from iou_det.training.wloc import IMAGES, STARTS, fit_w_loc
 
 CONFIG = common.config()
@@ -37,7 +38,7 @@ def main() -> None:
     raise UserError(f"--lambdas={','.join(LAMBDAS.value)}: must be numbers of 0 or more, as 0.5,1.5")
   if CONFIG.value is not None and COCO_ROOT.value:
     CONFIG.value.data.path = COCO_ROOT.value
-  config = config_from_flag(CONFIG)
+  config = settle(config_from_flag(CONFIG))[0]
   reading = Reading.of(config.data)
   if COCO_ROOT.value:
     root = COCO_ROOT.value

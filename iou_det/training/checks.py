@@ -16,6 +16,7 @@ from iou_det.evaluation.truth import ground_truth
 from iou_det.network import make_model
 from iou_det.parallel import device_mesh
 from iou_det.storage import AnyPath, in_bucket, user_path
+from iou_det.training.own import settle, table
 from iou_det.training.step import create_state
 from iou_det.weights.files import TORCH, library
 from iou_det.weights.pretrained import find_pretrained, load_pretrained
@@ -59,10 +60,11 @@ def check_without_devices(config: ConfigDict, workdir: AnyPath) -> list[str]:
   Raises:
     UserError: training would refuse it.
   """
+  config, chosen = settle(config, workdir)
   config_lib.validate(config)
   choose_backend(config.eval.backend)
   check_trackers(config.train.log_to)
-  lines, checked = [], ["flags", "config", "extras"]
+  lines, checked = table(chosen, config) if chosen else [], ["flags", "config", "extras"]
   not_here = lambda name: lines.append(
     f"not checked: config.{name}={config_lib.get_field(config, name)} is not on this machine"
   )

@@ -31,6 +31,7 @@ from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, user_path, write_whole
 from iou_det.training.checks import open_data
 from iou_det.training.diagnostics import as_row, make_diagnostics
+from iou_det.training.own import settle_run
 from iou_det.training.profiling import Profiler
 from iou_det.training.progress import Progress
 from iou_det.training.step import create_state, make_train_step
@@ -78,6 +79,7 @@ def train_unless(
   devices: Sequence[jax.Device] | None,
 ) -> dict[str, Any]:
   """See `train`."""
+  config = settle_run(config, workdir, devices, preemption.requested)
   config_lib.validate(config)
   lead = jax.process_index() == 0
   make_mesh = lambda size, setting: device_mesh(size, devices, setting=setting, **config.mesh.to_dict())
