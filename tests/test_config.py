@@ -166,7 +166,7 @@ def test_shipped_configs_are_found_by_name_and_files_by_path(tmp_path, monkeypat
   ]
   assert check_command_line([*more, "--config", "shapes"]) == [*more, "--config", path]
   assert check_command_line([f"--config={path}:eta=0", *more]) == [f"--config={path}:eta=0", *more]
-  with pytest.raises(UserError, match="no such file; known: bccd, deeppcb, finetune, paper, "):
+  with pytest.raises(UserError, match="no such file; known: bccd, deeppcb, finetune, own, paper, "):
     check_command_line(["--config=shape"])
   (tmp_path / "shapes").write_text(
     "from iou_det.config import base_config as get_config"
