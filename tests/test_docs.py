@@ -83,10 +83,10 @@ def world(tmp_path_factory, reference, shapes_folder) -> Path:
     "a_folder/c.jpg",
     "more/d.png",
     "folder/e.jpg",
-    "large.jpg",
   )
   for file, photo in zip(names, photos, strict=False):
     cv2.imwrite(str(here / file), photo)
+  cv2.imwrite(str(here / "large.jpg"), np.vstack([np.hstack(photos[:2]), np.hstack(photos[2:4])]))
   height, width, _ = photos[0].shape
   clip = cv2.VideoWriter(str(here / "clip.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 5, (width, height))
   for photo in photos[:3]:
@@ -278,10 +278,12 @@ def test_pages_and_pictures_are_all_shown():
 
 def test_settings_and_flags_in_sentences_exist():
   """`train.ema=0.999`, `--config.data.short`, `--skip_bad`, `iou-det eval --backend`."""
-  text = "".join(
-    p.read_text() for p in [*(ROOT / "iou_det/commands").glob("*.py"), *(ROOT / "launch").iterdir()]
-  )
-  others = {"--nodes", "--no-deps", "--help", "--strict"}
+  files = [
+    *(ROOT / "iou_det/commands").glob("*.py"),
+    *(p for p in (ROOT / "launch").iterdir() if p.is_file()),
+  ]
+  text = "".join(p.read_text() for p in files)
+  others = {"--nodes", "--no-deps", "--help", "--strict", "--logdir"}
   for page in PAGES:
     for code in docs.inline(page):
       assert not (m := re.match(r"iou-det ([a-z][\w-]*)", code)) or m[1] in COMMANDS, f"{page.name}: {code}"

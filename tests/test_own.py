@@ -336,5 +336,7 @@ def test_train_measures_keeps_and_compares(shapes_folder, tmp_path, monkeypatch)
   shutil.copytree("w", "v")
   refused = iou_det(*command[:-1], "--workdir=v", "--config.own.minutes=5")
   assert refused.returncode == 2 and "own.minutes: 0.15 != 5.0" in refused.stderr
-  doctor = iou_det("doctor", "--config=own", f"--data={shapes_folder}", "--pictures=0")
+  doctor = iou_det(
+    "doctor", "--config=own", "--config.train.batch_size=8", f"--data={shapes_folder}", "--pictures=0"
+  )
   assert doctor.returncode < 2 and "\n  anchors.scale " in doctor.stdout, doctor.stderr + doctor.stdout

@@ -30,7 +30,7 @@ def with_crowds(source, image):
 
 def expected_loss(detector, source):
   """By loops over the images of each batch that have a box."""
-  config, sums = detector.config, []
+  config, sums, match = detector.config, [], MATCH | {"force_match": False}
   settings = PLAIN | {name: config.loss[name] for name in ("eta", "lambd", "w_loc")}
   anchors = oracles.anchors((64, 96), strides(config), **config.anchors)
   for first in range(0, len(source), BATCH):
@@ -45,7 +45,7 @@ def expected_loss(detector, source):
       valid.append(np.arange(16) < len(r.boxes))
     inside = np.ones((len(records), len(anchors)), bool)
     drawn = {"logits": logits, "deltas": deltas, "boxes": boxes, "labels": labels, "valid": np.stack(valid)}
-    sums.append(oracle_sums(drawn | {"inside": inside}, anchor_boxes=anchors, match=MATCH, **settings))
+    sums.append(oracle_sums(drawn | {"inside": inside}, anchor_boxes=anchors, match=match, **settings))
   classification, localization, positives = (np.concatenate(column) for column in zip(*sums, strict=True))
   return classification.sum() / positives.sum(), localization.sum() / positives.sum()
 
@@ -55,6 +55,8 @@ def test_it_is_trainings_loss_of_the_images_that_training_would_take(reference):
   detector = load_detector(reference[0])
   source = with_crowds(open_dataset(detector.config.data.path, "val"), 9)
   detector.config.data.update(AUGMENTED)
+  # A box inside several anchors is a tie to be forced, which float32 and float64 break differently.
+  detector.config.match.force_match = False
   detector.also = validation_loss(detector.config, detector.model, detector.mesh, source)
   detector.detect(source)
   loss = mean_loss(detector.also.values)
