@@ -38,9 +38,10 @@ def get_config(arg: str = "") -> ConfigDict:
     flip_vertical=0.5,
     threads=2,
   )
+  config.eval.update(nms="gaussian", score_threshold=0.01)  # objects overlap
   config.train.update(
     batch_size=8,
-    epochs=4,
+    epochs=3,
     optimizer="muon",
     learning_rate=0.03,
     weight_decay=0.01,
@@ -48,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
     warmup_steps=100,
     schedule="cosine",
     clip_norm=10.0,
-    eval_epochs=2,
+    eval_epochs=3,
     checkpoint_epochs=1,
   )
   return config

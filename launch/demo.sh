@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 workdir=${1:-runs/demo}
 SECONDS=0
-source launch/install.sh
+source launch/install.sh "[fast-eval]"
 echo "training on shapes (installed after ${SECONDS} s)"
 iou-det train --config=configs/shapes.py --workdir="$workdir"
 iou-det predict --workdir="$workdir" --split=val --limit=12 --score=0.5 --out="$workdir/pictures"

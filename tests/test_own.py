@@ -113,6 +113,11 @@ def test_what_is_given_wins_and_the_rest_follows_it():
   assert [fields[name.replace("__", ".")] for name in given] == list(given.values())
   assert "data.max_boxes: given" in why and fields["data.canvas"] == (200, 240)
   assert fields["anchors.scale"] < free["anchors.scale"]  # the boxes are half as large there
+  for side in ({"data__short": 480}, {"data__long": 640}):  # the other follows it
+    fields, why = chosen([(640, 480)] * 4, boxes, **side)
+    assert (fields["data.short"], fields["data.long"]) == (480, 640) and "in proportion to the" in why
+  with pytest.raises(UserError, match="--config=own:init=runs/a, whose network"):
+    chosen([(640, 480)] * 4, boxes, model__init="runs/a")
   fields, why = chosen([(640, 480)] * 4, boxes, anchors__scale=2.0)
   assert (
     fields["anchors.scale"] == 2.0 and fields["data.short"] == 192

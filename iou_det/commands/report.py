@@ -8,6 +8,7 @@ again but for --nms_regret.
 from absl import flags
 
 from iou_det.errors import UserError
+from iou_det.report.ranking import has_regret
 from iou_det.report.runs import load_runs
 from iou_det.report.whole import write_report
 from iou_det.storage import user_path
@@ -30,7 +31,7 @@ def main() -> None:
   if NMS_REGRET.value:
     from iou_det.paper.results import find_candidates  # imports what detects
 
-    for run in runs:
+    for run in filter(has_regret, runs):
       find_candidates(run.workdir, SPLIT.value)
     runs = load_runs(WORKDIRS.value, SPLIT.value)
   out.mkdir(parents=True, exist_ok=True)

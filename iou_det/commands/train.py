@@ -72,6 +72,8 @@ def comparison(workdir: AnyPath) -> str:
   ours = Row(f"eta={loss.eta:g}, lambd={loss.lambd:g}, w_loc={results.w_loc:.4g}", [results])
   plain = Row("eta=0, lambd=0, w_loc=1", [Results.read(workdir / "baseline")])
   rows = [ours, plain]
+  if ours.mean("AP") is None or plain.mean("AP") is None:
+    return f"{results.config.data.val_split} has no objects to score: there is nothing to compare"
   intervals = Intervals(rows)
   differences = [intervals.between(ours, plain, figure) for figure in FIGURES]
   cells = [

@@ -136,7 +136,7 @@ class Writer:
   """An MP4 file of frames that are shown when those of another video are."""
 
   def __init__(self, file: BinaryIO, like: Frames) -> None:
-    self.av, self.like = like.av, like
+    self.av, self.like, self.unit = like.av, like, like.stream.time_base  # the container may count otherwise
     self.container = self.av.open(file, "w", format="mp4")
     self.stream: Any = None
     self.resized = 0
@@ -155,13 +155,13 @@ class Writer:
     if (frame.width, frame.height) != (self.stream.width, self.stream.height):  # it changed on the way
       self.resized += 1
       frame = frame.reformat(self.stream.width, self.stream.height)
-    frame.pts, frame.duration, frame.time_base = *when, self.stream.time_base
+    frame.pts, frame.duration, frame.time_base = *when, self.unit
     self.container.mux(self.stream.encode(frame))
 
   def _start(self, width: int, height: int) -> Any:
     stream = self.container.add_stream("libx264", rate=self.like.rate, options=QUALITY)
     stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-    stream.time_base = stream.codec_context.time_base = self.like.stream.time_base
+    stream.time_base = stream.codec_context.time_base = self.unit
     for name in ("colorspace", "color_primaries", "color_trc"):
       setattr(stream.codec_context, name, BT709)
     stream.codec_context.color_range = 1  # the usual one, not all of 0 to 255
@@ -216,7 +216,7 @@ def annotate(frames: Frames, see: See, pen: Pen, to: Target) -> tuple[str, list[
     writer.close()
   odd = {
     "videos with sound, which is not copied": frames.sound,
-    "videos turned as they say": frames.turns,
+    "videos turned as they say": frames.turns > 0,
     "frames without a time of their own": frames.untimed,
     "frames of another size than the first, shown at its size": writer.resized,
   }

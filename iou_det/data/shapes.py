@@ -5,6 +5,7 @@ follows from (seed, split, i) alone: coordinates are whole sixteenths of a pixel
 integers, so the pixels are the same on any machine (the encoded bytes as far as the encoder is the same).
 """
 
+import functools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,7 @@ class Shapes:
     return Source(f"shapes/{self.split}", CATEGORIES, from_rows(images, boxes), self)
 
   def __call__(self, i: int) -> bytes:
-    pixels = draw(self.scene(i), self.generator(i, 1))
-    if self.encoding == "png":
-      return cv2.imencode(".png", pixels[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
-    return cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
+    return encoded(self, i)
 
   def scene(self, i: int) -> Scene:
     return arrange(self.height, self.width, self.portrait_share, self.generator(i, 0))
@@ -112,6 +110,15 @@ class Shapes:
   def generator(self, i: int, part: int) -> np.random.Generator:
     """For the boxes (part 0) or the pixels (1) of image `i`: boxes can be had without drawing."""
     return np.random.default_rng([self.seed, list(SPLITS).index(self.split), i, part])
+
+
+@functools.lru_cache(maxsize=8192)  # drawing takes longer than decoding, and each epoch asks again
+def encoded(shapes: Shapes, i: int) -> bytes:
+  """Image `i` as a file's content."""
+  pixels = draw(shapes.scene(i), shapes.generator(i, 1))
+  if shapes.encoding == "png":
+    return cv2.imencode(".png", pixels[:, :, ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+  return cv2.imencode(".jpg", pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
 
 
 def recognises(path: str | Path) -> bool:

@@ -107,12 +107,16 @@ def for_page(svg: str, name: str, title: str) -> str:
   size = re.search(r'viewBox="[^"]*"', svg)
   assert size
   inside = svg[svg.index(">") + 1 :]
-  inside = re.sub(r'\bid="', f'id="{name}-', inside)
-  inside = inside.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
-  inside = inside.replace(INK, "currentColor")
-  for i, colour in enumerate(COLOURS):
-    inside = inside.replace(colour, f"var(--c{i})")
-  inside = re.sub(r"; font-family: [^;\"]*", "", inside)  # the page's
+
+  def tag(found: re.Match[str]) -> str:
+    tag = re.sub(r'\bid="', f'id="{name}-', found[0])
+    tag = tag.replace('href="#', f'href="#{name}-').replace("url(#", f"url(#{name}-")
+    tag = tag.replace(INK, "currentColor")
+    for i, colour in enumerate(COLOURS):
+      tag = tag.replace(colour, f"var(--c{i})")
+    return re.sub(r"; font-family: [^;\"]*", "", tag)  # the page's
+
+  inside = re.sub(r"<[^>]*>", tag, inside)  # what stands between them is text
   inside = re.sub(r"[ \t]*\n[ \t]*", " ", inside)
   attributes = f'{size[0]} role="img" aria-label="{html.escape(title)}" class="plot"'
   joins = 'style="stroke-linejoin: round; stroke-linecap: butt"'

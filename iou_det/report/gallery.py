@@ -77,6 +77,9 @@ def make_gallery(runs: Sequence[Run], budget_bytes: int) -> dict[str, Any]:
   threshold = best_threshold(found)
   order, has = rank(found, source, threshold)
   images: list[dict[str, Any]] = []
+  classes = [c.name for c in source.categories]
+  counts = [by_step(f.marks(), len(classes)) for f in found]
+  budget_bytes -= len(json.dumps([classes, counts]))
   unread, reason, shown = 0, "", set[str | int]()
   for i in order:
     try:
@@ -91,7 +94,6 @@ def make_gallery(runs: Sequence[Run], budget_bytes: int) -> dict[str, Any]:
     shown |= has[i]
   if unread:
     logging.warning(f"{unread} pictures cannot be read and are not on the page, the first {reason}")
-  classes = [c.name for c in source.categories]
   return {
     "runs": [f.name for f in found],
     "classes": classes,
@@ -100,7 +102,7 @@ def make_gallery(runs: Sequence[Run], budget_bytes: int) -> dict[str, Any]:
     "steps": STEPS,
     "fine": FINE,
     "threshold": threshold,
-    "counts": [by_step(f.marks(), len(classes)) for f in found],
+    "counts": counts,
     "total": len(source),
     "unread": unread,
     "unshown": [classes[x] for x in sorted(x for x in set.union(set(), *has) - shown if isinstance(x, int))],
@@ -137,7 +139,8 @@ def rank(found: Sequence[Findings], source: Source, threshold: int) -> tuple[lis
     if has[i] - seen:
       first.append(i)
       seen |= has[i]
-  return first + [i for i in worst if i not in set(first)], has
+  begins = set(first)
+  return first + [i for i in worst if i not in begins], has
 
 
 def by_step(marks: Marks, classes: int) -> dict[str, list[list[int]]]:

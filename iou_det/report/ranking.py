@@ -12,6 +12,7 @@ from iou_det.report.charts import chart
 from iou_det.report.grouped import legend
 from iou_det.report.markup import Cell, paragraph, table
 from iou_det.report.page import Section
+from iou_det.report.runs import Run
 from iou_det.report.scores import Group
 
 CELLS = 25  # across a chart of scores and IoUs
@@ -115,17 +116,27 @@ def ranking_table(groups: Sequence[Group], pooled: dict[str, overlap.Overlaps]) 
     "scores are from the share that is right. NMS regret: of the kept boxes on an object, the share that "
     "suppressed a box with a higher IoU with the same object."
   )
-  lacking = any(not candidates(group) for group in groups)
-  how = "NMS regret needs the boxes before NMS, which the network must find once more: give --nms_regret."
-  return table(caption, columns, rows) + (paragraph(how) if lacking else "")
+  runs = [s.run for group in groups for s in group.seeds]
+  notes = ""
+  if any(has_regret(run) and run.candidates is None for run in runs):
+    notes += paragraph(
+      "NMS regret needs the boxes before NMS, which the network must find once more: give --nms_regret."
+    )
+  if not all(map(has_regret, runs)):
+    notes += paragraph("NMS regret is that of hard NMS within each class; other runs have none.")
+  return table(caption, columns, rows) + notes
+
+
+def has_regret(run: Run) -> bool:
+  """Whether its NMS is the one whose regret is defined."""
+  return run.config.eval.nms == "hard" and not run.config.eval.class_agnostic
 
 
 def candidates(group: Group) -> list[overlap.Boxes]:
   """What entered the NMS of each seed; empty where one has no file of it, or no hard NMS of each class."""
   runs = [s.run for s in group.seeds]
-  plain = all(run.config.eval.nms == "hard" and not run.config.eval.class_agnostic for run in runs)
-  files = [run.candidates for run in runs if run.candidates is not None]
-  return [overlap.load_candidates(file) for file in files] if plain and len(files) == len(runs) else []
+  files = [run.candidates for run in runs if run.candidates is not None and has_regret(run)]
+  return [overlap.load_candidates(file) for file in files] if len(files) == len(runs) else []
 
 
 def regret(group: Group) -> tuple[Cell, Cell]:

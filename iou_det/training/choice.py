@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from iou_det.config import padded
 from iou_det.data.plan import TrainingFilter, scan
 from iou_det.data.source import Source, corners
+from iou_det.errors import UserError
 from iou_det.ops.anchors import anchors
 
 STEP = 32  # pixels: sides of the network's input are multiples
@@ -106,6 +107,11 @@ def choose(chooser: Chooser, boxes: Boxes) -> None:
   """Fills the fields of the sections data, anchors, model and eval by the boxes."""
   config = chooser.config
   d, own = config.data, config.own
+  if config.model.init and config.anchors.scale is None:
+    raise UserError(
+      f"config.model.init={config.model.init}: give the detector to start from as "
+      f"--config=own:init={config.model.init}, whose network and anchors are then taken"
+    )
   if None in (d.short, d.long):
     given = config.anchors.scale and round(config.anchors.scale * 2**config.model.min_level)
     input_size(chooser, boxes, given or WANTED, MOST[own.size, own.device])
@@ -144,6 +150,17 @@ def input_size(chooser: Chooser, boxes: Boxes, wanted: int, most: int) -> None:
     f"images of {own:.0f}x{np.median(boxes.long):.0f} (medians); {SMALL:.0%} of {what} are below "
     f"{small * own:.0f} px there (root of the area), {small * short:.0f} px in the input: {limit}"
   )
+  d = chooser.config.data
+  if d.short is not None:
+    long, why = (
+      max(round(d.short * aspect / STEP) * STEP, d.short),
+      f"in proportion to the short side: {aspect:.2f}",
+    )
+  elif d.long is not None:
+    short, why = (
+      min(round(d.long / aspect / STEP) * STEP, d.long),
+      f"in proportion to the long side: {aspect:.2f}",
+    )
   chooser.fill(why, data__short=short, data__long=long)
 
 

@@ -42,7 +42,7 @@ def check_workdir(workdir: AnyPath, config: ConfigDict) -> None:
   if (workdir / "config.json").exists():
     there = read_config(workdir)
     different = without_epochs(config_lib.training_differences(there, config), there)
-    if different and all(name.startswith("train.") for name in different):
+    if different and all(name.startswith(("train.", "own.")) for name in different):
       raise UserError(refusal(workdir, different, there))
     if different:
       raise UserError(
@@ -68,7 +68,8 @@ def without_epochs(different: list[str], there: ConfigDict) -> list[str]:
 def refusal(workdir: AnyPath, different: list[str], there: ConfigDict) -> str:
   """Why another schedule cannot go on here, and what can."""
   flag = lambda value: shlex.quote(f"--{value}")
-  new = f"{flag(f'config.model.init={workdir}')} {flag(f'workdir={workdir}_more')}"
+  init = f"config=own:init={workdir}" if there.own.size else f"config.model.init={workdir}"
+  new = f"{flag(init)} {flag(f'workdir={workdir}_more')}"
   step = f"--config.train.schedule=step '--config.train.decay_epochs=()' {flag(f'workdir={workdir}_step')}"
   cosine = there.train.schedule == "cosine" and any(line.startswith("train.epochs:") for line in different)
   why = ", on which the rate of every step of its cosine schedule depends" if cosine else ""

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import queue
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -33,7 +34,7 @@ class Opened(NamedTuple):
 
   id: str
   send: Callable[[int, Row], None]
-  end: Callable[[], None]
+  end: Callable[[bool], None]  # told whether training failed, or was told to stop
 
 
 def open_wandb(config: ConfigDict, workdir: AnyPath, known: str | None) -> Opened:
@@ -53,10 +54,14 @@ def open_wandb(config: ConfigDict, workdir: AnyPath, known: str | None) -> Opene
   # W&B's own steps may only rise, but what a killed run logged after its last checkpoint comes again.
   run.define_metric("step")
   run.define_metric("*", step_metric="step")
-  return Opened(number, lambda step, row: run.log({"step": step, **row}), run.finish)
+  return Opened(
+    number, lambda step, row: run.log({"step": step, **row}), lambda failed: run.finish(int(failed))
+  )
 
 
 def open_mlflow(config: ConfigDict, workdir: AnyPath, known: str | None) -> Opened:
+  os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # its 7 would hold up the start for minutes
+  os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")  # seconds
   from mlflow.entities import Metric, Param
   from mlflow.tracking import MlflowClient
 
@@ -77,7 +82,8 @@ def open_mlflow(config: ConfigDict, workdir: AnyPath, known: str | None) -> Open
     now = int(1000 * time.time())
     client.log_batch(number, metrics=[Metric(name, value, now, step) for name, value in row.items()])
 
-  return Opened(number, send, lambda: client.set_terminated(number))
+  end = lambda failed: client.set_terminated(number, "FAILED" if failed else "FINISHED")
+  return Opened(number, send, end)
 
 
 OPEN = {"wandb": open_wandb, "mlflow": open_mlflow}  # the config's TRACKERS
@@ -116,7 +122,7 @@ class Tracker:
   """Takes rows at once and sends them one after another."""
 
   def __init__(self, name: str, opened: Opened):
-    self.name, self.opened, self.lost = name, opened, 0
+    self.name, self.opened, self.lost, self.failed = name, opened, 0, False
     self.rows: queue.SimpleQueue[tuple[int, Row] | None] = queue.SimpleQueue()
     self.thread = threading.Thread(target=self._send, name=name, daemon=True)
     self.thread.start()
@@ -125,6 +131,7 @@ class Tracker:
     self.rows.put((step, row))
 
   def close(self) -> None:
+    self.failed = sys.exc_info()[0] is not None  # on the way out of a training that did not come to its end
     self.rows.put(None)
     self.thread.join(WAIT)
     if self.thread.is_alive():
@@ -135,7 +142,7 @@ class Tracker:
   def _send(self) -> None:
     while (item := self.rows.get()) is not None:
       self._try(partial(self.opened.send, *item))
-    self._try(self.opened.end)
+    self._try(partial(self.opened.end, self.failed))
 
   def _try(self, act: Callable[[], None]) -> None:
     try:

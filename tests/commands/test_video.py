@@ -120,6 +120,15 @@ def test_every_frame_of_every_kind_comes_once_in_order_at_its_time(tmp_path, nam
   np.testing.assert_allclose(times, np.arange(FRAMES) * 40, atol=1)
 
 
+@pytest.mark.parametrize("name", ["a.avi", "a.mkv"])
+def test_a_video_longer_than_the_encoder_looks_ahead_keeps_its_times(tmp_path, name):
+  """The container counts in units of its own from its first packet on."""
+  path = write_video(tmp_path / name, times=range(60), **KINDS[name])
+  frames, _, _, lines, drawn, times = annotate(path)
+  assert len(lines) == len(drawn) == 60 and not frames.damage
+  np.testing.assert_allclose(times, np.arange(60) * 40, atol=1)
+
+
 def test_what_is_written_is_what_browsers_play_at_the_colours_given(tmp_path):
   path = write_video(tmp_path / "a.mp4")
   _, _, _, _, drawn, _ = annotate(path)

@@ -43,8 +43,9 @@ def service(monkeypatch):
         raise TimeoutError("gateway")
       seen.got.append((step, row))
 
-    def end():
+    def end(failed):
       seen.ended += 1
+      seen.failed = failed
 
     return Opened(known or "id1", send, end)
 
@@ -54,10 +55,22 @@ def service(monkeypatch):
 
 def test_every_row_is_sent_in_order_and_the_next_start_goes_on_in_the_same_run(service, tmp_path):
   log(tmp_path, "wandb")
-  assert service.got == list(ROWS.items()) and service.ended == 1
+  assert service.got == list(ROWS.items()) and service.ended == 1 and not service.failed
   log(tmp_path, "wandb", start_step=4, rows={5: {"loss": 1.0}})
   assert service.opened == [None, "id1"] and service.got[-1] == (5, {"loss": 1.0})
   assert read_json(tmp_path / "trackers.json", "") == {"wandb": "id1"}
+
+
+def test_a_training_that_ends_by_an_error_is_told_as_one(service, tmp_path):
+  config = base_config()
+  config.train.log_to = ("wandb",)
+  metrics = MetricsLog(tmp_path, 0, start_trackers(config, tmp_path))
+  with pytest.raises(UserError):
+    try:
+      raise UserError("the loss is nan")
+    finally:
+      metrics.close()
+  assert service.ended == 1 and service.failed
 
 
 def test_rows_that_are_not_taken_are_said_once_and_counted(service, tmp_path, caplog):
