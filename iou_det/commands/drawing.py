@@ -19,9 +19,10 @@ Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, x2 and y2 exc
 
 MIN_SIDE = 640  # smaller images are enlarged to about this before text goes on them
 GAP = 8  # pixels between the pictures of a contact sheet
-# Okabe and Ito's, which differ for every kind of colour vision: of the first classes.
+# Of the first classes: after Okabe and Ito's, which differ for every kind of colour vision, but brighter.
 COLOURS = (
-  (213, 94, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (204, 121, 167), (0, 114, 178), (230, 159, 0)
+  (240, 100, 20), (110, 195, 250), (15, 175, 125), (250, 240, 80), (215, 130, 190), (30, 110, 230),
+  (255, 185, 60),
 )  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def draw_detections(
   """
   factor = max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))
   height, width = factor * image.shape[0], factor * image.shape[1]
-  line = max(2, round(max(height, width) / 320))
+  line = max(2, round(max(height, width) / 240))
   letters = max(13, round(max(height, width) / 40))
   picture = Image.fromarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC))
   draw = ImageDraw.Draw(picture)
@@ -170,7 +171,7 @@ def _colour(label: int) -> tuple[int, int, int]:
   """RGB of a class: beyond COLOURS, steps of the golden ratio round the colour circle keep them apart."""
   if label < len(COLOURS):
     return COLOURS[label]
-  hue = (0.46 + label * 0.61803398875) % 1.0
+  hue = (0.09 + label * 0.61803398875) % 1.0
   saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.75))[label // 6 % 3]
   red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
   return round(255 * red), round(255 * green), round(255 * blue)
