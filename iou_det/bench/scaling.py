@@ -111,16 +111,20 @@ def plot(rows: list[Line], path: Path) -> None:
     "devices": ("devices (simulated ones share the cores)", lambda r: r["mesh"]["data"]),
   }
   shown = {what: mine for what in figures if (mine := [r for r in rows if r["what"] == what])}
-  figure = Figure(figsize=(3.8 * len(shown), 3.2), layout="constrained")
-  panels = figure.subplots(1, len(shown), squeeze=False)[0]
-  for panel, (what, mine) in zip(panels, shown.items(), strict=True):
+  across = min(2, len(shown))
+  down = math.ceil(len(shown) / across)
+  figure = Figure(figsize=(4 * across, 0.4 + 2.8 * down), layout="constrained")
+  panels = figure.subplots(down, across, squeeze=False).ravel().tolist()
+  for panel in panels[len(shown) :]:
+    panel.remove()
+  for panel, (what, mine) in zip(panels, shown.items(), strict=False):
     label, x_of = figures[what]
     x = [x_of(r) for r in mine]
-    (time,) = panel.plot(x, [1e3 / r["images_per_second"] for r in mine], "o-", color="C0", label="time")
-    panel.set(xlabel=label, ylabel="ms an image", ylim=(0, None))
+    (time,) = panel.plot(x, [1e3 / r["images_per_second"] for r in mine], "o-", color="#0072B2", label="time")
+    panel.set(xlabel=label, ylabel="ms an image", ylim=(0, 1.08 * panel.get_ylim()[1]))
     right = panel.twinx()
     held = [r["program_memory_bytes"] * r["hardware"]["devices"] / r["batch"] / 1e6 for r in mine]
-    (memory,) = right.plot(x, held, "s--", color="C1", label="memory")
-    right.set(ylabel="MB an image, all devices", ylim=(0, None))
-    panel.legend(handles=[time, memory], loc="lower right")
-  figure.savefig(path, dpi=100)
+    (memory,) = right.plot(x, held, "s--", color="#D55E00", label="memory (right)")
+    right.set(ylabel="MB an image, all devices", ylim=(0, 1.08 * right.get_ylim()[1]))
+  figure.legend(handles=[time, memory], loc="outside upper left", ncols=2, frameon=False)
+  figure.savefig(path, dpi=200)

@@ -19,6 +19,11 @@ Rectangle = tuple[int, int, int, int]  # x1, y1, x2, y2 in pixels, x2 and y2 exc
 
 MIN_SIDE = 640  # smaller images are enlarged to about this before text goes on them
 GAP = 8  # pixels between the pictures of a contact sheet
+# Of the first classes: after Okabe and Ito's, which differ for every kind of colour vision, but brighter.
+COLOURS = (
+  (240, 100, 20), (110, 195, 250), (15, 175, 125), (250, 240, 80), (215, 130, 190), (30, 110, 230),
+  (255, 185, 60),
+)  # fmt: skip
 
 
 def drawable_names(categories: Sequence[Category], font: str | None = None) -> list[str]:
@@ -57,8 +62,8 @@ def draw_detections(
   """
   factor = max(1, math.ceil(MIN_SIDE / max(image.shape[:2])))
   height, width = factor * image.shape[0], factor * image.shape[1]
-  line = max(2, round(max(height, width) / 320))
-  letters = max(13, round(max(height, width) / 48))
+  line = max(2, round(max(height, width) / 240))
+  letters = max(13, round(max(height, width) / 40))
   picture = Image.fromarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC))
   draw = ImageDraw.Draw(picture)
 
@@ -68,6 +73,8 @@ def draw_detections(
   order = np.argsort(-scores, kind="stable")
   for i in order[::-1]:
     x1, y1, x2, y2 = _pixels(boxes[i], factor, height, width)
+    dark = line + max(1, line // 2)  # inside the line, which would be lost on a background of its colour
+    draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=(30, 30, 30), width=dark)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), outline=_colour(int(labels[i])), width=line)
   for i in order:  # the best detection's label gets the best place
     text, colour = _Text(str(names[labels[i]]), f" {scores[i]:.2f}", letters, font), _colour(int(labels[i]))
@@ -75,7 +82,7 @@ def draw_detections(
     x1, y1, x2, y2 = place = _place(_pixels(boxes[i], factor, height, width), size, taken, (height, width))
     taken.append(place)
     draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
-    ink = "black" if np.dot(colour, (0.299, 0.587, 0.114)) > 130 else "white"  # what reads better on it
+    ink = "black" if _luminance(colour) > 0.18 else "white"  # what has more contrast
     text.draw(draw, (x1 + x2 - text.width) / 2, y1 + text.ascent, ink)
   return np.array(picture)
 
@@ -97,7 +104,7 @@ class _Text:
 
 
 def contact_sheet(
-  images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, columns: int = 4, cell: int = 480
+  images: Sequence[UInt8[np.ndarray, "_ _ 3"]], *, columns: int = 3, cell: int = 480
 ) -> UInt8[np.ndarray, "H W 3"]:
   """Puts RGB pictures of any sizes on a white grid, `columns` a row, or as many as there are.
 
@@ -161,8 +168,15 @@ def _dashed(draw: ImageDraw.ImageDraw, box: Rectangle, line: int) -> None:
 
 @functools.cache
 def _colour(label: int) -> tuple[int, int, int]:
-  """RGB of a class: steps of the golden ratio round the colour circle keep neighbours far apart."""
-  hue = (0.02 + label * 0.61803398875) % 1.0
+  """RGB of a class: beyond COLOURS, steps of the golden ratio round the colour circle keep them apart."""
+  if label < len(COLOURS):
+    return COLOURS[label]
+  hue = (0.09 + label * 0.61803398875) % 1.0
   saturation, value = ((0.85, 1.0), (0.55, 1.0), (0.9, 0.75))[label // 6 % 3]
   red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
   return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def _luminance(colour: tuple[int, int, int]) -> float:
+  """WCAG's relative luminance: black has more contrast than white from 0.18 on."""
+  return float(np.dot((np.array(colour) / 255) ** 2.2, (0.2126, 0.7152, 0.0722)))

@@ -72,7 +72,7 @@ def figure1(output: Output) -> None:
         axis.plot(d, curve, line, color=colour, label=f"λ = {lambd}, w_loc = {w_loc}")
       axis.set(xlabel=label, xlim=(0, d[-1]))
     axes[0].set(ylabel="gradient norm", ylim=(0, None))
-    axes[1].legend()
+    axes[1].legend(reverse=True)  # in the order of the curves
   plot.csv(list(columns), np.stack(list(columns.values()), axis=1).tolist())
 
 

@@ -24,6 +24,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 BINS_COLOURMAP = "viridis"  # for what has an order
 IOU = "IoU with the ground truth"
+BEHIND = {
+  "facecolor": "white",
+  "edgecolor": "none",
+  "pad": 0.5,
+}  # of numbers: no line of the grid through them
 
 
 def mean_scores(plot: Plot, runs: Mapping[str, ScorePerIou]) -> None:
@@ -60,7 +65,7 @@ def shares_above(
       top.plot(thresholds, 100 * runs[run], label=run, **look)
       bottom.plot(thresholds, points, linestyle="--" if i == 0 else "-", **look)
       if i == 1 and len(runs) == 2:
-        near: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center"}
+        near: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "ha": "center", "bbox": BEHIND}
         for x, y in zip(thresholds, points, strict=True):
           offset, side = ((0, 6), "bottom") if y >= 0 else ((0, -6), "top")
           bottom.annotate(f"{y:+z.2f}", (x, y), offset, va=side, **near)
@@ -109,7 +114,7 @@ def ap_differences(
   """AP at each IoU minus the baseline's: points of AP, lower and upper end of the 95% interval."""
   with plot.panels(4.2, note="Bars: 95% intervals.") as (axis,):
     axis.axhline(0, color="black", linewidth=1)
-    step = 0.6 * np.diff(ious).min(initial=0.05) / len(runs)
+    step = 0.8 * np.diff(ious).min(initial=0.05) / len(runs)
     for i, (run, (difference, low, high)) in enumerate(runs.items()):
       x = ious + step * (i - (len(runs) - 1) / 2)
       axis.vlines(x, low, high, color=COLOURS[i], linewidth=2)
@@ -131,7 +136,9 @@ def sweep(plot: Plot, curves: Mapping[str, Float[np.ndarray, "6 _"]]) -> None:
     for i, (curve, arrays) in enumerate(curves.items()):
       weights, effective, ap, ap_spread, ap90, ap90_spread = arrays
       look: dict[str, Any] = {"color": COLOURS[i], "marker": MARKERS[i], "capsize": 3, "label": curve}
-      for x, (left, right) in zip((weights, effective), (axes[:2], axes[2:]), strict=True):
+      # Curves have the same weights: their bars would hide each other.
+      aside = 0.012 * np.ptp(weights) * (i - (len(curves) - 1) / 2)
+      for x, (left, right) in zip((weights + aside, effective), (axes[:2], axes[2:]), strict=True):
         left.errorbar(x, ap, ap_spread, **look)
         right.errorbar(x, ap90, ap90_spread, **look)
     for i, axis in enumerate(axes):
@@ -158,7 +165,8 @@ def ap_bars(plot: Plot, names: Sequence[str], ap: Float[np.ndarray, "3 n"]) -> N
   y = np.arange(len(names))
   with plot.panels(1.9 + 0.42 * len(names), ncols=2, sharey=True) as (left, right):
     left.errorbar(mean, y, xerr=spread, fmt="o", color=COLOURS[0], capsize=3)
-    left.set(xlabel="AP (%)", yticks=y, yticklabels=names, ylim=(len(names) - 0.4, -0.6))
+    wrapped = [textwrap.fill(name, 26) for name in names]
+    left.set(xlabel="AP (%)", yticks=y, yticklabels=wrapped, ylim=(len(names) - 0.4, -0.6))
     height = 0.8 / len(differences)
     for i, (label, more) in enumerate(differences.items()):
       given = ~np.isnan(more)
@@ -168,7 +176,7 @@ def ap_bars(plot: Plot, names: Sequence[str], ap: Float[np.ndarray, "3 n"]) -> N
     right.axvline(0, color="black", linewidth=1)
     known = np.concatenate(list(differences.values()))
     low, high = min(-0.1, np.nanmin(known)), max(0.1, np.nanmax(known))  # a tenth even if nothing differs
-    right.set_xlim(low - 0.15 * (high - low), high + 0.15 * (high - low))  # room for the numbers at the bars
+    right.set_xlim(low - 0.2 * (high - low), high + 0.2 * (high - low))  # room for the numbers at the bars
     right.set(xlabel=textwrap.fill(f"AP - AP of {names[0]} (points)", 40))
     right.grid(axis="y", visible=False)
     legend_above(right, letters=50)

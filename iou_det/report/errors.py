@@ -161,8 +161,8 @@ def tide_table(groups: Sequence[Group]) -> str:
     cells = []
     for kind in ERRORS:
       gain, count = found["gain"][kind], found["count"][kind]
-      share = f", {gain / total:.0%}" if total > 0 else ""
-      cells.append(Safe(f"{100 * gain:.1f} <small>{count:,.0f} times{share}</small>"))
+      share = f" ({gain / total:.0%})" if total > 0 else ""
+      cells.append(Safe(f"{100 * gain:.1f} <small>{count:,.0f}{share}</small>"))
     rows.append([group.name, *cells])
   caption = (
     "Points of AP50 lost to each kind of error; how many there are, of all detections whatever their score; "

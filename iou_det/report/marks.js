@@ -143,7 +143,8 @@ function letters(tags, marks, image, labels) {
     }));
     const { left, top } = places.reduce((best, place) => (place.cost < best.cost ? place : best));
     taken.push([left, top, left + w, top + h]);
-    texts[i].style.left = `${left}px`;
-    texts[i].style.top = `${top}px`;
+    // Shares of the picture: on paper it has another size.
+    texts[i].style.left = `${(100 * left) / across}%`;
+    texts[i].style.top = `${(100 * top) / down}%`;
   });
 }

@@ -19,7 +19,9 @@ def text(cell: Cell, spec: str = ".3f") -> str:
     return cell
   if cell is None:
     return "-"
-  return html.escape(format(cell, spec) if isinstance(cell, float) else one_line(str(cell)))
+  if isinstance(cell, int):
+    return f"{cell:,}"
+  return html.escape(format(cell, spec) if isinstance(cell, float) else one_line(cell))
 
 
 def table(caption: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], spec: str = ".3f") -> str:

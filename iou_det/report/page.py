@@ -19,7 +19,7 @@ class Section(NamedTuple):
     title: plain text.
     html: as it stands, so names out of data must have been escaped (`html.escape`); scripts in it do not run.
       A table wider than a telephone stands in <div class="wide">. SVG that draws with currentColor goes along
-      with dark mode, and so do the colours var(--c0) to var(--c6), those of Okabe and Ito.
+      with dark mode, and so do the colours var(--c0) to var(--c6), of page.css.
   """
 
   id: str

@@ -59,7 +59,7 @@ def by_iou(groups: Sequence[Group], intervals: Intervals) -> str:
       mean = mean_ap(group)
       ends = [intervals.of(group, (iou,)) or (np.nan, np.nan) for iou in IOUS]
       axis.fill_between(IOUS, *np.transpose(ends), color=group.look.colour, alpha=0.18, linewidth=0)
-      axis.plot(IOUS, mean, **group.look.line, marker=group.look.marker)
+      axis.plot(IOUS, mean, **group.look.line, marker=group.look.marker, clip_on=False)
     axis.set(xlabel="IoU from which a box is right", ylabel="AP", ylim=(0, 1), xticks=IOUS[::2])
 
   reading = "How fast AP falls where boxes must fit better; the bands are 95 % intervals over the images."

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.ticker import FuncFormatter
 
 from iou_det.evaluation import overlap
@@ -16,6 +17,8 @@ from iou_det.report.runs import Run
 from iou_det.report.scores import Group
 
 CELLS = 25  # across a chart of scores and IoUs
+# Without the ends, which are lost on a dark and on a light page.
+SHADES = ListedColormap(colormaps["viridis"](np.linspace(0.22, 0.95, 256)))
 MISSING = "hotcoco is not installed: %s; pip install -e '.[fast-eval]', then make the page again."
 
 
@@ -67,7 +70,7 @@ def reliability(groups: Sequence[Group]) -> str:
       for s in group.seeds:
         bins = [b for b in s.scorer.calibration()["bins"] if b["count"]]
         x, y = ([b[key] for b in bins] for key in ("avg_confidence", "avg_accuracy"))
-        axis.plot(x, y, **group.look.line, marker=group.look.marker)
+        axis.plot(x, y, **group.look.line, marker=group.look.marker, clip_on=False)
     axis.set(xlabel="score", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
 
   reading = (
@@ -80,7 +83,7 @@ def reliability(groups: Sequence[Group]) -> str:
 def hexbin(number: int, group: Group, overlaps: overlap.Overlaps) -> str:
   def paint(axis: Axes) -> None:
     cells = axis.hexbin(
-      overlaps.ious, overlaps.scores, gridsize=CELLS, extent=(0, 1, 0, 1), mincnt=1, cmap="viridis",
+      overlaps.ious, overlaps.scores, gridsize=CELLS, extent=(0, 1, 0, 1), mincnt=1, cmap=SHADES,
       rasterized=True)  # fmt: skip
     counts = np.asarray(cells.get_array())
     cells.set_norm(LogNorm(1, max(10, counts.max(initial=1))))

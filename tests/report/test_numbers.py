@@ -160,7 +160,7 @@ def test_what_an_error_costs(objects, found, kind, points):
   pytest.importorskip("hotcoco")
   columns, cells = rows_of(errors.tide_table(make_groups(scored([objects], {"a": found}))))
   cell = cells[columns.index(kind)]
-  assert float(cell.split()[0]) == points and " 1 times" in cell
+  assert float(cell.split()[0]) == points and " 1 (" in cell
 
 
 def test_what_is_taken_for_what():
