@@ -4,8 +4,9 @@ Command:  iou-det train --config=own --config.data.path=DATA --workdir=runs/mine
 Argument: size=small|medium, device=cpu|gpu, minutes=20 (of training and scoring; steps are timed first),
           init=DETECTOR (a run's folder, a file of `iou-det export`, a folder of `iou-det import-weights`;
           default: from scratch). What it chooses can be given: --config.data.short=480
-Hardware: what device says. docs/own.md has the rules, and BCCD in 20 minutes on 2 CPU cores.
-Expected: depends on the data.
+Hardware: what device says. docs/own.md has the rules.
+Expected: depends on the data; BCCD on one shared CPU core (Intel Xeon), minutes=20, 780 steps: val AP 0.581, AP50 0.901,
+          AP75 0.635 (measured, one run, seed 0).
 """
 
 from ml_collections import ConfigDict

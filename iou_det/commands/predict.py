@@ -18,6 +18,7 @@ the end, with exit code 2, when all others are done.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
@@ -175,7 +176,8 @@ def draw_videos(
     except UserError as error:
       bad.append(str(error))
       continue
-    done, odd = video.annotate(frames, see, pen, target)
+    with closing(frames.container):
+      done, odd = video.annotate(frames, see, pen, target)
     print(f"{frames.name}: {done}; {target.video} and {target.lines.name}")
     traits += odd
     damaged += [f"{frames.name}: {frames.damage}"] if frames.damage else []
@@ -198,6 +200,9 @@ def main(arguments: list[str]) -> None:
   tiling = None if TILE.value is None else tiles.Tiling.parse(TILE.value)
   detector = load_detector(WORKDIR.value, STEP.value, batch_size=BATCH_SIZE.value)
   TEST_TIME(detector.config)
+  if tiling and tiling.side > min(detector.config.data.canvas):
+    canvas = tuple(detector.config.data.canvas)
+    print(f"tiles of {tiling.side} px are shrunk to data.canvas={canvas}: --tile={min(canvas)} shows more")
   given = [*IMAGES.value, *arguments]
   if bool(given) == (SPLIT.value is not None):
     raise UserError("give either image files (or folders), or --split=NAME of the config's data")

@@ -8,6 +8,7 @@ from iou_det.evaluation.coco import IOUS
 from iou_det.report.markup import Cell, Safe, folded, paragraph, table
 from iou_det.report.page import Section
 from iou_det.report.scores import SAMPLES, Group, Intervals, settings_that_differ
+from iou_det.workdir.checkpoints import best_step
 
 WITH_INTERVALS: dict[str, tuple[float, ...]] = {"AP": IOUS, "AP50": (0.5,), "AP75": (0.75,), "AP90": (0.9,)}
 SIZES = ("APs", "APm", "APl", "AR100")
@@ -92,7 +93,7 @@ def runs_table(groups: Sequence[Group]) -> str:
   for s in (s for g in groups for s in g.seeds):
     run = s.run
     ap = {row["step"]: row[f"{run.split}/AP"] for row in run.rows if f"{run.split}/AP" in row}
-    best = max(ap, key=lambda step: ap[step]) if ap else None
+    best = best_step(ap, list(ap))
     found = f"{ap[best]:.3f} at step {best:,}" if best is not None else None
     rows.append([
       run.name, run.metrics["AP"], f"{run.metrics['step']:,}", found, run.config.seed,

@@ -79,8 +79,14 @@ def settle_run(
   if not to_choose(config) or (workdir / "config.json").exists():
     return settle(config, workdir)[0]
   chooser = Chooser(ConfigDict(config.to_dict()))
+  logging.info(f"looking at {config.data.path} to choose what fits it")
   with quiet():  # training says the same of the data again
     source = choose_by_data(chooser, None)
+  if chooser.config.train.epochs is None:
+    logging.info(
+      "compiling a training step, then timing it for about ten seconds: what fits into the minutes"
+    )
+  with quiet():
     choose_schedule(chooser, source, devices, stopped)
   logging.info("%s", "\n".join(table(chooser.rows, chooser.config)))
   return chooser.config
@@ -112,7 +118,7 @@ def choose_splits(chooser: Chooser, there: list[str]) -> None:
 
   def find(usual: Sequence[str], taken: str | None = None) -> str:
     free = [split for split in there if split != taken]
-    named = (split for name in usual for split in sorted(free, key=len) if split.startswith(name))
+    named = (split for name in usual for split in sorted(free, key=len) if split.lower().startswith(name))
     return next(named, usual[0])
 
   train = find(("train",), chooser.config.data.val_split)

@@ -115,10 +115,10 @@ class MetricsLog:
 
   def close(self) -> None:
     self.board.close()  # first: it writes in a thread of its own
-    for tracker in self.trackers:
-      tracker.close()
     self.flush()
     if self.file is not None:
       self.file.close()
     if self.gathered is not None:
       self.gathered.cleanup()
+    for tracker in self.trackers:  # last: they may have to wait
+      tracker.close()

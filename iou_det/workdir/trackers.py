@@ -18,12 +18,13 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from iou_det.config import FIELDS, get_field
-from iou_det.errors import UserError
+from iou_det.errors import Preempted, UserError
 from iou_det.storage import AnyPath, in_bucket, read_json, write_json
 
 IDS = "trackers.json"  # in the workdir: the run's id in each, so that it goes on there too
 PROJECT = "iou-det"
 WAIT = 60.0  # seconds at the end for what was not sent
+WAIT_TOLD = 5.0  # the same for a process that was told to stop: a spot machine is off after 30
 PARAMETERS = 100  # that MLflow takes at once
 
 Row = dict[str, float]
@@ -131,11 +132,12 @@ class Tracker:
     self.rows.put((step, row))
 
   def close(self) -> None:
-    self.failed = sys.exc_info()[0] is not None  # on the way out of a training that did not come to its end
+    error = sys.exc_info()[0]  # on the way out of a training that did not come to its end
+    self.failed, wait = error is not None, WAIT_TOLD if error is Preempted else WAIT
     self.rows.put(None)
-    self.thread.join(WAIT)
+    self.thread.join(wait)
     if self.thread.is_alive():
-      logging.warning(f"{self.name} is still sending after {WAIT:g} s: what it lacks is in metrics.jsonl")
+      logging.warning(f"{self.name} is still sending after {wait:g} s: what it lacks is in metrics.jsonl")
     if self.lost:
       logging.warning(f"{self.name} did not take {self.lost} rows; metrics.jsonl has them")
 
