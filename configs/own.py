@@ -5,8 +5,8 @@ Argument: size=small|medium, device=cpu|gpu, minutes=20 (of training and scoring
           init=DETECTOR (a run's folder, a file of `iou-det export`, a folder of `iou-det import-weights`;
           default: from scratch). What it chooses can be given: --config.data.short=480
 Hardware: what device says. docs/own.md has the rules.
-Expected: depends on the data; BCCD on one shared CPU core (Intel Xeon), minutes=20, 780 steps: val AP 0.581, AP50 0.901,
-          AP75 0.635 (measured, one run, seed 0).
+Expected: depends on the data; BCCD, minutes=20, one shared core of an Intel Xeon (780 steps): val AP 0.581,
+          AP50 0.901, AP75 0.635 (measured, one run, seed 0).
 """
 
 from ml_collections import ConfigDict

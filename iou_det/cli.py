@@ -3,6 +3,7 @@
 import importlib
 import logging as std_logging
 import os
+import re
 import signal
 import sys
 import traceback
@@ -86,7 +87,8 @@ def main(argv: list[str] | None = None) -> None:
       line = f"another process was lost ({error}); the same command goes on from the last checkpoint"
       leaving.leave(EXIT_PREEMPTED, f"iou-det {command}: {line}")
     elif isinstance(error, (UserError, flags.Error)):
-      fail(command, str(error))
+      lacking = re.findall(r"Flag --(\w+) must have a value", str(error))
+      fail(command, f"give {', '.join(f'--{name}=...' for name in lacking)} too" if lacking else str(error))
     elif isinstance(error, UnicodeEncodeError) and not names_are_utf8():
       fail(command, f"{error.object[:200]}: {error}")
     elif isinstance(error, OSError):  # a path that cannot be read or written, a full disk

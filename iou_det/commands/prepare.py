@@ -99,7 +99,10 @@ def wanted_splits() -> list[str]:
   if SPLIT.value and SPLIT.value not in there:
     raise UserError(f"{DATA.value} has no split {SPLIT.value!r}; there are: {', '.join(there) or 'none'}")
   if FRACTION.value and len(there) > 1 and not SPLIT.value:
-    raise UserError(f"--val_fraction is for data with one split, {DATA.value} has {', '.join(there)}")
+    raise UserError(
+      f"--val_fraction is for data with one split, {DATA.value} has {', '.join(there)}; leave it out, or "
+      "name the split to divide with --split"
+    )
   print(f"{DATA.value} is {known.WHAT} with {', '.join(there)}")
   return [SPLIT.value] if SPLIT.value else there
 

@@ -88,7 +88,10 @@ def remark_boxes(labels: Labels) -> None:
     "annotation ids given twice": repeated(a.annotation_id[:, None]),
   }.items():
     where = np.flatnonzero(holds)
-    places = (f"annotation {a.annotation_id[i]} (image {a.image_id[image[i]]})" for i in where)
+    places = (
+      f"annotation {a.annotation_id[i]} (image {a.image_id[image[i]]}, {a.file_name[image[i]]})"
+      for i in where
+    )
     labels.remark(trait, len(where), places)
 
 

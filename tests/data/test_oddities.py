@@ -139,7 +139,7 @@ FAULTS = [
   (no_annotations, "error", "instances_val.json: the list 'annotations' is empty"),
   (other_table, "error", "train and val have different category tables"),
   (same_image, "warning", "1 images of train are in val too, by content (1_5.png)"),
-  (reaching, "warning", "boxes that reach out of their image: train 1 (annotation 1 (image 0))"),
+  (reaching, "warning", "boxes that reach out of their image: train 1 (annotation 1 (image 0, "),
   (empty_box, "warning", "zero-area boxes: val 1"),
   (twice, "warning", "boxes given twice: train 1"),
   (areas, "warning", "'area' is larger than they are: train 1"),

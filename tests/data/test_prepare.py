@@ -285,15 +285,17 @@ def test_report_counts_what_is_out_of_the_ordinary(tmp_path):
   images, file = write(tmp_path, coco=coco)
   (images / "sub" / "c.png").write_bytes(picture(33, 35, extension=".png"))
   text = report(checked(images, file), "set/train").splitlines()
+  file_of = {image["id"]: image["file_name"] for image in coco["images"]}
   assert text[0] == "set/train: 5 images, 9 boxes"
   assert text[1] == "  boxes per class: dog 4, a very big bird 1, cat 4"
   for line in (
     "images without boxes: 2 (sub/c.png, small.jpg)",
-    "crowd boxes (also VOC's difficult ones): neither trained on nor counted: 1 (annotation 14 (image 7))",
-    "zero-area boxes: 1 (annotation 13 (image 7))",
-    "boxes that reach out of their image: 1 (annotation 15 (image 40))",
-    f"boxes given twice: 1 (annotation {2**40} (image 40))",
-    "annotation ids given twice: 1 (annotation 17 (image 3))",
+    "crowd boxes (also VOC's difficult ones): neither trained on nor counted: 1 "
+    f"(annotation 14 (image 7, {file_of[7]}))",
+    f"zero-area boxes: 1 (annotation 13 (image 7, {file_of[7]}))",
+    f"boxes that reach out of their image: 1 (annotation 15 (image 40, {file_of[40]}))",
+    f"boxes given twice: 1 (annotation {2**40} (image 40, {file_of[40]}))",
+    f"annotation ids given twice: 1 (annotation 17 (image 3, {file_of[3]}))",
     "file names given twice: 1 (small.jpg)",
     "annotations without 'area' (that of the box taken): 1",
     "annotations without 'iscrowd' (0 taken): 1",
@@ -378,7 +380,11 @@ def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
 @pytest.mark.real_data
 def test_real_bccd_has_its_two_zero_area_boxes(real_data):
   root = real_data / "bccd"
-  for split, where in (("train", "2288 (image 343)"), ("val", "3692 (image 338)")):
+  where_of = {
+    "train": "2288 (image 343, BloodImage_00343.jpg)",
+    "val": "3692 (image 338, BloodImage_00338.jpg)",
+  }
+  for split, where in where_of.items():
     labels = checked(root / split, root / "annotations" / f"instances_{split}.json")
     assert f"  zero-area boxes: 1 (annotation {where})" in report(labels, "x").splitlines()
 
