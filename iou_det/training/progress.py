@@ -31,7 +31,7 @@ class Progress:
     self.step, self.last_step, self.every = start_step, last_step, every
     self.scores, self.evaluation = scores, evaluation
     self.windows: deque[float] = deque(maxlen=WINDOWS)  # seconds of a step
-    self.first: float | None = None  # of the first, which compiles: all that is known at first
+    self.compiled = False  # the first step is not counted: it compiles
     self.text, self.said = "", -QUIET
     self.lead, terminal = jax.process_index() == 0, sys.stderr.isatty()
     self.lines = self.lead and not terminal
@@ -42,15 +42,14 @@ class Progress:
   def stepped(self) -> None:
     self.step += 1
     if self.text:
-      self.bar.set_postfix_str(f"{self.text}, ETA {self.eta()}", refresh=False)
+      self.bar.set_postfix_str(self.text + self.eta(), refresh=False)
     self.bar.update()
 
   def logged(self, row: dict[str, float], steps: int, seconds: float) -> None:
     """A row of the log, of so many steps that took so long."""
-    if self.first is None:
-      self.first = seconds / steps
-    else:
+    if self.compiled:
       self.windows.append(seconds / steps)
+    self.compiled = True
     parts = [f"loss {row['loss']:.3f}"]
     parts += [f"AP {self.scores[max(self.scores)]:.3f}"] if self.scores else []
     self.text = ", ".join([*parts, f"{row['images_per_second']:.1f} img/s"])
@@ -58,7 +57,7 @@ class Progress:
     if self.lines and now - self.said >= QUIET:
       self.said = now
       where = f"step {self.step} of {self.last_step}, epoch {row['epoch']:.2f}"
-      logging.info(f"{where}: {self.text}, ETA {self.eta()}")
+      logging.info(f"{where}: {self.text}{self.eta()}")
 
   def scored(self, step: int, split: str, row: dict[str, Any]) -> None:
     """The figures of an evaluation that took row["seconds"]."""
@@ -75,12 +74,13 @@ class Progress:
 
   def eta(self) -> str:
     """Time to the end: with the evaluations, or beside them as long as none has shown how long it takes."""
-    a_step = median(self.windows) if self.windows else self.first or 0.0
-    seconds = (self.last_step - self.step) * a_step
+    if not self.windows:
+      return ""
+    seconds = (self.last_step - self.step) * median(self.windows)
     left = evaluations_left(self.step, self.last_step, self.every)
     if self.evaluation is None and left:
-      return f"{duration(seconds)} + {left} evaluation{'s' if left > 1 else ''}"
-    return duration(seconds + left * (self.evaluation or 0.0))
+      return f", ETA {duration(seconds)} + {left} evaluation{'s' if left > 1 else ''}"
+    return f", ETA {duration(seconds + left * (self.evaluation or 0.0))}"
 
   def close(self) -> None:
     self.bar.close()

@@ -31,9 +31,9 @@ def test_the_time_left_has_the_evaluations_and_forgets_the_first_step(caplog):
   progress = Progress(0, 1000, 250, scores := {}, None)
   progress.logged(row(), 1, 60.0)  # compiled
   progress.step = 100
-  assert progress.eta() == "15 h 00 min + 4 evaluations"  # all that is known
+  assert progress.eta() == ""  # nothing is known yet
   progress.logged(row(), 99, 198.0)
-  assert progress.eta() == "30 min + 4 evaluations"  # 900 steps of 2 s
+  assert progress.eta() == ", ETA 30 min + 4 evaluations"  # 900 steps of 2 s
   progress.step = 250
   scores[250] = 0.25
   with caplog.at_level("INFO"):
@@ -43,7 +43,7 @@ def test_the_time_left_has_the_evaluations_and_forgets_the_first_step(caplog):
     "step 250, val: AP 0.250, AP50 0.500, loss 0.750 (classification + localization: 0.500 + 0.250); 60.0 s"
   )
   assert said in caplog.text
-  assert progress.eta() == "28 min"  # 750 steps of 2 s, 3 evaluations of a minute
+  assert progress.eta() == ", ETA 28 min"  # 750 steps of 2 s, 3 evaluations of a minute
   scores[500] = 0.125
   with caplog.at_level("INFO"):
     progress.scored(500, "val", {"AP": 0.125, "seconds": 30.0})
@@ -55,7 +55,7 @@ def test_a_resumed_run_counts_from_where_it_is_by_its_own_speed():
   progress.logged(row(), 1, 1.0)
   progress.step = 950
   progress.logged(row(), 49, 49.0)
-  assert progress.eta() == "3 min"  # 50 s and the last evaluation
+  assert progress.eta() == ", ETA 3 min"  # 50 s and the last evaluation
 
 
 def test_without_a_terminal_it_is_a_line_a_minute(monkeypatch, caplog, capsys):
@@ -78,6 +78,7 @@ def test_in_a_terminal_the_bar_has_it_all(monkeypatch, caplog):
   terminal.isatty = lambda: True
   monkeypatch.setattr(sys, "stderr", terminal)
   progress = Progress(10, 20, 5, {5: 0.125}, 3.0)
+  progress.logged(row(), 1, 60.0)
   progress.stepped()
   progress.logged(row(), 1, 4.0)
   with caplog.at_level("INFO"):
