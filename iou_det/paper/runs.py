@@ -103,7 +103,7 @@ def run_config(run: Run, preset: str) -> ConfigDict:
     config.model.depth = 34
   if preset == "shapes":
     config.data.val_split = "test"
-    config.eval.update(nms="hard", score_threshold=0.05)  # the paper's
+    config.eval.update(nms="hard", score_threshold=0.05, tta_scales=(1.0,))  # the paper's
     config.train.eval_epochs = config.train.epochs
   config.seed = run.seed
   config.train.diagnostics_every = 100 if preset != "coco" else 1000
