@@ -2,7 +2,8 @@
 
 Writes eval/SPLIT/detections.json (COCO results format: original category ids, original pixels) and
 eval/SPLIT/metrics.json into the workdir, or into a folder beside a file, and prints the COCO table. Other
-data, and other ways to detect (--class_agnostic, --tta_flip, --tta_scales), have folders of their own there.
+data, and other ways to detect (--class_agnostic, --nms, --tta_flip, --tta_scales), have folders of their own
+there.
 """
 
 import signal

@@ -77,7 +77,8 @@ def to_onnx(
   e = config.eval
   if e.nms not in KEPT:
     raise UserError(
-      f"config.eval.nms={e.nms!r} cannot be written as ONNX, only 'hard' and 'none'; export StableHLO"
+      f"config.eval.nms={e.nms!r} cannot be written as ONNX, only 'hard' and 'none'; give --nms=hard, or "
+      "export StableHLO"
     )
   install = "'iou-det[onnx]', see docs/python.md"
   onnx, jax2onnx = library("onnx", install), library("jax2onnx", install)
