@@ -4,6 +4,10 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 workdir=${1:-runs/demo}
+if [[ $workdir == -* ]]; then
+  echo "demo.sh takes no flags, only a folder for the run (got $workdir): demo.sh runs/demo" >&2
+  exit 2
+fi
 SECONDS=0
 source launch/install.sh "[fast-eval]"
 echo "training on shapes (installed after ${SECONDS} s)"

@@ -51,9 +51,6 @@ class Frames:
 
   def __init__(self, path: Path, *, turn: bool = True) -> None:
     self.name = printable(path)
-    if not find_spec("av"):
-      raise UserError(f"{self.name}: a video, which needs PyAV: pip install -e '.[video]'")
-    self.av = importlib.import_module("av")
     try:
       file = path.open("rb")  # FFmpeg itself would see protocols in some names
       kind = other_kind(file.read(512))
@@ -62,6 +59,9 @@ class Frames:
       raise UserError(f"{self.name}: cannot be read ({error.strerror})") from None
     if kind != VIDEO:
       raise UserError(f"{self.name}: no video, but {kind}")
+    if not find_spec("av"):
+      raise UserError(f"{self.name}: a video, which needs PyAV: pip install -e '.[video]'")
+    self.av = importlib.import_module("av")
     try:
       self.container = self.av.open(file)
     except self.av.error.FFmpegError as error:
