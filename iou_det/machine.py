@@ -36,6 +36,9 @@ EXTRAS = {
   "gcs": "gcsfs",
   "fast-eval": "hotcoco",
   "onnx": "jax2onnx",
+  "video": "av",
+  "wandb": "wandb",
+  "mlflow": "mlflow",
   "prepare": "tensorflow",
   "heif": "pillow_heif",
 }

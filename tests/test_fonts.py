@@ -144,7 +144,7 @@ def drawn(name, score=0.5, font=None):
 
 def test_letters_are_drawn_by_the_font_that_has_them(system):
   folder = system(A_ttf=box_font("\u7ea2"), B_ttf=box_font("\u7ec6", height=350))
-  nothing, size = drawn(""), 13
+  nothing, size = drawn(""), 16
   assert drawn("\u7ea2") - nothing == pytest.approx(0.7 * size**2, rel=0.15)
   assert drawn("\u7ea2\u7ec6\u7ea2") - nothing == pytest.approx((0.7 + 0.35 + 0.7) * size**2, rel=0.15)
   box_font("cl").save(folder / "given.ttf")

@@ -213,12 +213,13 @@ def step_seconds(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-  before = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
+  logger = logging.get_absl_logger()
+  before = logger.level
+  logger.setLevel("ERROR")
   try:
     yield
   finally:
-    logging.set_verbosity(before)
+    logger.setLevel(before)
 
 
 def table(rows: Sequence[Row], config: ConfigDict) -> list[str]:
