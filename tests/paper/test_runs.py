@@ -185,6 +185,6 @@ def test_dry_run_tells_hours_by_runs_that_were_begun(tmp_path):
   (reproduction.folder(runs[1]) / "checkpoints").mkdir(parents=True)
   text = dry_run([*runs, Run("baseline", 0, large=True)], reproduction)
   assert re.search(r"^baseline/seed0 +finished +12,000 +1,500$", text, re.MULTILINE)
-  assert re.search(r"^cls/seed0 +interrupted +16,000", text, re.MULTILINE)
-  hours = f"{3 * 16_000 / 50 / 3600:.2f} hours at the speed measured here"
+  assert re.search(r"^cls/seed0 +interrupted +12,000", text, re.MULTILINE)
+  hours = f"{3 * 12_000 / 50 / 3600:.2f} hours at the speed measured here"
   assert f"to do: 48,000 images, {hours}, hours unknown for 12,000" in text
