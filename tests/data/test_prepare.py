@@ -380,11 +380,8 @@ def test_real_coco_comes_back_to_the_last_bit(real_data, tmp_path, split):
 @pytest.mark.real_data
 def test_real_bccd_has_its_two_zero_area_boxes(real_data):
   root = real_data / "bccd"
-  where_of = {
-    "train": "2288 (image 343, BloodImage_00343.jpg)",
-    "val": "3692 (image 338, BloodImage_00338.jpg)",
-  }
-  for split, where in where_of.items():
+  for split, box, image in (("train", 2288, 343), ("val", 3692, 338)):
+    where = f"{box} (image {image}, BloodImage_{image:05}.jpg)"
     labels = checked(root / split, root / "annotations" / f"instances_{split}.json")
     assert f"  zero-area boxes: 1 (annotation {where})" in report(labels, "x").splitlines()
 
