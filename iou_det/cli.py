@@ -86,9 +86,10 @@ def main(argv: list[str] | None = None) -> None:
     if leaving.tell_others and processes.lost_another(error):
       line = f"another process was lost ({error}); the same command goes on from the last checkpoint"
       leaving.leave(EXIT_PREEMPTED, f"iou-det {command}: {line}")
-    elif isinstance(error, (UserError, flags.Error)):
-      lacking = re.findall(r"Flag --(\w+) must have a value", str(error))
-      fail(command, f"give {', '.join(f'--{name}=...' for name in lacking)} too" if lacking else str(error))
+    elif isinstance(error, UserError):
+      fail(command, str(error))
+    elif isinstance(error, flags.Error):
+      fail(command, of_flags(command, error))
     elif isinstance(error, UnicodeEncodeError) and not names_are_utf8():
       fail(command, f"{error.object[:200]}: {error}")
     elif isinstance(error, OSError):  # a path that cannot be read or written, a full disk
@@ -101,6 +102,29 @@ def main(argv: list[str] | None = None) -> None:
     raise
   if code:
     sys.exit(code)
+
+
+def of_flags(command: str, error: flags.Error) -> str:
+  """What absl says of flags, in a user's words."""
+  text = str(error)
+  if isinstance(error, flags.UnrecognizedFlagError):
+    name = error.flagname
+    near = re.search(r"Did you mean: (.*) \?", text)
+    hint = f"; did you mean {' or '.join(f'--{n}' for n in near[1].split(', '))}?" if near else ""
+    if "config" in flags.FLAGS and not near:
+      hint = (
+        f"; a config's argument is written --config=NAME:{name}=..., its fields --config.SECTION.FIELD=..."
+      )
+    return f"there is no flag --{name}{hint} (iou-det {command} --help lists the flags)"
+  if lacking := re.findall(r"Flag --(\w+) must have a value", text):
+    return f"give {', '.join(f'--{name}=...' for name in lacking)} too"
+  kinds = {
+    r"could not convert string to float: .*": "must be a number",
+    r"invalid literal for int.*": "must be a whole number",
+  }
+  for theirs, ours in kinds.items():
+    text = re.sub(theirs, ours, text)
+  return text
 
 
 def keep_compiled_programs() -> None:

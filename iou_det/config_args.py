@@ -23,8 +23,8 @@ def parse_arg(arg: str | None, **defaults: Any) -> dict[str, Any]:
     try:
       values[name] = type(defaults[name])(text)
     except ValueError:
-      kind = type(defaults[name]).__name__
-      raise UserError(f"config argument {item!r}: {text!r} is not a value of type {kind}") from None
+      kind = {int: "a whole number", float: "a number"}[type(defaults[name])]
+      raise UserError(f"config argument {item!r}: {text!r} is not {kind}") from None
   return values
 
 

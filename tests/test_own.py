@@ -139,7 +139,7 @@ def test_data_without_boxes_or_at_no_place_are_refused(tmp_path):
   [
     ("size=big", "size=big: must be small or medium"),
     ("device=tpu", "device=tpu: must be cpu or gpu"),
-    ("minutes=long", "'long' is not a value of type float"),
+    ("minutes=long", "'long' is not a number"),
     ("seconds=3", "known, with defaults: size=small, device=cpu, minutes=20.0, init="),
     ("init=nowhere", "nowhere: there is no such file or folder"),
   ],

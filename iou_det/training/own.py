@@ -86,9 +86,11 @@ def settle_run(
     logging.info(
       "compiling a training step, then timing it for about ten seconds: what fits into the minutes"
     )
-  with quiet():
-    choose_schedule(chooser, source, devices, stopped)
-  logging.info("%s", "\n".join(table(chooser.rows, chooser.config)))
+  try:
+    with quiet():
+      choose_schedule(chooser, source, devices, stopped)
+  finally:  # also before a refusal: what to change
+    logging.info("%s", "\n".join(table(chooser.rows, chooser.config)))
   return chooser.config
 
 

@@ -60,7 +60,7 @@ def test_configs_are_the_papers_rows(argument, expected, short, depth):
     ("short=640", "short=640: must be one of 600, 800"),
     ("preset=shapes,short=800", "short=800: must be one of 600"),
     ("runs=both", "'runs=both' is not known"),
-    ("seed=x", "'x' is not a value of type int"),
+    ("seed=x", "'x' is not a whole number"),
   ],
 )
 def test_wrong_arguments_are_refused(argument, message):
