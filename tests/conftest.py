@@ -21,9 +21,11 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = cache.name
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-# In the background of a shell Ctrl-C is ignored, also by the processes that tests start, and send it to.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-  signal.signal(signal.SIGINT, signal.default_int_handler)
+# In the background of a shell Ctrl-C is ignored, under nohup SIGHUP, also by the processes that tests start,
+# and send them to.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+  if signal.getsignal(number) is signal.SIG_IGN:
+    signal.signal(number, handler)
 
 from pathlib import Path
 

@@ -65,9 +65,10 @@ class Stuck:
       for number in signals:
         process.send_signal(number)
         time.sleep(0.3)
-      done = running.result(60)
-      os.close(end)
-      return done
+      try:
+        return running.result(60)
+      finally:
+        os.close(end)  # what is still stuck reads the end of the file, and ends too
 
   def wait_for_reader(self):
     deadline = time.monotonic() + 60

@@ -324,7 +324,7 @@ def test_nothing_left_after_skipping_is_an_error(tmp_path):
 def test_the_command_refuses_in_one_line(tmp_path):
   images, file = write(tmp_path)
   out = tmp_path / "out"
-  assert_refused(cli(images, file, out, "--skip_bat"), "'skip_bat'. Did you mean: skip_bad")
+  assert_refused(cli(images, file, out, "--skip_bat"), "no flag --skip_bat; did you mean --skip_bad?")
   assert_refused(cli(images, file.with_name("instances_trian.json"), out), "JSON files in")
   assert_refused(cli(tmp_path / "trian", file, out), "image folder")
   file.write_text(json.dumps(content() | {"annotations": []}))

@@ -220,7 +220,9 @@ def test_everything_by_keyboard(visit):
     page.keyboard.press("ArrowRight")
   assert title.inner_text().endswith("(30 of 30)")
   page.keyboard.press("Escape")
-  assert not dialog.is_visible() and focused_card(page) == 29
+  dialog.wait_for(state="hidden")
+  settle(page)
+  assert focused_card(page) == 29
 
 
 def test_the_enlarged_picture_names_classes_and_scores(visit):
