@@ -23,9 +23,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 # In the background of a shell Ctrl-C is ignored, under nohup SIGHUP, also by the processes that tests start,
 # and send them to.
-for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
-  if signal.getsignal(number) is signal.SIG_IGN:
-    signal.signal(number, handler)
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+  signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from pathlib import Path
 
