@@ -11,6 +11,7 @@ from iou_det.report.markup import paragraph
 from iou_det.report.page import Section
 from iou_det.report.scores import Group
 
+FEW = 20  # rows of a short run, whose curves have corners between them
 # Name of a column of metrics.jsonl: what the chart is called, and how it is read.
 LOSSES = {
   "loss": (
@@ -31,7 +32,7 @@ LOSSES = {
     "Gradient norm",
     "How hard the loss pulls, before clipping: spikes are steps that went wrong.",
   ),
-  "learning_rate": ("Learning rate", "What the schedule gave at each step."),
+  "learning_rate": ("Learning rate", "What the schedule gave at the steps that were logged."),
 }
 
 
@@ -77,7 +78,8 @@ def curves(
       for s in group.seeds:
         points = [(row["step"], row[column]) for row in s.run.rows if column in row]
         steps, values = zip(*points, strict=True) if points else ((), ())
-        axis.plot(steps, values, **group.look.line, marker=group.look.marker if marked else "")
+        marker = group.look.marker if marked or len(steps) < FEW else ""
+        axis.plot(steps, values, **group.look.line, marker=marker, clip_on=not marker)
     axis.set(xlabel="step", xlim=(0, None))
     axis.set_ylim(bottom=0)
     axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}")
