@@ -39,7 +39,6 @@ EXTRAS = {
   "video": "av",
   "wandb": "wandb",
   "mlflow": "mlflow",
-  "prepare": "tensorflow",
   "heif": "pillow_heif",
 }
 SECONDS = 60.0  # that devices have to answer; JAX and CUDA take 5 to 20 from a cold disk

@@ -19,7 +19,7 @@ from etils import epath
 from iou_det import bucket
 from iou_det.errors import UserError
 
-os.environ["EPATH_USE_TF"] = "false"  # epath would leave gs:// to TensorFlow where the extra `prepare` is
+os.environ["EPATH_USE_TF"] = "false"  # epath would leave gs:// to TensorFlow where it is installed
 
 AnyPath: TypeAlias = Path | epath.Path  # of this machine, or of either kind
 
