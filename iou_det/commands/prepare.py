@@ -17,7 +17,7 @@ from absl import flags
 
 from iou_det.data import EXIF, FILE_FORMATS, Reading, format_of, read_labels
 from iou_det.data.checks import check_all, report
-from iou_det.data.divide import divide
+from iou_det.data.divide import divide, how_to
 from iou_det.data.labels import Labels
 from iou_det.data.oddities import Contents, across, of_remarks
 from iou_det.data.tfds import check_target, existing_categories, prepare_dataset
@@ -80,7 +80,8 @@ def main() -> None:
   print(*(f"{finding}\n" for finding in odd), sep="", end="")
   for split, source in sources.items():
     prepare_dataset(source, name=NAME.value, split=split, data_dir=data_dir, overwrite=OVERWRITE.value)
-  print(f"wrote {version} ({', '.join(parts)}); use it with --config.data.path={version.parent}")
+  undivided = how_to(list(parts)) if "train" not in parts else ""
+  print(f"wrote {version} ({', '.join(parts)}); use it with --config.data.path={version.parent}{undivided}")
 
 
 def wanted_splits() -> list[str]:

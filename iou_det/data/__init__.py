@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from iou_det.data import coco, csv, shapes, tfds, voc, yolo
 from iou_det.data.checks import check_pictures
+from iou_det.data.divide import how_to
 from iou_det.data.labels import Labels
 from iou_det.data.oddities import of_remarks, remark_oddities
 from iou_det.data.source import Source
@@ -67,8 +68,8 @@ def read_labels(path: str | os.PathLike[str], split: str, reading: Reading = AS_
   known = format_of(path, reading.format)
   there = known.splits(path)
   if split not in there:
-    one = "; `iou-det prepare --val_fraction=0.2` makes train and val of one" if len(there) == 1 else ""
-    raise UserError(f"{path} has no split {split!r}; there are: {', '.join(there) or 'none'}{one}")
+    known = ", ".join(there) or "none"
+    raise UserError(f"{path} has no split {split!r}; there are: {known}{how_to(there)}")
   labels = known.read_split(path, split)
   labels.find_sizes(reading.exif)
   return labels
@@ -92,4 +93,4 @@ def format_of(path: str | os.PathLike[str], name: str = "auto") -> Any:
     wanted = next(f for f in FORMATS if f.NAME == name)
     raise UserError(f"data path {path} is not {wanted.WHAT}: there is no {wanted.SIGN}")
   signs = " nor ".join(f"{f.WHAT} (no {f.SIGN})" for f in _folders)
-  raise UserError(f"data path {path} is neither {signs}; `iou-det prepare` makes a dataset")
+  raise UserError(f"data path {path} is neither {signs}; give {WHAT_A_PATH_MAY_BE}")

@@ -1,10 +1,17 @@
 """Dividing a data set that has one split into train and val."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import UInt64
 
 from iou_det.data.labels import Labels
 from iou_det.errors import UserError
+
+
+def how_to(there: Sequence[str]) -> str:
+  """What is said after the splits that there are: how one of them becomes two."""
+  return "; `iou-det prepare --val_fraction=0.2` makes train and val of one" if len(there) == 1 else ""
 
 
 def divide(

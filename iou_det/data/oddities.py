@@ -39,7 +39,8 @@ ADVICE = {
   "file names given twice": ("warning", "give each file one record: the objects of the other are background"),
   "zero-area boxes": (
     "warning",
-    "take them out: training leaves them out, but scoring counts them as objects that nothing can find",
+    "take them out, by the line or file that says them: training leaves them out, but scoring counts them as "
+    "objects that nothing can find",
   ),
   "boxes that reach out of their image": (
     "warning",

@@ -22,6 +22,7 @@ import numpy as np
 from absl import logging
 from tqdm import tqdm
 
+from iou_det.data.divide import how_to
 from iou_det.data.images import read_header
 from iou_det.data.source import Annotations, Category, Source, describe_difference, from_rows
 from iou_det.errors import UserError
@@ -63,7 +64,7 @@ def open_split(path: str | Path, split: str) -> Source:
   if split not in there or not there[split].num_examples:
     known = ", ".join(f"{name} ({there[name].num_examples})" for name in there) or "none"
     what = "is empty" if split in there else "does not exist"
-    raise UserError(f"{version}: split {split!r} {what}; there are: {known}")
+    raise UserError(f"{version}: split {split!r} {what}; there are: {known}{how_to(list(there))}")
   missing = [p.name for p in there[split].filepaths if not Path(p).is_file()]
   if missing:
     raise UserError(f"{version}: split {split!r} lacks the files {', '.join(missing)}; prepare it again")

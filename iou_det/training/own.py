@@ -79,7 +79,10 @@ def settle_run(
   if not to_choose(config) or (workdir / "config.json").exists():
     return settle(config, workdir)[0]
   chooser = Chooser(ConfigDict(config.to_dict()))
-  logging.info(f"looking at {config.data.path} to choose what fits it")
+  if config.train.epochs is None and not config.own.minutes > 0:
+    raise UserError(f"minutes={config.own.minutes:g}: must be above 0; or give --config.train.epochs")
+  if config.data.path:
+    logging.info(f"looking at {config.data.path} to choose what fits it")
   with quiet():  # training says the same of the data again
     source = choose_by_data(chooser, None)
   if chooser.config.train.epochs is None:
@@ -126,7 +129,9 @@ def choose_splits(chooser: Chooser, there: list[str]) -> None:
   train = find(("train",), chooser.config.data.val_split)
   why = f"of {', '.join(there)}" if there else "usual"
   chooser.fill(why, data__train_split=train)
-  chooser.fill("", data__val_split=find(VALIDATION, chooser.config.data.train_split))
+  val = find(VALIDATION, chooser.config.data.train_split)
+  only = val.lower().startswith("test") and val in there
+  chooser.fill("none is called val: the best step is chosen on it too" if only else "", data__val_split=val)
 
 
 def choose_schedule(
@@ -138,8 +143,6 @@ def choose_schedule(
   evaluations = EVALUATIONS
   if t.epochs is None:
     d, minutes = config.data, config.own.minutes
-    if not minutes > 0:
-      raise UserError(f"minutes={minutes:g}: must be above 0; or give --config.train.epochs")
     val = open_dataset(d.path, d.val_split, Reading.of(d))
     seconds = of_process_0(step_seconds(config, source, plan, devices, stopped))
     evaluation = FORWARD * len(val) * seconds / images_per_step(t)

@@ -56,6 +56,14 @@ def check_workdir(workdir: AnyPath, config: ConfigDict) -> None:
     )
 
 
+def of_other_data(workdir: AnyPath, config: ConfigDict) -> str:
+  """What is said after a refusal of data where a run lies that was trained on others."""
+  if not (workdir / "config.json").exists():
+    return ""
+  there = read_config(workdir).data.path
+  return f" (--workdir={workdir} was trained on {there})" if there != config.data.path else ""
+
+
 def without_epochs(different: list[str], there: ConfigDict) -> list[str]:
   """Differences that forbid to go on: with the step schedule the number of epochs changes no step before.
 
