@@ -1,5 +1,6 @@
 """The detector's loss: match anchors, weigh each positive by the IoU of its predicted box, add up."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -67,13 +68,19 @@ class Terms(NamedTuple):
 
 
 def loss_terms(
-  logits: Float[Array, "batch anchors classes"],
-  deltas: Float[Array, "batch anchors 4"],
+  logits: list[Float[Array, "batch _ _ _"]],
+  deltas: list[Float[Array, "batch _ _ _"]],
   targets: Targets,
   config: ConfigDict,
 ) -> Terms:
-  """Losses and weights of every anchor, Eq. (1)-(5) of arXiv:1908.05641, by config.match and config.loss."""
+  """Losses and weights of every anchor, Eq. (1)-(5) of arXiv:1908.05641, by config.match and config.loss.
+
+  Args:
+    logits, deltas: of each level, as `RetinaNet` returns them.
+  """
   s, anchors = config.loss, targets.anchors
+  offsets = anchor_ops.by_anchor(deltas, 4)
+  scores = anchor_ops.by_anchor(logits, sum(math.prod(z.shape[1:]) for z in logits) // len(anchors))
   # An anchor that takes no part becomes a point, whose IoU with everything is 0.
   candidates = jnp.where(targets.inside[..., None], anchors, 0.0)
   match = lambda a, b, v: matching.match(a, b, v, **config.match)
@@ -83,13 +90,13 @@ def loss_terms(
   target_boxes = jnp.take_along_axis(targets.boxes, matched.index[..., None], axis=1)
   target_boxes = jnp.where(positive[..., None], target_boxes, anchors)
   labels = jnp.take_along_axis(targets.labels, matched.index, axis=1)
-  own = (labels[..., None] == jnp.arange(logits.shape[-1])) & positive[..., None]
+  own = (labels[..., None] == jnp.arange(scores.shape[-1])) & positive[..., None]
 
-  boxes = box_ops.decode(deltas, anchors)
+  boxes = box_ops.decode(offsets, anchors)
   iou = jax.lax.stop_gradient(box_ops.iou(boxes, target_boxes))
   by_level = {"level_sizes": targets.level_sizes if s.normalizer == "level" else None}
 
-  class_loss = CLASSIFICATION[s.classification](logits, own, iou, s)
+  class_loss = CLASSIFICATION[s.classification](scores, own, iou, s)
   class_weights = losses.iou_balanced_classification_weights(class_loss, iou, own, eta=s.eta, **by_level)
   if s.isr_gamma:
     class_weights *= isr_weights(class_loss, iou, own, matched.index, gamma=s.isr_gamma)
@@ -97,7 +104,7 @@ def loss_terms(
   normalizer = losses.normalizer(own_loss, iou, positive, exponent=s.eta, **by_level)
 
   target_deltas = box_ops.encode(target_boxes, anchors)
-  pairs = BoxPairs(deltas, target_deltas, boxes, target_boxes, positive)
+  pairs = BoxPairs(offsets, target_deltas, boxes, target_boxes, positive)
   box_loss = LOCALIZATION[s.localization](pairs, s)
   if s.loc_weights == "eq5":
     box_weights = s.w_loc * losses.normalized_localization_weights(

@@ -59,12 +59,19 @@ def losses_of(arrays, settings):
   return detection_losses(terms_of(arrays, settings), settings.get("average", "batch"))
 
 
+def by_level(rows):
+  """As a network puts them out: [images, rows, columns, anchors of a cell * values] for each level."""
+  shapes, ends = anchor_ops.level_shapes(SIZE, STRIDES), np.cumsum(LEVELS)[:-1]
+  levels = zip(shapes, jnp.split(rows, ends, axis=1), strict=True)
+  return [level.reshape(len(rows), *shape, -1) for shape, level in levels]
+
+
 def terms_of(arrays, settings):
   config = base_config()
   config.match.update(MATCH)
   config.loss.update(settings)
   arrays = dict(arrays)
-  logits, deltas = arrays.pop("logits"), arrays.pop("deltas")
+  logits, deltas = by_level(arrays.pop("logits")), by_level(arrays.pop("deltas"))
   targets = Targets(anchors=jnp.asarray(ANCHORS), level_sizes=LEVELS, **arrays)
   return loss_terms(logits, deltas, targets, config)
 
