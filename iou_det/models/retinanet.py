@@ -62,7 +62,7 @@ class RetinaNet(nn.Module):
   def __call__(
     self, images: Float[Array, "b h w 3"]
   ) -> tuple[list[Float[Array, "b _ _ _"]], list[Float[Array, "b _ _ _"]]]:
-    """Returns logits and offsets (dx, dy, dw, dh): of each level, [b, rows, columns, cell's anchors * values].
+    """Returns logits and offsets (dx, dy, dw, dh) by level, each [b, rows, columns, cell's anchors * values].
 
     As the last convolutions leave them: to move all logits is costly. `by_anchor` makes rows of them. Images
     are normalised RGB of any height and width; a level of stride s has ceil(height / s) rows.

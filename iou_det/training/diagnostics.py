@@ -34,7 +34,7 @@ def by_iou(terms: Terms, gradient_norm: Float[Array, "batch anchors"]) -> dict[s
     "positives": count(1.0),
     "localization_gradient": count(gradient_norm),
     "localization_weight": count(terms.box_weights),
-    "classification_weight": count(jnp.sum(terms.class_weights, axis=-1, where=terms.own)),
+    "classification_weight": count(terms.own_weights),
     "eq2_normalizer": terms.normalizer,
   }
 

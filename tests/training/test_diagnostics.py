@@ -23,19 +23,17 @@ from tests.tiny import tinier_config
 
 def draw(seed, positives=True):
   rng = np.random.default_rng(seed)
-  b, a, k = 2, 30, 3
+  b, a = 2, 30
   positive = (rng.uniform(size=(b, a)) < 0.6) & positives
-  own = (rng.integers(k, size=(b, a))[..., None] == np.arange(k)) & positive[..., None]
   iou = rng.uniform(size=(b, a))
   iou[0, :3], positive[0, :3] = [0.0, 1.0, 0.3], positives
-  own[0, :3, 0] |= ~own[0, :3].any(axis=-1) & positives
   return Terms(
     iou=iou,
     positive=positive,
     counted=positive,
-    own=own,
-    class_loss=rng.uniform(0.1, 2, (b, a, k)),
-    class_weights=rng.uniform(0.5, 2, (b, a, k)),
+    own_loss=np.where(positive, rng.uniform(0.1, 2, (b, a)), 0),
+    other_loss=rng.uniform(0.1, 2, (b, a)),
+    own_weights=rng.uniform(0.5, 2, (b, a)),
     box_loss=rng.uniform(0.1, 2, (b, a)),
     box_weights=rng.uniform(0.5, 2, (b, a)),
     normalizer=np.zeros(0),
@@ -43,9 +41,8 @@ def draw(seed, positives=True):
 
 
 def measured(terms, gradient, eta, level_sizes=None):
-  own = np.sum(terms.class_loss, axis=-1, where=terms.own)
   normalizer = losses.normalizer(
-    jnp.float32(own),
+    jnp.float32(terms.own_loss),
     jnp.float32(terms.iou),
     jnp.asarray(terms.positive),
     exponent=eta,
@@ -63,14 +60,13 @@ def test_sums_equal_loops_over_positives(level_sizes):
   before, after = np.zeros((2, 2))
   for b, a in zip(*np.nonzero(terms.positive), strict=True):
     place = min(int(np.float32(terms.iou[b, a]) * BINS), BINS - 1)
-    label = int(np.argmax(terms.own[b, a]))
     expected["positives"][place] += 1
     expected["localization_gradient"][place] += gradient[b, a]
     expected["localization_weight"][place] += terms.box_weights[b, a]
-    expected["classification_weight"][place] += terms.class_weights[b, a, label]
+    expected["classification_weight"][place] += terms.own_weights[b, a]
     level = int(level_sizes is not None and a >= 18)
-    before[level] += terms.class_loss[b, a, label]
-    after[level] += terms.class_loss[b, a, label] * terms.iou[b, a] ** 1.5
+    before[level] += terms.own_loss[b, a]
+    after[level] += terms.own_loss[b, a] * terms.iou[b, a] ** 1.5
   for name, values in expected.items():
     np.testing.assert_allclose(got[name], values, rtol=1e-5)
   factors = (before / np.maximum(after, 1e-9))[: 2 if level_sizes else 1]

@@ -243,7 +243,7 @@ def test_isr_keeps_the_positives_classification_loss():
   assert isr.localization == plain.localization
   arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
   terms = terms_of(arrays, {"isr_gamma": 2.0})
-  weights = np.asarray(terms.class_weights)[np.asarray(terms.own)]
+  weights = np.asarray(terms.own_weights)[np.asarray(terms.positive)]
   assert weights.max() > 1.1 > 0.9 > weights.min()
 
 
