@@ -104,7 +104,7 @@ class Also:
     values: of the last evaluation's batches.
   """
 
-  of: Callable[[list[tuple[jax.Array, ...]], PyTree, dict[str, jax.Array], bool], PyTree]
+  of: Callable[[list[tuple[Any, ...]], PyTree, dict[str, jax.Array], bool], PyTree]
   keep: TrainingFilter
   max_boxes: int
   values: list[PyTree] = field(default_factory=list)
@@ -292,7 +292,7 @@ class Detector:
     variables: PyTree,
     batch: dict[str, jax.Array],
     portrait: bool,
-  ) -> tuple[list[tuple[jax.Array, ...]], Any]:
+  ) -> tuple[list[tuple[Any, ...]], Any]:
     """The network's outputs for each view of a batch, and what `end` makes of their candidates."""
     outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
     # Per device: left to itself, XLA would gather all images for the sort inside.

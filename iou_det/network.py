@@ -17,6 +17,7 @@ from iou_det.config import evaluation_views, input_size, strides
 from iou_det.data.preprocess import Inputs, mirrored, preprocess
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
+from iou_det.ops.anchors import by_anchor
 from iou_det.ops.detection import Candidates, find_candidates
 from iou_det.parallel import BATCH, replicated, split_batch
 
@@ -38,8 +39,8 @@ def variable_shapes(config: ConfigDict, num_classes: int) -> PyTree:
 
 def forward(
   model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh | None
-) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
-  """Logits and box offsets, see `RetinaNet`; parameters are gathered, images split over `space`."""
+) -> tuple[list[Float[Array, "b _ _ _"]], list[Float[Array, "b _ _ _"]]]:
+  """Logits and box offsets by level, see `RetinaNet`; parameters are gathered, images split over `space`."""
   if mesh is None or mesh.size == 1:
     outputs: Any = model.apply(variables, images)
     return outputs
@@ -93,7 +94,7 @@ def look(
   variables: PyTree,
   batch: dict[str, Array],
   portrait: bool,
-) -> tuple[list[tuple[Array, ...]], Callable[[list[tuple[Array, ...]]], list[Candidates]]]:
+) -> tuple[list[tuple[Any, ...]], Callable[[list[tuple[Any, ...]]], list[Candidates]]]:
   """The network's outputs for every view of a batch of the pipeline, and what makes candidates of them.
 
   In two, because the second runs for each device by itself. Inside jit; `suppress` ends it.
@@ -102,7 +103,7 @@ def look(
     mesh: None for one device that need not be of this process: an exported program's.
   """
   find: list[Callable[..., Candidates]] = []
-  outputs: list[tuple[Array, ...]] = []
+  outputs: list[tuple[Any, ...]] = []
   for view, mirror in evaluation_views(config):
     inputs, anchors, level_sizes = network_inputs(view, batch, portrait, train=False)
     inputs = mirrored(inputs) if mirror else inputs
@@ -117,7 +118,12 @@ def look(
         mirror=mirror,
       )
     )
-  return outputs, lambda outputs: [f(*view) for f, view in zip(find, outputs, strict=True)]
+
+  def candidates(outputs: list[tuple[Any, ...]]) -> list[Candidates]:
+    rows = lambda logits, deltas, *rest: (by_anchor(logits, model.num_classes), by_anchor(deltas, 4), *rest)
+    return [f(*rows(*view)) for f, view in zip(find, outputs, strict=True)]
+
+  return outputs, candidates
 
 
 def suppression(e: ConfigDict) -> dict[str, Any]:

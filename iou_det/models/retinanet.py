@@ -25,7 +25,7 @@ class Head(nn.Module):
   dtype: DTypeLike
 
   @nn.compact
-  def __call__(self, pyramid: list[Float[Array, "b _ _ _"]]) -> Float[Array, "b anchors outputs"]:
+  def __call__(self, pyramid: list[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _ _ _"]]:
     convs, normed = self.settings.head_convs, self.settings.head_norm == "gn"
     channels = pyramid[0].shape[-1]
     normal = nn.initializers.normal(0.01)
@@ -39,9 +39,8 @@ class Head(nn.Module):
       for i, layer in enumerate(tower):
         x = layer(x)
         x = nn.relu(norms[i](x) if normed else x)
-      x = last(x)
-      levels.append(x.reshape(x.shape[0], -1, self.outputs))
-    return jnp.concatenate(levels, axis=1).astype(jnp.float32)
+      levels.append(last(x))
+    return levels
 
 
 class RetinaNet(nn.Module):
@@ -51,7 +50,7 @@ class RetinaNet(nn.Module):
     settings: config.model, frozen.
     num_classes: K; scores are K independent sigmoids, without a background class.
     anchors_per_cell: octaves * ratios.
-    dtype: of the computation; parameters and outputs are float32.
+    dtype: of the computation and its outputs; parameters are float32.
   """
 
   settings: Any
@@ -62,10 +61,11 @@ class RetinaNet(nn.Module):
   @nn.compact
   def __call__(
     self, images: Float[Array, "b h w 3"]
-  ) -> tuple[Float[Array, "b anchors classes"], Float[Array, "b anchors 4"]]:
-    """Returns logits and offsets (dx, dy, dw, dh), ordered by level, row, column, anchor of the cell.
+  ) -> tuple[list[Float[Array, "b _ _ _"]], list[Float[Array, "b _ _ _"]]]:
+    """Returns logits and offsets (dx, dy, dw, dh) by level, each [b, rows, columns, cell's anchors * values].
 
-    Images are normalised RGB of any height and width; a level of stride s has ceil(height / s) rows.
+    As the last convolutions leave them: to move all logits is costly. `by_anchor` makes rows of them. Images
+    are normalised RGB of any height and width; a level of stride s has ceil(height / s) rows.
     """
     s = self.settings
     backbone = backbone_class(s.backbone)(s, self.dtype, name="backbone")

@@ -60,6 +60,15 @@ def anchors(
   return np.concatenate(levels).astype(np.float32)
 
 
+def by_anchor(levels: Sequence[Float[Array, "b _ _ _"]], values: int) -> Float[Array, "b anchors values"]:
+  """A network's outputs, [b, rows, columns, cell's anchors * values] for each level, in the anchors' order.
+
+  In float32, as all that is computed of boxes.
+  """
+  rows = [level.reshape(level.shape[0], -1, values) for level in levels]
+  return jnp.concatenate(rows, axis=1).astype(jnp.float32)
+
+
 def _cell_anchors(
   stride: int, scale: float, octaves: int, ratios: Sequence[float], convention: str
 ) -> Float[np.ndarray, "cell_anchors 4"]:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float
 
 
 def sigmoid_focal_loss(
-  logits: Float[Array, "*shape"], targets: Float[Array, "*shape"], *, alpha: float = 0.25, gamma: float = 2.0
+  logits: Float[Array, "*shape"], targets: Float[Array, "*#shape"], *, alpha: float = 0.25, gamma: float = 2.0
 ) -> Float[Array, "*shape"]:
   """Focal loss on sigmoid scores, arXiv:1708.02002 Eq. (5): -alpha_t (1 - p_t)^gamma log(p_t).
 
@@ -96,9 +96,10 @@ def normalized_localization_weights(
     positive: which anchors have a ground truth; the others get 0.
   """
   scale = normalizer(loss, iou, positive, exponent=lambd, level_sizes=level_sizes)
-  anchors = loss.shape[-1]
   raw = jnp.where(positive, jax.lax.stop_gradient(iou) ** lambd, 0.0)
-  return raw * jnp.repeat(scale, jnp.asarray(level_sizes or (anchors,)), total_repeat_length=anchors)
+  # Not `repeat`, whose running sum over the anchors takes a compiler seconds to fold into a constant.
+  sizes = level_sizes or (loss.shape[-1],)
+  return raw * jnp.concatenate([jnp.full(n, factor) for n, factor in zip(sizes, scale, strict=True)])
 
 
 def normalizer(

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,6 +25,7 @@ def match(
   anchors: Float[Array, "anchors 4"],
   boxes: Float[Array, "boxes 4"],
   valid: Bool[Array, " boxes"],
+  inside: Bool[Array, " anchors"] | None = None,
   *,
   positive_iou: float = 0.5,
   negative_iou: float = 0.4,
@@ -38,11 +40,12 @@ def match(
   every ground truth then takes all anchors that are tied at its own best IoU; where two want the same
   anchor the later one gets it. A ground truth that no anchor touches takes nothing.
 
-  Use `jax.vmap` for a batch. Needs 4 to 8 bytes for each pair of an anchor and a box.
+  Use `jax.vmap` for a batch.
 
   Args:
     boxes: ground truth.
     valid: False for rows that are padding: these match nothing.
+    inside: False for anchors that match nothing; None: all may.
     positive_iou: lowest IoU of a positive, > 0.
     negative_iou: lowest IoU of an ignored anchor, <= positive_iou.
     force_match: whether ground truths take their best anchors below `positive_iou` as well.
@@ -54,14 +57,25 @@ def match(
   if boxes.shape[0] == 0:  # argmax over no boxes is an error
     none = jnp.zeros(anchors.shape[0], bool)
     return Match(index=none.astype(jnp.int32), positive=none, ignored=none)
-  iou = jnp.where(valid[:, None], pairwise_iou(boxes, anchors), -1.0)  # [boxes, anchors]
+
+  def pairs(boxes, valid, inside):  # [boxes, anchors]
+    iou = pairwise_iou(boxes, anchors)
+    if inside is not None:
+      iou = jnp.where(inside, iou, 0.0)
+    return jnp.where(valid[:, None], iou, -1.0)
+
+  # IoUs take less time to compute than to read. Each of three reductions computes its own, and no [boxes,
+  # anchors] is in memory: behind the barriers a compiler does not see that they are the same.
+  iou = pairs(boxes, valid, inside)
   best_of_anchor = iou.max(axis=0)
   index = iou.argmax(axis=0).astype(jnp.int32)
   positive = best_of_anchor >= positive_iou
   if force_match:
-    best_of_box = iou.max(axis=1)
+    again = jax.lax.optimization_barrier((boxes, valid, inside))
+    best_of_box = pairs(*again).max(axis=1)
     forces = (best_of_box > 0) & (best_of_box >= min_forced_iou)
-    tied = forces[:, None] & (iou >= best_of_box[:, None] * (1 - TIE))
+    *again, best_of_box = jax.lax.optimization_barrier((*again, best_of_box))
+    tied = forces[:, None] & (pairs(*again) >= best_of_box[:, None] * (1 - TIE))
     number = jnp.arange(boxes.shape[0], dtype=jnp.int32)[:, None]
     last = jnp.where(tied, number, -1).max(axis=0)
     if forced_target == "box":

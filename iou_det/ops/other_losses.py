@@ -138,19 +138,19 @@ def gradient_harmonizing_weights(
 
 
 def isr_weights(
-  loss: Float[Array, "*batch anchors classes"],
+  loss: Float[Array, "*batch anchors"],
   iou: Float[Array, "*batch anchors"],
-  target: Bool[Array, "*batch anchors classes"],
+  labels: Int[Array, "*batch anchors"],
   box_index: Int[Array, "*batch anchors"],
   *,
   gamma: float = 2.0,
   beta: float = 0.0,
-) -> Float[Array, "*batch anchors classes"]:
+) -> Float[Array, "*batch anchors"]:
   """Classification weights of PISA's importance-based sample reweighting, arXiv:1904.04821 Eq. (1)-(3).
 
       u = (n_max - r) / n_max
       w = ((1 - beta) u + beta)^gamma
-      w' = w * sum(loss) / sum(w * loss)    on a positive's own class, 1 everywhere else
+      w' = w * sum(loss) / sum(w * loss)    on a positive's own class; 1 where not positive
 
   r = 0, 1, ... is the positive's IoU hierarchical local rank in its class: positives of each ground truth are
   ranked by IoU, then those of a class by that local rank and, among equals, by IoU; so the best positive of
@@ -159,36 +159,36 @@ def isr_weights(
   entropy; here, to compare with Eq. (1) of arXiv:1908.05641, the loss on the positive's own class.
 
   Args:
-    loss, iou, target: as in `iou_det.ops.losses.iou_balanced_classification_weights`.
+    loss: classification loss of each positive's own class, >= 0; any value elsewhere.
+    iou: of each decoded box with the ground truth it is matched to.
+    labels: class of the positives, -1 elsewhere.
     box_index: ground truth of each positive, counted within its image.
     gamma: exponent >= 0; 0 gives the unweighted baseline, as a `beta` (smallest importance) of 1 does.
   """
   loss, iou = jax.lax.stop_gradient((loss, iou))
-  positive = target.any(axis=-1)
-  most = target.sum(axis=tuple(range(target.ndim - 1))).max()
-  rank = jnp.where(positive, _hierarchical_local_rank(iou, target, positive, box_index), 0)
-  importance = (most - rank) / jnp.maximum(most, 1)
+  positive = labels >= 0
+  rank = jnp.where(positive, _hierarchical_local_rank(iou, labels, box_index), 0)
+  most = rank.max() + 1
+  importance = (most - rank) / most
   raw = ((1.0 - beta) * importance + beta) ** gamma
-  own = jnp.sum(loss, axis=-1, where=target)
+  own = jnp.where(positive, loss, 0.0)
   before, after = own.sum(), (raw * own).sum()
   kept = after >= jnp.finfo(loss.dtype).tiny  # else there is no loss whose sum could be kept
   weights = raw * jnp.where(kept, before / jnp.where(kept, after, 1.0), 1.0)
-  return jnp.where(target, weights[..., None], 1.0)
+  return jnp.where(positive, weights, 1.0)
 
 
 def _hierarchical_local_rank(
   iou: Float[Array, "*batch anchors"],
-  target: Bool[Array, "*batch anchors classes"],
-  positive: Bool[Array, "*batch anchors"],
+  labels: Int[Array, "*batch anchors"],
   box_index: Int[Array, "*batch anchors"],
 ) -> Int[Array, "*batch anchors"]:
   """IoU-HLR of each positive within its class over the batch, from 0; not meaningful elsewhere."""
-  anchors, classes = target.shape[-2:]
   total = iou.size
-  # Anchors that are not positive form a ground truth and a class of their own, behind all others.
-  box = jnp.where(positive, box_index, jnp.iinfo(box_index.dtype).max).reshape(-1)
-  label = jnp.where(positive, target.argmax(axis=-1), classes).reshape(-1)
-  image = jnp.arange(total) // anchors
+  # Anchors that are not positive form a ground truth and a class of their own, before all others.
+  box = jnp.where(labels >= 0, box_index, -1).reshape(-1)
+  label = labels.reshape(-1)
+  image = jnp.arange(total) // iou.shape[-1]
   falling = -iou.reshape(-1)
 
   by_box = jnp.lexsort((falling, box, image))  # the last key is the first to compare
@@ -228,7 +228,8 @@ class BoxPairs(NamedTuple):
 
 
 # The losses to choose from, by their names in the config. `loss` is its section `loss`: a loss takes its
-# numbers from there. Classification losses take logits, one-hot targets and the IoU of each decoded box.
+# numbers from there. Classification losses are elementwise: they take logits, whether their classes are the
+# targets, and the IoU of the decoded boxes, the last two of shapes that broadcast to that of the logits.
 LOCALIZATION: dict[str, Callable[[BoxPairs, Any], Float[Array, "batch anchors"]]] = {
   "smooth_l1": lambda pairs, loss: smooth_l1(pairs.errors, delta=loss.delta).sum(axis=-1),
   "l1": lambda pairs, loss: jnp.abs(pairs.errors).sum(axis=-1),  # torchvision's
@@ -239,7 +240,7 @@ LOCALIZATION: dict[str, Callable[[BoxPairs, Any], Float[Array, "batch anchors"]]
     authentic_smooth_l1(pairs.errors) * gradient_harmonizing_weights(pairs.errors, pairs.positive)
   ).sum(axis=-1),
 }
-CLASSIFICATION: dict[str, Callable[[Array, Array, Array, Any], Float[Array, "batch anchors classes"]]] = {
+CLASSIFICATION: dict[str, Callable[[Array, Array, Array, Any], Float[Array, "..."]]] = {
   "focal": lambda logits, target, iou, loss: sigmoid_focal_loss(
     logits, target.astype(logits.dtype), alpha=loss.alpha, gamma=loss.gamma
   ),

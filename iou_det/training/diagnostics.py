@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from iou_det.config import input_size
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import forward, make_anchors, network_inputs
+from iou_det.ops.anchors import by_anchor
 from iou_det.parallel import replicated, split_batch
 from iou_det.training.accumulate import network_outputs
 from iou_det.training.losses import Terms, detection_losses, loss_terms, make_targets
@@ -33,7 +34,7 @@ def by_iou(terms: Terms, gradient_norm: Float[Array, "batch anchors"]) -> dict[s
     "positives": count(1.0),
     "localization_gradient": count(gradient_norm),
     "localization_weight": count(terms.box_weights),
-    "classification_weight": count(jnp.sum(terms.class_weights, axis=-1, where=terms.own)),
+    "classification_weight": count(terms.own_weights),
     "eq2_normalizer": terms.normalizer,
   }
 
@@ -57,8 +58,9 @@ def make_diagnostics(
         return detection_losses(terms, "image").localization, terms
       return terms.localization(), terms
 
+    deltas = [level.astype(jnp.float32) for level in deltas]  # so that their gradient is not rounded either
     gradient, terms = jax.grad(localization, has_aux=True)(deltas)
-    return by_iou(terms, jnp.linalg.norm(gradient, axis=-1))
+    return by_iou(terms, jnp.linalg.norm(by_anchor(gradient, 4), axis=-1))
 
   return jax.jit(
     diagnose, static_argnums=2, in_shardings=(None, split_batch(mesh)), out_shardings=replicated(mesh)

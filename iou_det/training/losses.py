@@ -1,9 +1,11 @@
 """The detector's loss: match anchors, weigh each positive by the IoU of its predicted box, add up."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
@@ -50,54 +52,56 @@ class Terms(NamedTuple):
   iou: Float[Array, "batch anchors"]  # of each decoded box with its ground truth; no meaning without one
   positive: Bool[Array, "batch anchors"]
   counted: Bool[Array, "batch anchors"]  # positives and negatives: what has a classification loss
-  own: Bool[Array, "batch anchors classes"]  # a positive's own class
-  class_loss: Float[Array, "batch anchors classes"]
-  class_weights: Float[Array, "batch anchors classes"]
+  own_loss: Float[Array, "batch anchors"]  # classification loss of a positive's own class; else 0
+  other_loss: Float[Array, "batch anchors"]  # of all other classes together, which weigh 1
+  own_weights: Float[Array, "batch anchors"]
   box_loss: Float[Array, "batch anchors"]
   box_weights: Float[Array, "batch anchors"]
   normalizer: Float[Array, " levels"]  # of Eq. (2): of each pyramid level where the config says so, or one
 
   def classification(self, by_image: bool = False) -> Float[Array, "..."]:
     """The sum over the batch, or those of its images."""
-    axes = (1, 2) if by_image else None
-    return jnp.sum(self.class_weights * self.class_loss, axes, where=self.counted[..., None])
+    loss = self.own_weights * self.own_loss + self.other_loss
+    return jnp.sum(loss, 1 if by_image else None, where=self.counted)
 
   def localization(self, by_image: bool = False) -> Float[Array, "..."]:
     return jnp.sum(self.box_weights * self.box_loss, 1 if by_image else None, where=self.positive)
 
 
 def loss_terms(
-  logits: Float[Array, "batch anchors classes"],
-  deltas: Float[Array, "batch anchors 4"],
+  logits: list[Float[Array, "batch _ _ _"]],
+  deltas: list[Float[Array, "batch _ _ _"]],
   targets: Targets,
   config: ConfigDict,
 ) -> Terms:
-  """Losses and weights of every anchor, Eq. (1)-(5) of arXiv:1908.05641, by config.match and config.loss."""
+  """Losses and weights of every anchor, Eq. (1)-(5) of arXiv:1908.05641, by config.match and config.loss.
+
+  Args:
+    logits, deltas: of each level, as `RetinaNet` returns them.
+  """
   s, anchors = config.loss, targets.anchors
-  # An anchor that takes no part becomes a point, whose IoU with everything is 0.
-  candidates = jnp.where(targets.inside[..., None], anchors, 0.0)
-  match = lambda a, b, v: matching.match(a, b, v, **config.match)
-  matched = jax.vmap(match)(candidates, targets.boxes, targets.valid)
+  offsets = anchor_ops.by_anchor(deltas, 4)
+  match = lambda *of_image: matching.match(anchors, *of_image, **config.match)
+  matched = jax.vmap(match)(targets.boxes, targets.valid, targets.inside)
   positive = matched.positive
   # Anchors that are not positive get themselves as target: offsets 0, no log(0), no NaN gradient.
   target_boxes = jnp.take_along_axis(targets.boxes, matched.index[..., None], axis=1)
   target_boxes = jnp.where(positive[..., None], target_boxes, anchors)
-  labels = jnp.take_along_axis(targets.labels, matched.index, axis=1)
-  own = (labels[..., None] == jnp.arange(logits.shape[-1])) & positive[..., None]
+  labels = jnp.where(positive, jnp.take_along_axis(targets.labels, matched.index, axis=1), -1)
 
-  boxes = box_ops.decode(deltas, anchors)
+  boxes = box_ops.decode(offsets, anchors)
   iou = jax.lax.stop_gradient(box_ops.iou(boxes, target_boxes))
   by_level = {"level_sizes": targets.level_sizes if s.normalizer == "level" else None}
 
-  class_loss = CLASSIFICATION[s.classification](logits, own, iou, s)
-  class_weights = losses.iou_balanced_classification_weights(class_loss, iou, own, eta=s.eta, **by_level)
+  class_loss = lambda logits, target, iou: CLASSIFICATION[s.classification](logits, target, iou, s)
+  own_loss, other_loss = class_sums(logits, labels, iou, targets.level_sizes, class_loss)
+  own_weights = losses.normalized_localization_weights(own_loss, iou, positive, lambd=s.eta, **by_level)
   if s.isr_gamma:
-    class_weights *= isr_weights(class_loss, iou, own, matched.index, gamma=s.isr_gamma)
-  own_loss = jnp.sum(class_loss, axis=-1, where=own)
+    own_weights *= isr_weights(own_loss, iou, labels, matched.index, gamma=s.isr_gamma)
   normalizer = losses.normalizer(own_loss, iou, positive, exponent=s.eta, **by_level)
 
   target_deltas = box_ops.encode(target_boxes, anchors)
-  pairs = BoxPairs(deltas, target_deltas, boxes, target_boxes, positive)
+  pairs = BoxPairs(offsets, target_deltas, boxes, target_boxes, positive)
   box_loss = LOCALIZATION[s.localization](pairs, s)
   if s.loc_weights == "eq5":
     box_weights = s.w_loc * losses.normalized_localization_weights(
@@ -106,7 +110,44 @@ def loss_terms(
   else:
     box_weights = losses.iou_balanced_localization_weights(iou, lambd=s.lambd, w_loc=s.w_loc)
   counted = targets.inside & ~matched.ignored
-  return Terms(iou, positive, counted, own, class_loss, class_weights, box_loss, box_weights, normalizer)
+  weighted = own_loss, other_loss, own_weights, box_loss, box_weights
+  return Terms(iou, positive, counted, *weighted, normalizer)
+
+
+def class_sums(
+  levels: list[Float[Array, "batch _ _ _"]],
+  labels: Int[Array, "batch anchors"],
+  iou: Float[Array, "batch anchors"],
+  level_sizes: tuple[int, ...],
+  loss: Callable[[Array, Array, Array], Float[Array, "..."]],
+) -> tuple[Float[Array, "batch anchors"], Float[Array, "batch anchors"]]:
+  """Classification loss of each positive's own class (0 elsewhere), and that of all other classes together.
+
+  Logits are read once forward and once backward, which computes all else from them again: nothing else of
+  their number is kept or written. Each sum has its own `checkpoint`: what both share would be written.
+
+  Args:
+    labels: class of the positives, -1 elsewhere.
+    loss: elementwise, of logits, whether their classes are the targets, and IoUs.
+  """
+  yes, no, none = jnp.ones((), bool), jnp.zeros((), bool), jnp.zeros(())
+  own = lambda logits, labels: labels[..., None] == jnp.arange(logits.shape[-1])
+
+  @jax.checkpoint
+  def own_logit(logits, labels):
+    return jnp.sum(logits.astype(jnp.float32), axis=-1, where=own(logits, labels))
+
+  @jax.checkpoint
+  def others(logits, labels):
+    return jnp.sum(loss(logits.astype(jnp.float32), no, none), axis=-1, where=~own(logits, labels))
+
+  split = jnp.split(labels, np.cumsum(level_sizes)[:-1], axis=1)
+  parts = [(z.reshape(*part.shape, -1), part) for z, part in zip(levels, split, strict=True)]
+  own_logits, other_loss = (
+    jnp.concatenate([f(*part) for part in parts], axis=1) for f in (own_logit, others)
+  )
+  positive = labels >= 0
+  return jnp.where(positive, loss(own_logits, yes, jnp.where(positive, iou, 0.0)), 0.0), other_loss
 
 
 class Losses(NamedTuple):

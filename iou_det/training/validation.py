@@ -49,7 +49,7 @@ def validation_loss(config: ConfigDict, model: RetinaNet, mesh: Mesh, source: So
   plain.data.update(NO_AUGMENTATION)
 
   def of(
-    outputs: list[tuple[Array, ...]], variables: PyTree, batch: dict[str, Array], portrait: bool
+    outputs: list[tuple[Any, ...]], variables: PyTree, batch: dict[str, Array], portrait: bool
   ) -> BatchLoss:
     inputs, anchors, level_sizes = network_inputs(plain, batch, portrait, train=True)
     if True in views:

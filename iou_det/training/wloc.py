@@ -60,8 +60,8 @@ def fit_w_loc(
 
   def sums(state, batch, portrait: bool) -> Float[Array, "sums"]:
     inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
-    shape = (inputs.images.shape[0], len(anchors))
-    logits, deltas = jnp.zeros((*shape, model.num_classes)), jnp.zeros((*shape, 4))
+    zeros = lambda values: [jnp.zeros((len(inputs.images), n, 1, values)) for n in level_sizes]
+    logits, deltas = zeros(model.num_classes), zeros(4)
     if state is not None:
       logits, deltas = forward(model, state.variables, inputs.images, mesh)
     targets = make_targets(config, inputs, anchors, level_sizes, portrait)

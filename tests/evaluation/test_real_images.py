@@ -11,6 +11,7 @@ from iou_det.data import open_dataset
 from iou_det.data.pipeline import eval_batches
 from iou_det.detector import Detector
 from iou_det.network import forward, make_model, network_inputs
+from iou_det.ops.anchors import by_anchor
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.step import create_state
 from tests.oracles import decode
@@ -69,7 +70,12 @@ def test_real_images_give_the_detections_of_the_slow_version(real_data):
   batch, portrait = next(iter(batches))
   arrays = to_device(batch, mesh)
   inputs, anchors, level_sizes = network_inputs(config, arrays, portrait, train=False)
-  network = jax.jit(lambda s: forward(model, s.variables, inputs.images, mesh))
+
+  @jax.jit
+  def network(state):
+    logits, deltas = forward(model, state.variables, inputs.images, mesh)
+    return by_anchor(logits, 5), by_anchor(deltas, 4)
+
   state = dataclasses.replace(state, params=with_spread_scores(state.params, network(state)[0]))
   logits, deltas = jax.device_get(network(state))
   detections = jax.device_get(Detector(config, model, mesh, ()).step(state.variables, arrays, portrait))

@@ -17,7 +17,7 @@ from iou_det.models import resnet
 from iou_det.models.fpn import FPN, upsample
 from iou_det.models.resnet import LAYOUT, ResNet, group_norm, patches, stem_convolution
 from iou_det.models.retinanet import RetinaNet, trainable_mask
-from iou_det.ops.anchors import anchors, level_shapes
+from iou_det.ops.anchors import anchors, by_anchor, level_shapes
 from iou_det.weights.pretrained import from_torch
 from tests.golden.seeded_tensors import seeded_images, seeded_tensor
 from tests.models import golden
@@ -89,7 +89,7 @@ def test_every_map_equals_torchvisions(body, p6_from, size, every):
   maps = {part: state["intermediates"][part]["__call__"][0] for part in ("backbone", "fpn")}
   ours = {f"c{level}": x[..., ::every] for level, x in enumerate(maps["backbone"][1:], start=3)}
   ours |= {f"p{level}": x for level, x in enumerate(maps["fpn"], start=3)}
-  ours |= {"logits": logits, "deltas": deltas}
+  ours |= {"logits": by_anchor(logits, 5), "deltas": by_anchor(deltas, 4)}
   theirs = {n.removeprefix(f"{p6_from}_"): x for n, x in golden.outputs().items() if n.startswith(p6_from)}
   assert ours.keys() == theirs.keys()
   for name, x in ours.items():
@@ -109,7 +109,12 @@ def test_one_prediction_for_each_anchor_of_any_size(height, width, min_level, ma
   images = jax.ShapeDtypeStruct((2, height, width, 3), jnp.float32)
   for backbone in models.BACKBONES:  # sides of its maps are ceil(side / stride)
     model = tiny(backbone=backbone, min_level=min_level, max_level=max_level, stem=stem)
-    logits, deltas = jax.eval_shape(lambda x, m=model: m.init_with_output(jax.random.key(0), x)[0], images)
+
+    def rows(images, model=model):
+      logits, deltas = model.init_with_output(jax.random.key(0), images)[0]
+      return by_anchor(logits, 2), by_anchor(deltas, 4)
+
+    logits, deltas = jax.eval_shape(rows, images)
     assert logits.shape == (2, count, 2) and deltas.shape == (2, count, 4)
 
 
@@ -141,11 +146,10 @@ def test_levels_of_a_smaller_pyramid_are_those_of_the_whole_one():
   model, variables, images = seeded()
   logits, deltas = jax.jit(model.apply)(variables, images)
   part = tiny(min_level=4, max_level=6)
-  sizes = [9 * h * w for h, w in level_shapes((40, 72), (8, 16, 32, 64, 128))]
-  start, stop = sizes[0], sum(sizes[:4])
   part_logits, part_deltas = jax.jit(part.apply)(variables, images)
-  np.testing.assert_allclose(part_logits, logits[:, start:stop], atol=1e-5)
-  np.testing.assert_allclose(part_deltas, deltas[:, start:stop], atol=1e-5)
+  assert [z.shape[1:3] for z in part_logits] == list(level_shapes((40, 72), (16, 32, 64)))
+  for ours, theirs in ((part_logits, logits[1:4]), (part_deltas, deltas[1:4])):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5), ours, theirs)
 
 
 @pytest.mark.parametrize("relu", [False, True])
@@ -167,7 +171,7 @@ def test_initial_values():
   key = jax.random.key(0, impl="rbg")  # compiles in a sixth of the time
   initialise = jax.jit(model.init_with_output, compiler_options=FAST_COMPILE)
   (logits, _), variables = initialise(key, jnp.asarray(seeded_images(40, 72)))
-  np.testing.assert_allclose(jax.nn.sigmoid(logits), 0.05, rtol=0.2)
+  np.testing.assert_allclose(jax.nn.sigmoid(by_anchor(logits, 2)), 0.05, rtol=0.2)
   params = variables["params"]
   head = params["classification_head"]
   np.testing.assert_allclose(jax.nn.sigmoid(head["output"]["bias"]), 0.05, rtol=1e-5)
@@ -188,7 +192,7 @@ def test_no_gradient_reaches_a_frozen_stage_and_all_others_get_one(backbone, fro
 
   def loss(params):
     logits, deltas = model.apply({**variables, "params": params}, images)
-    return jnp.sum(logits**2) + jnp.sum(deltas**2)
+    return sum(jnp.sum(x**2) for x in (*logits, *deltas))
 
   gradient = jax.jit(jax.grad(loss), compiler_options=FAST_COMPILE)(variables["params"])
   mask = trainable_mask(variables["params"], model.settings)

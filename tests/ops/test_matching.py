@@ -49,12 +49,17 @@ def grid_boxes(draw, count):
   return np.array([[x, y, x + w, y + h] for x, y, w, h in rows], np.float32)
 
 
-@given(grid_boxes(A), grid_boxes(N), st.lists(st.booleans(), min_size=N, max_size=N))
+def flags(count):
+  return st.lists(st.booleans(), min_size=count, max_size=count)
+
+
+@given(grid_boxes(A), grid_boxes(N), flags(N), flags(A))
 @settings(deadline=None, max_examples=150)
-def test_equals_the_loops_with_ties_and_duplicates(anchors, boxes, valid):
+def test_equals_the_loops_with_ties_and_duplicates(anchors, boxes, valid, inside):
+  candidates = np.where(np.array(inside)[:, None], anchors, 0)  # a point's IoU with everything is 0
   for rules, compiled in zip(RULES, COMPILED, strict=True):
-    got = compiled(jnp.asarray(anchors), jnp.asarray(boxes), jnp.array(valid))
-    expected = oracles.match(anchors, boxes, valid, **rules)
+    got = compiled(jnp.asarray(anchors), jnp.asarray(boxes), jnp.array(valid), jnp.array(inside))
+    expected = oracles.match(candidates, boxes, valid, **rules)
     np.testing.assert_array_equal(coded(got), expected, err_msg=str(rules))
 
 

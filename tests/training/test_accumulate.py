@@ -96,7 +96,7 @@ def plain_inputs(config, batch, portrait, train):
 
 def linear(model, variables, images, mesh):
   pixels = images.reshape(len(images), -1)[:, ::97]
-  return tuple((pixels @ variables["params"][name]).reshape(len(images), 18, -1) for name in ("a", "b"))
+  return tuple([(pixels @ variables["params"][name]).reshape(len(images), 2, 3, -1)] for name in ("a", "b"))
 
 
 @pytest.mark.parametrize(

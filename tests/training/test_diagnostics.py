@@ -12,6 +12,7 @@ from iou_det.data.pipeline import train_batches
 from iou_det.data.plan import make_plan
 from iou_det.network import make_model, network_inputs
 from iou_det.ops import losses
+from iou_det.ops.anchors import by_anchor
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.diagnostics import BINS, as_row, by_iou, make_diagnostics
 from iou_det.training.losses import Terms
@@ -22,19 +23,17 @@ from tests.tiny import tinier_config
 
 def draw(seed, positives=True):
   rng = np.random.default_rng(seed)
-  b, a, k = 2, 30, 3
+  b, a = 2, 30
   positive = (rng.uniform(size=(b, a)) < 0.6) & positives
-  own = (rng.integers(k, size=(b, a))[..., None] == np.arange(k)) & positive[..., None]
   iou = rng.uniform(size=(b, a))
   iou[0, :3], positive[0, :3] = [0.0, 1.0, 0.3], positives
-  own[0, :3, 0] |= ~own[0, :3].any(axis=-1) & positives
   return Terms(
     iou=iou,
     positive=positive,
     counted=positive,
-    own=own,
-    class_loss=rng.uniform(0.1, 2, (b, a, k)),
-    class_weights=rng.uniform(0.5, 2, (b, a, k)),
+    own_loss=np.where(positive, rng.uniform(0.1, 2, (b, a)), 0),
+    other_loss=rng.uniform(0.1, 2, (b, a)),
+    own_weights=rng.uniform(0.5, 2, (b, a)),
     box_loss=rng.uniform(0.1, 2, (b, a)),
     box_weights=rng.uniform(0.5, 2, (b, a)),
     normalizer=np.zeros(0),
@@ -42,9 +41,8 @@ def draw(seed, positives=True):
 
 
 def measured(terms, gradient, eta, level_sizes=None):
-  own = np.sum(terms.class_loss, axis=-1, where=terms.own)
   normalizer = losses.normalizer(
-    jnp.float32(own),
+    jnp.float32(terms.own_loss),
     jnp.float32(terms.iou),
     jnp.asarray(terms.positive),
     exponent=eta,
@@ -62,14 +60,13 @@ def test_sums_equal_loops_over_positives(level_sizes):
   before, after = np.zeros((2, 2))
   for b, a in zip(*np.nonzero(terms.positive), strict=True):
     place = min(int(np.float32(terms.iou[b, a]) * BINS), BINS - 1)
-    label = int(np.argmax(terms.own[b, a]))
     expected["positives"][place] += 1
     expected["localization_gradient"][place] += gradient[b, a]
     expected["localization_weight"][place] += terms.box_weights[b, a]
-    expected["classification_weight"][place] += terms.class_weights[b, a, label]
+    expected["classification_weight"][place] += terms.own_weights[b, a]
     level = int(level_sizes is not None and a >= 18)
-    before[level] += terms.class_loss[b, a, label]
-    after[level] += terms.class_loss[b, a, label] * terms.iou[b, a] ** 1.5
+    before[level] += terms.own_loss[b, a]
+    after[level] += terms.own_loss[b, a] * terms.iou[b, a] ** 1.5
   for name, values in expected.items():
     np.testing.assert_allclose(got[name], values, rtol=1e-5)
   factors = (before / np.maximum(after, 1e-9))[: 2 if level_sizes else 1]
@@ -113,7 +110,8 @@ def test_gradient_of_a_real_batch_equals_the_derivative_written_down(shapes_fold
   got = jax.device_get(make_diagnostics(config, model, mesh)(state, arrays, portrait))
 
   inputs, anchors, _ = network_inputs(config, arrays, portrait, train=True)
-  deltas = np.asarray(model.apply({"params": params, "batch_stats": state.batch_stats}, inputs.images)[1])
+  deltas = model.apply({"params": params, "batch_stats": state.batch_stats}, inputs.images)[1]
+  deltas = np.asarray(by_anchor(deltas, 4))
   anchors, boxes = np.asarray(anchors, np.float64), np.asarray(inputs.boxes, np.float64)
   gradient, counts = np.zeros(BINS), np.zeros(BINS)
   c = config.loss

@@ -1,6 +1,7 @@
 """The whole RetinaNet loss against one float64 loop over images and anchors; identities; empty batches."""
 
 import ast
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ from iou_det.errors import UserError
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops import other_losses
 from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION
-from iou_det.training.losses import Targets, detection_losses, loss_terms
+from iou_det.training.losses import Targets, class_sums, detection_losses, loss_terms
 from tests import oracles
 
 SIZE, STRIDES = (64, 96), (16, 32)
@@ -59,12 +60,19 @@ def losses_of(arrays, settings):
   return detection_losses(terms_of(arrays, settings), settings.get("average", "batch"))
 
 
+def by_level(rows):
+  """As a network puts them out: [images, rows, columns, anchors of a cell * values] for each level."""
+  shapes, ends = anchor_ops.level_shapes(SIZE, STRIDES), np.cumsum(LEVELS)[:-1]
+  levels = zip(shapes, jnp.split(rows, ends, axis=1), strict=True)
+  return [level.reshape(len(rows), *shape, -1) for shape, level in levels]
+
+
 def terms_of(arrays, settings):
   config = base_config()
   config.match.update(MATCH)
   config.loss.update(settings)
   arrays = dict(arrays)
-  logits, deltas = arrays.pop("logits"), arrays.pop("deltas")
+  logits, deltas = by_level(arrays.pop("logits")), by_level(arrays.pop("deltas"))
   targets = Targets(anchors=jnp.asarray(ANCHORS), level_sizes=LEVELS, **arrays)
   return loss_terms(logits, deltas, targets, config)
 
@@ -220,6 +228,44 @@ def test_classification_losses_leave_the_boxes_alone(classification):
   np.testing.assert_array_equal(jax.grad(loss)(arrays["deltas"]), 0.0)
 
 
+def varifocal(logits, target, iou, loss):  # arXiv:2008.13367 Eq. (2): one that needs the IoU
+  quality, entropy = (
+    jnp.where(target, iou, 0.0),
+    jax.nn.softplus(logits) - logits * jnp.where(target, iou, 0.0),
+  )
+  return entropy * jnp.where(target, quality, loss.alpha * jax.nn.sigmoid(logits) ** loss.gamma)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", [*CLASSIFICATION, "varifocal"])
+def test_sums_by_level_equal_those_over_an_array_of_all_classes(monkeypatch, name, dtype):
+  """And so do the gradients, of any cotangents."""
+  monkeypatch.setitem(CLASSIFICATION, "varifocal", varifocal)
+  drawn, rng, config = draw(seed=8), np.random.default_rng(8), base_config()
+  levels = [level.astype(dtype) for level in by_level(jnp.float32(drawn["logits"]))]
+  shape = drawn["logits"].shape
+  labels = jnp.asarray(rng.integers(-1, shape[2], shape[:2]))
+  iou, *weights = jnp.float32(rng.uniform(size=(3, *shape[:2])))
+  loss = lambda *arrays: CLASSIFICATION[name](*arrays, config.loss)
+
+  def plain(levels):
+    own = labels[..., None] == jnp.arange(shape[2])
+    every = loss(anchor_ops.by_anchor(levels, shape[2]), own, jnp.where(own, iou[..., None], 0.0))
+    return jnp.sum(every, axis=-1, where=own), jnp.sum(every, axis=-1, where=~own)
+
+  def with_gradient(sums):
+    values, pull = jax.vjp(sums, levels)
+    return values, pull(tuple(weights))[0]
+
+  expected = jax.jit(with_gradient, static_argnums=0)(plain)
+  got = jax.jit(with_gradient, static_argnums=0)(lambda z: class_sums(z, labels, iou, LEVELS, loss))
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got[0], expected[0])
+  close = {"rtol": 1e-5, "atol": 1e-6} if dtype == jnp.float32 else {"rtol": 1e-2}  # a step of bfloat16
+  for ours, theirs in zip(got[1], expected[1], strict=True):
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(np.float32(ours), np.float32(theirs), **close)
+
+
 def test_no_loss_was_forgotten_in_the_tables():
   """A function of other_losses that no code of the package uses: its line in a table is missing."""
   own = Path(other_losses.__file__)
@@ -236,7 +282,7 @@ def test_isr_keeps_the_positives_classification_loss():
   assert isr.localization == plain.localization
   arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
   terms = terms_of(arrays, {"isr_gamma": 2.0})
-  weights = np.asarray(terms.class_weights)[np.asarray(terms.own)]
+  weights = np.asarray(terms.own_weights)[np.asarray(terms.positive)]
   assert weights.max() > 1.1 > 0.9 > weights.min()
 
 

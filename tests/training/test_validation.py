@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from iou_det.config import strides
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import decode_image
+from iou_det.ops.anchors import by_anchor
 from iou_det.training.validation import mean_loss, validation_loss
 from iou_det.weights.load import load_detector
 from tests import oracles
@@ -39,6 +40,7 @@ def expected_loss(detector, source):
     pixels = np.stack([decode_image(r) for r in records]).astype(np.float64)
     images = (pixels - np.array(config.data.mean)) / np.array(config.data.std)
     logits, deltas = jax.device_get(detector.model.apply(detector.variables, jnp.float32(images)))
+    logits, deltas = by_anchor(logits, len(source.categories)), by_anchor(deltas, 4)
     boxes, labels, valid = np.zeros((len(records), 16, 4)), np.zeros((len(records), 16), int), []
     for i, r in enumerate(records):
       boxes[i, : len(r.boxes)], labels[i, : len(r.boxes)] = r.boxes, r.labels

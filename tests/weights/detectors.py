@@ -17,6 +17,7 @@ import numpy as np
 
 from iou_det.data.pipeline import Stack, picture_row
 from iou_det.network import make_model, network_inputs
+from iou_det.ops.anchors import by_anchor
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
 from iou_det.weights.files import TensorFile
 from iou_det.weights.foreign import convert
@@ -92,6 +93,7 @@ def compare(saved: Saved, key: str, which: str, images: list[np.ndarray], path: 
     logits, deltas = model.apply(variables, inputs.images)
     targets = make_targets(config, inputs, anchors, level_sizes, False)
     losses = detection_losses(loss_terms(logits, deltas, targets, config), config.loss.average)
+    logits, deltas = by_anchor(logits, len(saved.categories)), by_anchor(deltas, 4)
     found = detect(
       logits,
       deltas,
