@@ -77,8 +77,8 @@ def _by_blocks(
     free = (score > -jnp.inf) & ~by_earlier.any(axis=1)
     rivals = overlap(pair, pair) & (rank < rank[:, None])  # of each row its better ones
 
-    # Kept is what no kept rival beats. Round k of this is right about all pairs with chains of at most k better
-    # rivals, so that nothing changes any more when all are right.
+    # Kept is what no kept rival beats. Round k of this is right about all pairs with chains of at most k
+    # better rivals, so that nothing changes any more when all are right.
     def judge(rounds):
       for _ in range(4):  # the host of a GPU waits to see whether to go on: not after every one
         rounds = rounds[1], free & ~(rivals & rounds[1]).any(axis=1)
