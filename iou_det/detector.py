@@ -284,7 +284,7 @@ class Detector:
     return jax.jit(function, static_argnums=2, in_shardings=(None, batch), out_shardings=out)
 
   def _suppressed(self, views: list[Candidates]) -> Detections:
-    return suppress(views, **suppression(self.config.eval))
+    return suppress(views, **suppression(self.config.eval, self.mesh))
 
   def _seen(
     self,

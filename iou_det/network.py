@@ -17,8 +17,8 @@ from iou_det.config import evaluation_views, input_size, strides
 from iou_det.data.preprocess import Inputs, mirrored, preprocess
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
-from iou_det.ops.anchors import by_anchor
 from iou_det.ops.detection import Candidates, find_candidates
+from iou_det.ops.nms import BLOCK
 from iou_det.parallel import BATCH, replicated, split_batch
 
 
@@ -105,28 +105,27 @@ def look(
   find: list[Callable[..., Candidates]] = []
   outputs: list[tuple[Any, ...]] = []
   for view, mirror in evaluation_views(config):
-    inputs, anchors, level_sizes = network_inputs(view, batch, portrait, train=False)
+    inputs, anchors, _ = network_inputs(view, batch, portrait, train=False)
     inputs = mirrored(inputs) if mirror else inputs
     logits, deltas = forward(model, variables, inputs.images, mesh)
     outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
     find.append(
       partial(
         find_candidates,
-        level_sizes=level_sizes,
         convention=config.anchors.convention,
         candidates_per_level=config.eval.candidates_per_level,
         mirror=mirror,
       )
     )
-
-  def candidates(outputs: list[tuple[Any, ...]]) -> list[Candidates]:
-    rows = lambda logits, deltas, *rest: (by_anchor(logits, model.num_classes), by_anchor(deltas, 4), *rest)
-    return [f(*rows(*view)) for f, view in zip(find, outputs, strict=True)]
-
-  return outputs, candidates
+  return outputs, lambda outputs: [f(*view) for f, view in zip(find, outputs, strict=True)]
 
 
-def suppression(e: ConfigDict) -> dict[str, Any]:
-  """The arguments of `suppress` in the section `eval`."""
+def suppression(e: ConfigDict, mesh: Mesh | None) -> dict[str, Any]:
+  """The arguments of `suppress`: those in the section `eval`, and the NMS that suits the mesh's devices.
+
+  Args:
+    mesh: None for a program that must suit any platform.
+  """
   names = ("score_threshold", "nms_iou", "max_detections", "nms", "class_agnostic")
-  return {name: e[name] for name in names}
+  on_gpu = mesh is not None and mesh.devices.flat[0].platform == "gpu"
+  return {name: e[name] for name in names} | {"nms_block": BLOCK if on_gpu else None}

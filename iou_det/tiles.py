@@ -102,7 +102,7 @@ def merge(
   A picture may have `max_detections` for each of its views.
   """
   boxes, scores = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-  settings = suppression(detector.config.eval)
+  settings = suppression(detector.config.eval, detector.mesh)
   most = settings.pop("max_detections") * len(parts)
   # Programs of few shapes: what is added has scores of 0 and never enters, and the best come first.
   room, rows = (2 ** math.ceil(math.log2(max(n, 2))) for n in (len(boxes), min(most, scores.size)))
@@ -112,5 +112,5 @@ def merge(
   return detector.of_image(*(values[0, :most] for values in found))
 
 
-SETTINGS = ("score_threshold", "nms_iou", "max_detections", "nms", "class_agnostic")
+SETTINGS = ("score_threshold", "nms_iou", "max_detections", "nms", "class_agnostic", "nms_block")
 _suppress = jax.jit(suppress, static_argnames=SETTINGS)

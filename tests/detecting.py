@@ -1,13 +1,24 @@
 """Detections of one view of each image, from the network's outputs: what a `Detector` does behind them."""
 
+import itertools
+
 from iou_det.ops.detection import find_candidates, suppress
 
-FIND = (
-  "logits", "deltas", "anchors", "image_size", "scale", "level_sizes", "convention", "candidates_per_level"
-)  # fmt: skip
+FIND = ("anchors", "image_size", "scale", "convention", "candidates_per_level", "mirror")
 
 
-def detect(*arrays, **settings):
-  """The arguments are those of both, `arrays` the first of `find_candidates`."""
+def levels(rows, sizes):
+  """Of [batch, anchors, values], [batch, rows, columns, cell's anchors * values] each, as networks return."""
+  ends = itertools.accumulate(sizes)
+  return [rows[:, end - size : end][:, :, None] for size, end in zip(sizes, ends, strict=True)]
+
+
+def candidates(logits, deltas, *arrays, level_sizes, **settings):
+  """`find_candidates` of outputs in one array each."""
+  return find_candidates(levels(logits, level_sizes), levels(deltas, level_sizes), *arrays, **settings)
+
+
+def detect(logits, deltas, *arrays, level_sizes, **settings):
+  """The arguments are those of `candidates` and of `suppress`."""
   find = {name: settings.pop(name) for name in FIND if name in settings}
-  return suppress([find_candidates(*arrays, **find)], **settings)
+  return suppress([candidates(logits, deltas, *arrays, level_sizes=level_sizes, **find)], **settings)

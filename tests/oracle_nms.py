@@ -12,9 +12,8 @@ def nms(boxes, scores, iou_threshold, score_threshold, max_detections):
   kept = []
   for label in range(scores.shape[1]):
     mine = []
-    for box in sorted(range(len(boxes)), key=lambda b: (-scores[b, label], b)):
-      if not scores[box, label] > score_threshold:
-        continue
+    entering = [box for box in range(len(boxes)) if scores[box, label] > score_threshold]  # no NaN
+    for box in sorted(entering, key=lambda b: (-scores[b, label], b)):
       if all(iou(boxes[box], boxes[other]) <= iou_threshold for other in mine):
         mine.append(box)
     kept += [(box, label, float(scores[box, label])) for box in mine]

@@ -1,5 +1,7 @@
 """From the network's output to detections in pixels of the original image, inside jit."""
 
+import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ from iou_det.ops.anchors import CONVENTIONS
 from iou_det.ops.boxes import clip, decode, mirrored
 from iou_det.ops.nms import Kept, soft_nms
 from iou_det.ops.nms import nms as hard_nms
+from iou_det.ops.top_k import top_k
 
 NMS = ("hard", "linear", "gaussian", "none")
 
@@ -32,13 +35,12 @@ class Candidates(NamedTuple):
 
 
 def find_candidates(
-  logits: Float[Array, "batch anchors classes"],
-  deltas: Float[Array, "batch anchors 4"],
+  logits: Sequence[Float[Array, "batch _ _ _"]],
+  deltas: Sequence[Float[Array, "batch _ _ _"]],
   anchors: Float[Array, "anchors 4"],
   image_size: Int[Array, "batch 2"],
   scale: Float[Array, "batch 2"],
   *,
-  level_sizes: Sequence[int],
   convention: str,
   candidates_per_level: int = 1000,
   mirror: bool = False,
@@ -47,31 +49,39 @@ def find_candidates(
   clipped to the image and mapped to original pixels.
 
   Args:
-    anchors: in network pixels, level by level; `level_sizes` of them in each.
+    logits, deltas: of each level, as `RetinaNet` returns them; no array of all of them is made.
+    anchors: in network pixels, level by level.
     image_size: height and width of the image's content in network pixels (without padding).
     scale: network pixels per original pixel, y and x.
     convention: of the boxes, see `unscale_boxes`; "legacy" also clips as inclusive boxes were clipped.
     mirror: the network saw the content flipped from left to right; the boxes are flipped back, in network
       pixels, where the flip was made.
   """
-  if sum(level_sizes) != len(anchors):
-    raise ValueError(f"levels of {tuple(level_sizes)} are {sum(level_sizes)} anchors, not {len(anchors)}")
+  sizes = tuple(math.prod(level.shape[1:]) // 4 for level in deltas)
+  if sum(sizes) != len(anchors):
+    raise ValueError(f"levels of {sizes} are {sum(sizes)} anchors, not {len(anchors)}")
+
+  def best(
+    logits: Float[Array, "_ _ _"], deltas: Float[Array, "_ _ _"], anchors: Float[Array, "n 4"]
+  ) -> tuple[Float[Array, "k classes"], Float[Array, "k 4"], Float[Array, "k 4"]]:
+    logits, deltas = logits.reshape(len(anchors), -1), deltas.reshape(-1, 4)
+    highest = jnp.max(logits, axis=-1)  # of the logits: the sigmoid is monotonic and saturates
+    chosen = top_k(highest, min(candidates_per_level, len(anchors)))[1]
+    return logits[chosen], deltas[chosen], anchors[chosen]
 
   def one_image(logits, deltas, image_size, scale):
-    best = jnp.max(logits, axis=-1)  # of the logits: the sigmoid is monotonic and saturates
-    chosen, start = [], 0
-    for size in level_sizes:
-      level = jax.lax.top_k(best[start : start + size], min(candidates_per_level, size))[1]
-      chosen.append(start + level)
-      start += size
-    candidates = jnp.concatenate(chosen)
-    boxes = _clip_to_image(decode(deltas[candidates], anchors[candidates]), image_size, convention)
+    ends = itertools.accumulate(sizes)
+    of_levels = [anchors[end - size : end] for size, end in zip(sizes, ends, strict=True)]
+    levels = [best(*level) for level in zip(logits, deltas, of_levels, strict=True)]
+    parts = (jnp.concatenate(part).astype(jnp.float32) for part in zip(*levels, strict=True))
+    chosen_logits, chosen_deltas, chosen_anchors = parts
+    boxes = _clip_to_image(decode(chosen_deltas, chosen_anchors), image_size, convention)
     if mirror:
       boxes = mirrored(boxes, image_size[1])
     boxes = unscale_boxes(boxes, scale, convention=convention)
-    return Candidates(boxes, jax.nn.sigmoid(logits[candidates]))
+    return Candidates(boxes, jax.nn.sigmoid(chosen_logits))
 
-  return jax.vmap(one_image)(logits, deltas, image_size, scale)
+  return jax.vmap(one_image)(list(logits), list(deltas), image_size, scale)
 
 
 def suppress(
@@ -82,6 +92,7 @@ def suppress(
   max_detections: int = 100,
   nms: str = "hard",
   class_agnostic: bool = False,
+  nms_block: int | None = None,
 ) -> Detections:
   """Every class of every candidate of all views with a score above `score_threshold` enters one NMS; the best
   `max_detections` over all classes remain.
@@ -92,6 +103,7 @@ def suppress(
       box and class that would enter NMS, nothing suppressed.
     class_agnostic: only the best class of each box enters (the first, if some share its score), and boxes
       suppress each other whatever their classes.
+    nms_block: of "hard", see `iou_det.ops.nms.nms`; changes no result.
   """
   if nms not in NMS:
     raise ValueError(f"NMS {nms!r} is not known; use {', '.join(map(repr, NMS[:-1]))} or {NMS[-1]!r}")
@@ -102,7 +114,7 @@ def suppress(
       scores = jnp.where(scores > score_threshold, scores, -jnp.inf)  # so a NaN hides no other class
       best, scores = jnp.argmax(scores, axis=-1), jnp.max(scores, axis=-1, keepdims=True)
     if nms == "hard":
-      kept = hard_nms(boxes, scores, iou_threshold=nms_iou, **limits)
+      kept = hard_nms(boxes, scores, iou_threshold=nms_iou, block=nms_block, **limits)
     elif nms == "none":
       kept = _best_pairs(scores, **limits)
     else:
@@ -119,7 +131,7 @@ def _best_pairs(scores: Float[Array, "n classes"], score_threshold: float, max_d
   """The best (box, class) pairs above the threshold; equal scores in the order of NMS: box, then class."""
   classes = scores.shape[1]
   flat = jnp.where(scores > score_threshold, scores, -jnp.inf).reshape(-1)
-  score, pair = jax.lax.top_k(flat, min(max_detections, flat.size))
+  score, pair = top_k(flat, min(max_detections, flat.size))
   missing = max_detections - len(pair)  # the output has `max_detections` rows, however few pairs there are
   score = jnp.pad(score, (0, missing), constant_values=-jnp.inf)
   valid = score > -jnp.inf

@@ -31,7 +31,7 @@ def to_stablehlo(config: ConfigDict, model: RetinaNet, variables: PyTree) -> byt
   model = model.clone(dtype=jnp.bfloat16 if config.model.dtype == "bfloat16" else jnp.float32)
 
   def program(images):
-    return tuple(suppress(find(config, model, variables, images), **suppression(config.eval)))
+    return tuple(suppress(find(config, model, variables, images), **suppression(config.eval, None)))
 
   images = jax.ShapeDtypeStruct((*export.symbolic_shape("b, h, w"), 3), jnp.uint8)
   return bytes(export.export(jax.jit(program), platforms=PLATFORMS)(images).serialize())

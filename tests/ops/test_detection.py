@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from iou_det.ops.detection import NMS, Candidates, find_candidates, suppress, unscale_boxes
+from iou_det.ops.detection import NMS, Candidates, suppress, unscale_boxes
 from tests import oracle_nms, oracles
-from tests.detecting import detect
+from tests.detecting import candidates, detect
 
 LEVELS = (60, 20, 6)
 SIZE = (90, 120)  # height and width of the canvas
@@ -155,7 +155,7 @@ def test_a_mirrored_view_gives_back_the_boxes_of_the_plain_one(convention):
                           width - plain["anchors"][:, 0], plain["anchors"][:, 3]], axis=1),
     "deltas": plain["deltas"] * jnp.array([-1.0, 1.0, 1.0, 1.0]),
   }  # fmt: skip
-  find = partial(find_candidates, level_sizes=LEVELS, convention=convention, candidates_per_level=15)
+  find = partial(candidates, level_sizes=LEVELS, convention=convention, candidates_per_level=15)
   ours, theirs = jax.jit(partial(find, mirror=True))(**turned), jax.jit(find)(**plain)
   np.testing.assert_array_equal(ours.scores, theirs.scores)
   np.testing.assert_allclose(ours.boxes, theirs.boxes, atol=1e-3)

@@ -45,7 +45,7 @@ def assert_same(kept, expected, tolerance=0.0):
 
 
 LIMITS = ("iou_threshold", "score_threshold", "max_detections")
-hard = jax.jit(nms, static_argnames=LIMITS)
+hard = jax.jit(nms, static_argnames=(*LIMITS, "block"))
 
 
 @pytest.mark.parametrize("max_detections", [7, 60])
@@ -67,6 +67,35 @@ def test_nms_is_torchvisions():
     score_threshold=float(golden["score_threshold"]), max_detections=int(golden["kept"]) + 10)  # fmt: skip
   expected = list(zip(golden["box"].tolist(), golden["label"].tolist(), strict=True))
   assert [p[:2] for p in pairs(kept)] == expected
+
+
+@pytest.mark.parametrize("block, most", [(4, 30), (50, 300), (1024, 30)])
+def test_nms_by_blocks_is_the_scalar_oracle(block, most):
+  """In one program for images that need few and many blocks: equal scores and boxes, NaN, infinite scores."""
+  rng = np.random.default_rng(block)
+  images, n, classes = 6, 40, 7
+  corner = rng.integers(0, 30, (images, n, 2))
+  boxes = np.float32(np.concatenate([corner, corner + rng.integers(0, 16, (images, n, 2))], axis=2))
+  levels = np.array([3, 3, 8, 8, 1000, 1000])[:, None, None]
+  scores = np.float32(rng.integers(-1, levels, (images, n, classes)) / levels)
+  scores[rng.random(scores.shape) < 0.1] = np.nan
+  scores[0, 1, 2] = scores[0, 7, 0] = np.inf
+  scores[1] = np.where(scores[1] == 0, -0.0, scores[1])
+  scores[5, 3:] = 0.0  # few pairs, fewer than a block
+  limits = dict(iou_threshold=0.5, score_threshold=-0.2, max_detections=most)
+  found = jax.jit(jax.vmap(partial(nms, **limits, block=block)))(boxes, scores)
+  for image in range(images):
+    expected = oracle_nms.nms(boxes[image], scores[image], 0.5, -0.2, most)
+    assert_same([column[image] for column in found], expected)
+
+
+def test_a_chain_of_boxes_that_each_suppress_the_next_alone():
+  left = 4.0 * jnp.arange(50)  # IoU of neighbours 6/14, of the next ones 2/18
+  boxes = jnp.stack([left, 0 * left, left + 10, 0 * left + 10], axis=1)
+  scores = jnp.linspace(0.9, 0.1, 50)[:, None]
+  for block in (None, 7, 1024):
+    kept = hard(boxes, scores, iou_threshold=0.4, score_threshold=0.05, max_detections=30, block=block)
+    assert [p[0] for p in pairs(kept)] == list(range(0, 50, 2))
 
 
 @pytest.mark.parametrize("method", ["linear", "gaussian"])
