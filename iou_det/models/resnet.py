@@ -1,6 +1,5 @@
 """ResNet in torchvision's layout, with frozen batch norm or group norm."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from iou_det.models.layers import EPS, GroupNorm, max_pool, relu
+
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-EPS = 1e-5  # of the norms, as in torchvision
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -101,27 +101,32 @@ def stem_convolution(
   return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=LAYOUT)
 
 
-def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
-  """GroupNorm with 32 groups, fewer if that left less than 2 channels a group or does not divide."""
-  groups = math.gcd(32, channels, max(channels // 2, 1))
-  return nn.GroupNorm(num_groups=groups, epsilon=EPS, dtype=dtype, name=name)
-
-
 @dataclass(frozen=True)
 class ConvNorm:
-  """Makes a convolution and its norm, "frozen_bn" or "gn", as submodules `names` of the calling module."""
+  """Makes a convolution, its norm, "frozen_bn" or "gn", and perhaps a ReLU.
+
+  The first two are submodules `names` of the calling module.
+  """
 
   norm: str
   dtype: DTypeLike
 
   def __call__(
-    self, x: Float[Array, "b h w c"], features: int, kernel: int, stride: int, names: tuple[str, str]
+    self,
+    x: Float[Array, "b h w c"],
+    features: int,
+    kernel: int,
+    stride: int,
+    names: tuple[str, str],
+    *,
+    activate: bool = False,
   ) -> Float[Array, "b h2 w2 d"]:
     if self.norm == "frozen_bn":
       factor, shift = FrozenBatchNorm(name=names[1])(features)
-      return FoldedConv(features, kernel, stride, self.dtype, name=names[0])(x, factor, shift)
+      x = FoldedConv(features, kernel, stride, self.dtype, name=names[0])(x, factor, shift)
+      return relu(x) if activate else x
     x = convolution(features, kernel, stride, dtype=self.dtype, name=names[0])(x)
-    return group_norm(features, self.dtype, names[1])(x)
+    return GroupNorm(self.dtype, name=names[1])(x, activate)
 
 
 class Block(nn.Module):
@@ -147,10 +152,10 @@ class Block(nn.Module):
       convs = [(wide, 3, self.stride), (wide, 3, 1)]
     y = x
     for i, conv in enumerate(convs, start=1):
-      y = self.layer(y if i == 1 else nn.relu(y), *conv, (f"conv{i}", f"bn{i}"))
+      y = self.layer(y, *conv, (f"conv{i}", f"bn{i}"), activate=i < len(convs))
     if x.shape != y.shape:
       x = self.layer(x, wide, 1, self.stride, ("downsample_0", "downsample_1"))
-    return nn.relu(x + y)
+    return relu(x + y)
 
 
 def stop_frozen(x: Float[Array, "b h w c"], stage: int, settings: Any) -> Float[Array, "b h w c"]:
@@ -176,10 +181,9 @@ class ResNet(nn.Module):
     s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
     block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
     if s.stem == "patchify":
-      x = nn.relu(layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1")))
+      x = layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1"), activate=True)
     else:
-      x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      x = max_pool(layer(images, s.width, 7, 2, ("conv1", "bn1"), activate=True))
     x = stop_frozen(x, 0, s)
     maps = []
     for stage, blocks in enumerate(BLOCKS[s.depth], start=1):

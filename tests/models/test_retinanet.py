@@ -15,7 +15,7 @@ import pytest
 from iou_det import models
 from iou_det.models import resnet
 from iou_det.models.fpn import FPN, upsample
-from iou_det.models.resnet import LAYOUT, ResNet, group_norm, patches, stem_convolution
+from iou_det.models.resnet import LAYOUT, ResNet, patches, stem_convolution
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.ops.anchors import anchors, level_shapes
 from iou_det.weights.pretrained import from_torch
@@ -123,15 +123,6 @@ def test_upsampling_picks_the_pixels_that_pytorch_picks(height, width, odd_heigh
     for j in range(size[1]):
       expected[:, i, j] = x[:, math.floor(i * height / size[0]), math.floor(j * width / size[1])]
   np.testing.assert_array_equal(upsample(jnp.asarray(x), size), expected)
-
-
-@pytest.mark.parametrize("channels, groups", [(1, 1), (5, 1), (8, 4), (16, 8), (48, 8), (64, 32), (256, 32)])
-def test_group_norm_fits_narrow_layers(channels, groups):
-  layer = group_norm(channels, jnp.float32, "norm")
-  assert layer.num_groups == groups
-  jax.eval_shape(
-    layer.init, jax.random.key(0), jnp.zeros((1, 2, 2, channels))
-  )  # raises if it does not divide
 
 
 # --- behaviour ---

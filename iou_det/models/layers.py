@@ -1,0 +1,151 @@
+"""ReLU, GroupNorm and max pooling with gradients by hand: they keep and move less than those that JAX derives."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, UInt8
+
+EPS = 1e-5  # of the norms, as in torchvision
+Maps = Float[Array, "b h w c"]
+OfImages = Float[Array, "b c"]
+
+
+@jax.custom_vjp
+def relu(x: Maps) -> Maps:
+  """max(x, 0), whose gradient needs the output only; the next convolution keeps that anyway."""
+  return jnp.maximum(x, 0)
+
+
+def _relu_forward(x):
+  y = jnp.maximum(x, 0)
+  return y, y
+
+
+def _relu_backward(y, gradient):
+  # XLA turns `y > 0` back into `x > 0`, and on a GPU keeps x too and makes each ReLU a pass of its own. A TPU's
+  # convolutions take either as they are.
+  y = jax.lax.platform_dependent(y, tpu=lambda y: y, default=jax.lax.optimization_barrier)
+  return (jnp.where(y > 0, gradient, jnp.zeros_like(gradient)),)
+
+
+relu.defvjp(_relu_forward, _relu_backward)
+
+
+class GroupNorm(nn.Module):
+  """GroupNorm, arXiv:1803.08494, with 32 groups, fewer if that left less than 2 channels a group or does not
+  divide; then perhaps a ReLU. Statistics are float32.
+  """
+
+  dtype: DTypeLike
+
+  @nn.compact
+  def __call__(self, x: Maps, activate: bool = False) -> Maps:
+    channels = x.shape[-1]
+    scale = self.param("scale", nn.initializers.ones, (channels,))
+    bias = self.param("bias", nn.initializers.zeros, (channels,))
+    return group_norm(x.astype(self.dtype), scale, bias, groups_of(channels), activate)
+
+
+def groups_of(channels: int) -> int:
+  return math.gcd(32, channels, max(channels // 2, 1))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def group_norm(
+  x: Maps, scale: Float[Array, " c"], bias: Float[Array, " c"], groups: int, activate: bool
+) -> Maps:
+  """Flax's GroupNorm and perhaps a ReLU, in two passes over x forward and two backward; x is all that is kept."""
+  return _norm_forward(x, scale, bias, groups, activate)[0]
+
+
+def _group_means(of_channels: OfImages, groups: int) -> OfImages:
+  batch, channels = of_channels.shape
+  return jnp.repeat(of_channels.reshape(batch, groups, -1).mean(-1), channels // groups, axis=1)
+
+
+def _wide(of_images: OfImages) -> Float[Array, "b 1 1 c"]:
+  return of_images[:, None, None]
+
+
+def _norm_forward(x, scale, bias, groups, activate):
+  wide = x.astype(jnp.float32)
+  mean = _group_means(wide.mean((1, 2)), groups)
+  square = _group_means((wide * wide).mean((1, 2)), groups)
+  inverse = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPS)
+  y = (wide - _wide(mean)) * _wide(inverse * scale) + bias
+  y = jnp.maximum(y, 0.0) if activate else y
+  return y.astype(x.dtype), (x, scale, bias, mean, inverse)
+
+
+def _norm_backward(groups, activate, kept, gradient):
+  x, scale, bias, mean, inverse = kept
+  factor = inverse * scale
+
+  def masked(x, gradient):
+    centred, gradient = x.astype(jnp.float32) - _wide(mean), gradient.astype(jnp.float32)
+    if activate:
+      gradient = jnp.where(centred * _wide(factor) + bias > 0, gradient, 0.0)
+    return centred, gradient
+
+  centred, g = masked(x, gradient)
+  # Barriers: the sums are made in one pass, and the masked gradient is not written for the second.
+  d_bias, d_factor = jax.lax.optimization_barrier((g.sum((1, 2)), (g * centred).sum((1, 2))))
+  d_scale = inverse * d_factor
+  pixels = x.shape[1] * x.shape[2]
+  constant = inverse * _group_means(scale * d_bias, groups) / pixels
+  slope = inverse * inverse * _group_means(scale * d_scale, groups) / pixels
+  x, gradient, constant, slope = jax.lax.optimization_barrier((x, gradient, constant, slope))
+  centred, g = masked(x, gradient)
+  d_x = g * _wide(factor) - centred * _wide(slope) - _wide(constant)
+  return d_x.astype(x.dtype), d_scale.sum(0), d_bias.sum(0)
+
+
+group_norm.defvjp(_norm_forward, _norm_backward)
+
+
+@jax.custom_vjp
+def max_pool(x: Maps) -> Float[Array, "b h2 w2 c"]:
+  """3x3 maxima with a stride of 2, padded by 1; the first of equals gets the gradient, as XLA's.
+
+  For its gradient it keeps which of its 9 pixels each maximum is, one byte, and gathers.
+  """
+  return nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+
+
+def _pool_forward(x):
+  _, height, width, _ = x.shape
+  rows, columns = (height + 1) // 2, (width + 1) // 2
+  padded = jnp.pad(x, ((0, 0), (1, height % 2), (1, width % 2), (0, 0)), constant_values=-jnp.inf)
+  best, place = jnp.full((), -jnp.inf, x.dtype), jnp.zeros((), jnp.uint8)
+  for k in range(9):
+    row, column = divmod(k, 3)
+    pixel = padded[:, row : row + 2 * rows - 1 : 2, column : column + 2 * columns - 1 : 2]
+    place = jnp.where(pixel > best, jnp.uint8(k), place)
+    best = jnp.maximum(best, pixel)
+  return best, (place, x[:0])  # the second for its shape
+
+
+def _pool_backward(
+  kept: tuple[UInt8[Array, "b h2 w2 c"], Float[Array, "0 h w c"]], gradient: Float[Array, "b h2 w2 c"]
+) -> tuple[Float[Array, "b h w c"]]:
+  place, like = kept
+
+  def share(k: int, down: int, right: int) -> Float[Array, "b h2 w2 c"]:
+    """Gradient of the pixel that is the k-th of the window `down` rows and `right` columns further."""
+    shift = lambda v: jnp.pad(v[:, down:, right:], ((0, 0), (0, down), (0, right), (0, 0)))
+    return jnp.where(shift(place) == k, shift(gradient), 0)
+
+  # Each window's 2x2 last pixels but one, from its own and the next windows.
+  even = jnp.stack([share(4, 0, 0), share(5, 0, 0) + share(3, 0, 1)], axis=3)
+  last = share(8, 0, 0) + share(6, 0, 1) + share(2, 1, 0) + share(0, 1, 1)
+  odd = jnp.stack([share(7, 0, 0) + share(1, 1, 0), last], axis=3)
+  batch, rows, columns, _, channels = even.shape
+  d_x = jnp.stack([even, odd], axis=2).reshape(batch, 2 * rows, 2 * columns, channels)
+  return (d_x[:, : like.shape[1], : like.shape[2]],)
+
+
+max_pool.defvjp(_pool_forward, _pool_backward)
