@@ -11,7 +11,6 @@ from jaxtyping import Array, Float, UInt8
 
 EPS = 1e-5  # of the norms, as in torchvision
 Maps = Float[Array, "b h w c"]
-OfImages = Float[Array, "b c"]
 
 
 @jax.custom_vjp
@@ -62,46 +61,40 @@ def group_norm(
   return _norm_forward(x, scale, bias, groups, activate)[0]
 
 
-def _group_means(of_channels: OfImages, groups: int) -> OfImages:
-  batch, channels = of_channels.shape
-  return jnp.repeat(of_channels.reshape(batch, groups, -1).mean(-1), channels // groups, axis=1)
-
-
-def _wide(of_images: OfImages) -> Float[Array, "b 1 1 c"]:
-  return of_images[:, None, None]
+def _group_means(of_channels: Float[Array, "n b c"], groups: int) -> Float[Array, "n b 1 1 c"]:
+  n, batch, channels = of_channels.shape
+  means = of_channels.reshape(n, batch, groups, channels // groups).mean(-1)
+  return jnp.repeat(means, channels // groups, axis=-1)[:, :, None, None]
 
 
 def _norm_forward(x, scale, bias, groups, activate):
   wide = x.astype(jnp.float32)
-  mean = _group_means(wide.mean((1, 2)), groups)
-  square = _group_means((wide * wide).mean((1, 2)), groups)
+  mean, square = _group_means(jnp.stack([wide.mean((1, 2)), (wide * wide).mean((1, 2))]), groups)
   inverse = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPS)
-  y = (wide - _wide(mean)) * _wide(inverse * scale) + bias
+  y = (wide - mean) * (inverse * scale) + bias
   y = jnp.maximum(y, 0.0) if activate else y
   return y.astype(x.dtype), (x, scale, bias, mean, inverse)
 
 
 def _norm_backward(groups, activate, kept, gradient):
   x, scale, bias, mean, inverse = kept
-  factor = inverse * scale
 
-  def masked(x, gradient):
-    centred, gradient = x.astype(jnp.float32) - _wide(mean), gradient.astype(jnp.float32)
+  def again(x, gradient):
+    """What is normalised, before scale and bias, and the gradient of that after them."""
+    centred, gradient = x.astype(jnp.float32) - mean, gradient.astype(jnp.float32)
     if activate:
-      gradient = jnp.where(centred * _wide(factor) + bias > 0, gradient, 0.0)
-    return centred, gradient
+      gradient = jnp.where(centred * (inverse * scale) + bias > 0, gradient, 0.0)
+    return centred * inverse, gradient
 
-  centred, g = masked(x, gradient)
-  # Barriers: the sums are made in one pass, and the masked gradient is not written for the second.
-  d_bias, d_factor = jax.lax.optimization_barrier((g.sum((1, 2)), (g * centred).sum((1, 2))))
-  d_scale = inverse * d_factor
-  pixels = x.shape[1] * x.shape[2]
-  constant = inverse * _group_means(scale * d_bias, groups) / pixels
-  slope = inverse * inverse * _group_means(scale * d_scale, groups) / pixels
-  x, gradient, constant, slope = jax.lax.optimization_barrier((x, gradient, constant, slope))
-  centred, g = masked(x, gradient)
-  d_x = g * _wide(factor) - centred * _wide(slope) - _wide(constant)
-  return d_x.astype(x.dtype), d_scale.sum(0), d_bias.sum(0)
+  normal, g = again(x, gradient)
+  # Barriers. First: sums over pixels at once would have small maps written out and read again for each sum.
+  sums = jnp.stack(jax.lax.optimization_barrier((g.sum(2), (g * normal).sum(2)))).sum(2)
+  constant, slope = _group_means(scale * sums, groups) / (x.shape[1] * x.shape[2])
+  # Second: what was computed for the sums is not written for this pass.
+  normal, g = again(*jax.lax.optimization_barrier((x, gradient)))
+  d_x = inverse * (g * scale - constant - normal * slope)
+  d_bias, d_scale = sums.sum(1)
+  return d_x.astype(x.dtype), d_scale, d_bias
 
 
 group_norm.defvjp(_norm_forward, _norm_backward)
