@@ -1,4 +1,4 @@
-"""ReLU, GroupNorm and max pooling with gradients by hand: they keep and move less than those that JAX derives."""
+"""ReLU, GroupNorm and max pooling with gradients by hand: they keep and move less than JAX's."""
 
 import math
 from functools import partial
@@ -25,8 +25,8 @@ def _relu_forward(x):
 
 
 def _relu_backward(y, gradient):
-  # XLA turns `y > 0` back into `x > 0`, and on a GPU keeps x too and makes each ReLU a pass of its own. A TPU's
-  # convolutions take either as they are.
+  # XLA turns `y > 0` back into `x > 0`; a GPU then keeps x too and every ReLU is a pass of its own. On
+  # a TPU it puts both into the convolutions.
   y = jax.lax.platform_dependent(y, tpu=lambda y: y, default=jax.lax.optimization_barrier)
   return (jnp.where(y > 0, gradient, jnp.zeros_like(gradient)),)
 
@@ -35,8 +35,9 @@ relu.defvjp(_relu_forward, _relu_backward)
 
 
 class GroupNorm(nn.Module):
-  """GroupNorm, arXiv:1803.08494, with 32 groups, fewer if that left less than 2 channels a group or does not
-  divide; then perhaps a ReLU. Statistics are float32.
+  """GroupNorm, arXiv:1803.08494, then perhaps a ReLU; statistics are float32.
+
+  It has 32 groups, fewer if that left less than 2 channels a group or does not divide.
   """
 
   dtype: DTypeLike
@@ -57,7 +58,7 @@ def groups_of(channels: int) -> int:
 def group_norm(
   x: Maps, scale: Float[Array, " c"], bias: Float[Array, " c"], groups: int, activate: bool
 ) -> Maps:
-  """Flax's GroupNorm and perhaps a ReLU, in two passes over x forward and two backward; x is all that is kept."""
+  """Flax's GroupNorm and perhaps a ReLU: two passes over x forward, two backward, and only x is kept."""
   return _norm_forward(x, scale, bias, groups, activate)[0]
 
 

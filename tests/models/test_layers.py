@@ -43,13 +43,13 @@ def test_relu_is_flaxs():
 def test_group_norm_is_flaxs(shape, dtype, activate):
   x = (3 * jax.random.normal(jax.random.key(0), shape) + 5).astype(dtype)
   plain = nn.GroupNorm(groups_of(shape[-1]), epsilon=EPS, dtype=dtype)
-  params = {name: jax.random.normal(jax.random.key(i), shape[-1:]) for i, name in enumerate(("scale", "bias"))}
+  params = {
+    name: jax.random.normal(jax.random.key(i), shape[-1:]) for i, name in enumerate(("scale", "bias"))
+  }
   ours = lambda p, x: GroupNorm(dtype).apply({"params": p}, x, activate)
   theirs = lambda p, x: (nn.relu if activate else lambda y: y)(plain.apply({"params": p}, x))
   tolerance = 1e-5 if dtype == "float32" else 0.01  # of the largest; bfloat16: a unit in the last place
-  for a, b in zip(
-    *(jax.tree.leaves(with_gradients(f, params, x)) for f in (ours, theirs)), strict=True
-  ):
+  for a, b in zip(*(jax.tree.leaves(with_gradients(f, params, x)) for f in (ours, theirs)), strict=True):
     assert a.dtype == b.dtype and a.shape == b.shape
     a, b = (np.asarray(v, np.float32) for v in (a, b))
     np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * np.abs(b).max())
