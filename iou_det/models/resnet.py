@@ -36,7 +36,7 @@ def convolution(
 class FrozenBatchNorm(nn.Module):
   """Batch norm with constant statistics (collection "batch_stats"); scale and bias are parameters.
 
-  Returns the factor and the shift of each channel, for `FoldedConv`.
+  Returns the factor and the shift of each channel, for `ConvNorm.folded`.
   """
 
   @nn.compact
