@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from iou_det.models.layers import relu
 from iou_det.models.resnet import convolution
 
 
@@ -45,5 +46,5 @@ class FPN(nn.Module):
     if s.max_level >= 6:
       pyramid.append(conv(3, 2, name="p6")(maps[-1] if s.p6_from == "c5" else pyramid[-1]))
     if s.max_level >= 7:
-      pyramid.append(conv(3, 2, name="p7")(nn.relu(pyramid[-1]) if s.p7_relu else pyramid[-1]))
+      pyramid.append(conv(3, 2, name="p7")(relu(pyramid[-1]) if s.p7_relu else pyramid[-1]))
     return pyramid

@@ -1,6 +1,5 @@
 """ResNet in torchvision's layout, with frozen batch norm or group norm."""
 
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from iou_det.models.layers import EPS, GroupNorm, max_pool, relu
+
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-EPS = 1e-5  # of the norms, as in torchvision
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 TORCH_LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -36,7 +36,7 @@ def convolution(
 class FrozenBatchNorm(nn.Module):
   """Batch norm with constant statistics (collection "batch_stats"); scale and bias are parameters.
 
-  Returns the factor and the shift of each channel, for `FoldedConv`.
+  Returns the factor and the shift of each channel, for `ConvNorm.folded`.
   """
 
   @nn.compact
@@ -49,31 +49,12 @@ class FrozenBatchNorm(nn.Module):
     return factor, bias - mean * factor
 
 
-class FoldedConv(nn.Module):
-  """A convolution with a norm's factor folded into its kernel: one pass over the activations less.
-
-  `x * W * factor + shift` is the same function, with the same gradients, as the norm after the convolution.
-  """
-
-  features: int
-  kernel: int
-  stride: int
-  dtype: DTypeLike
+class Kernel(nn.Module):
+  """The kernel of a convolution without a bias, named as `nn.Conv` names it."""
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, "b h w c"], factor: Float[Array, " d"], shift: Float[Array, " d"]
-  ) -> Float[Array, "b h2 w2 d"]:
-    size = (self.kernel, self.kernel, x.shape[-1], self.features)
-    weights = (self.param("kernel", he_normal, size) * factor).astype(self.dtype)
-    x = x.astype(self.dtype)
-    if self.kernel == 7:
-      x = stem_convolution(x, weights)
-    else:
-      padding = [(self.kernel // 2, self.kernel // 2)] * 2
-      strides = (self.stride, self.stride)
-      x = jax.lax.conv_general_dilated(x, weights, strides, padding, dimension_numbers=LAYOUT)
-    return x + shift.astype(self.dtype)
+  def __call__(self, shape: tuple[int, int, int, int]) -> Float[Array, "k k c d"]:
+    return self.param("kernel", he_normal, shape)
 
 
 def patches(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 d"]:
@@ -101,27 +82,66 @@ def stem_convolution(
   return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=LAYOUT)
 
 
-def group_norm(channels: int, dtype: DTypeLike, name: str) -> nn.GroupNorm:
-  """GroupNorm with 32 groups, fewer if that left less than 2 channels a group or does not divide."""
-  groups = math.gcd(32, channels, max(channels // 2, 1))
-  return nn.GroupNorm(num_groups=groups, epsilon=EPS, dtype=dtype, name=name)
-
-
 @dataclass(frozen=True)
 class ConvNorm:
-  """Makes a convolution and its norm, "frozen_bn" or "gn", as submodules `names` of the calling module."""
+  """Makes a convolution, its norm, "frozen_bn" or "gn", and perhaps a ReLU.
+
+  The first two are submodules `names` of the calling module.
+  """
 
   norm: str
   dtype: DTypeLike
 
   def __call__(
-    self, x: Float[Array, "b h w c"], features: int, kernel: int, stride: int, names: tuple[str, str]
+    self,
+    x: Float[Array, "b h w c"],
+    features: int,
+    kernel: int,
+    stride: int,
+    names: tuple[str, str],
+    *,
+    activate: bool = False,
   ) -> Float[Array, "b h2 w2 d"]:
-    if self.norm == "frozen_bn":
-      factor, shift = FrozenBatchNorm(name=names[1])(features)
-      return FoldedConv(features, kernel, stride, self.dtype, name=names[0])(x, factor, shift)
-    x = convolution(features, kernel, stride, dtype=self.dtype, name=names[0])(x)
-    return group_norm(features, self.dtype, names[1])(x)
+    if self.norm == "gn":
+      x = convolution(features, kernel, stride, dtype=self.dtype, name=names[0])(x)
+      return GroupNorm(self.dtype, name=names[1])(x, activate)
+    weights, shift = self.folded((kernel, kernel, x.shape[-1], features), names)
+    x = x.astype(self.dtype)
+    if kernel == 7:
+      x = stem_convolution(x, weights)
+    else:
+      padding, strides = [(kernel // 2, kernel // 2)] * 2, (stride, stride)
+      x = jax.lax.conv_general_dilated(x, weights, strides, padding, dimension_numbers=LAYOUT)
+    return relu(x + shift) if activate else x + shift
+
+  def folded(
+    self, shape: tuple[int, int, int, int], names: tuple[str, str]
+  ) -> tuple[Float[Array, "k k c d"], Float[Array, " d"]]:
+    """A kernel with its frozen norm's factor in it, one pass over the activations less, and the norm's shift.
+
+    `x * W * factor + shift` is the same function, with the same gradients, as the norm after the convolution.
+    """
+    factor, shift = FrozenBatchNorm(name=names[1])(shape[-1])
+    weights = Kernel(name=names[0])(shape) * factor
+    return weights.astype(self.dtype), shift.astype(self.dtype)
+
+  def joined(
+    self, y: Float[Array, "b h2 w2 c"], x: Float[Array, "b h w c2"], features: int, stride: int
+  ) -> Float[Array, "b h2 w2 d"]:
+    """A bottleneck's last convolution of y plus the shortcut's of x, with frozen norms.
+
+    Both are 1x1: one convolution of the channels of both, and neither's wide output is written to be added.
+    """
+    last, shift = self.folded((1, 1, y.shape[-1], features), ("conv3", "bn3"))
+    shortcut, shift_too = self.folded((1, 1, x.shape[-1], features), ("downsample_0", "downsample_1"))
+
+    @jax.checkpoint  # keeps y and x, which are kept anyway, and not a copy of both
+    def convolve(y, x, last, shortcut):
+      both = jnp.concatenate([y, x[:, ::stride, ::stride].astype(self.dtype)], axis=3)
+      weights = jnp.concatenate([last, shortcut], axis=2)
+      return jax.lax.conv_general_dilated(both, weights, (1, 1), "VALID", dimension_numbers=LAYOUT)
+
+    return convolve(y, x, last, shortcut) + (shift + shift_too)
 
 
 class Block(nn.Module):
@@ -146,11 +166,15 @@ class Block(nn.Module):
     else:
       convs = [(wide, 3, self.stride), (wide, 3, 1)]
     y = x
-    for i, conv in enumerate(convs, start=1):
-      y = self.layer(y if i == 1 else nn.relu(y), *conv, (f"conv{i}", f"bn{i}"))
-    if x.shape != y.shape:
+    for i, conv in enumerate(convs[:-1], start=1):
+      y = self.layer(y, *conv, (f"conv{i}", f"bn{i}"), activate=True)
+    widens = x.shape[-1] != wide
+    if widens and self.bottleneck and self.layer.norm == "frozen_bn":
+      return relu(self.layer.joined(y, x, wide, self.stride))
+    y = self.layer(y, *convs[-1], (f"conv{len(convs)}", f"bn{len(convs)}"))
+    if widens:
       x = self.layer(x, wide, 1, self.stride, ("downsample_0", "downsample_1"))
-    return nn.relu(x + y)
+    return relu(x + y)
 
 
 def stop_frozen(x: Float[Array, "b h w c"], stage: int, settings: Any) -> Float[Array, "b h w c"]:
@@ -176,10 +200,9 @@ class ResNet(nn.Module):
     s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
     block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
     if s.stem == "patchify":
-      x = nn.relu(layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1")))
+      x = layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1"), activate=True)
     else:
-      x = nn.relu(layer(images, s.width, 7, 2, ("conv1", "bn1")))
-      x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+      x = max_pool(layer(images, s.width, 7, 2, ("conv1", "bn1"), activate=True))
     x = stop_frozen(x, 0, s)
     maps = []
     for stage, blocks in enumerate(BLOCKS[s.depth], start=1):

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, PyTree
 
 from iou_det.models import backbone_class
 from iou_det.models.fpn import FPN
-from iou_det.models.resnet import convolution, group_norm
+from iou_det.models.layers import GroupNorm, relu
+from iou_det.models.resnet import convolution
 
 
 class Head(nn.Module):
@@ -31,14 +32,14 @@ class Head(nn.Module):
     normal = nn.initializers.normal(0.01)
     conv = partial(convolution, kernel=3, use_bias=True, kernel_init=normal, dtype=self.dtype)
     tower = [conv(channels, name=f"conv_{i}") for i in range(convs)]
-    norms = [group_norm(channels, self.dtype, f"norm_{i}") for i in range(convs) if normed]
+    norms = [GroupNorm(self.dtype, name=f"norm_{i}") for i in range(convs) if normed]
     bias = nn.initializers.constant(self.bias)
     last = conv(self.anchors_per_cell * self.outputs, bias_init=bias, name="output")
     levels = []
     for x in pyramid:
       for i, layer in enumerate(tower):
         x = layer(x)
-        x = nn.relu(norms[i](x) if normed else x)
+        x = norms[i](x, activate=True) if normed else relu(x)
       levels.append(last(x))
     return levels
 

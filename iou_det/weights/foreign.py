@@ -24,7 +24,8 @@ from ml_collections import ConfigDict
 from iou_det.config import base_config, strides
 from iou_det.data.source import Category
 from iou_det.errors import UserError
-from iou_det.models.resnet import BLOCKS, EPS, ResNet
+from iou_det.models.layers import EPS
+from iou_det.models.resnet import BLOCKS, ResNet
 from iou_det.network import variable_shapes
 from iou_det.ops.anchors import anchors
 from iou_det.weights.coco_classes import COCO_80, COCO_91, NONE
