@@ -2,7 +2,7 @@
 
 Counted per scheduled instruction: what its operands must deliver, and what it writes. Within a fusion demand
 runs backward: a slice or a gather asks its operand for no more than its own size, elementwise operations pass
-on what they are asked for, a reduction or a concatenation asks for its share, a window, sort or product for all.
+on what they are asked for, a reduction or a concatenation asks for its share, a window or a product for all.
 What is updated in place counts the update alone. A `while` counts as often as it is known to run (else once,
 see `Count.unknown_loops`), of a `conditional` the dearest branch. A kernel is an instruction that is counted.
 
@@ -83,6 +83,16 @@ class Count:
     return sum(k.times * max(k.flops / flops, k.bytes / bandwidth) for k in self.kernels)
 
 
+def exchanged(found: Count) -> dict[str, dict[str, int]]:
+  """By kind of collective: how many, the bytes that they yield on a device, how many run beside kernels."""
+  rows = {kind: {"count": 0, "bytes": 0, "overlapped": 0} for kind in COLLECTIVES}
+  for c in found.collectives:
+    rows[c.kind]["count"] += c.times
+    rows[c.kind]["bytes"] += c.times * c.bytes
+    rows[c.kind]["overlapped"] += c.times * c.overlapped
+  return rows
+
+
 def count(text: str, *, one_memory: bool) -> Count:
   """Of a program's text.
 
@@ -128,8 +138,8 @@ class Counter:
       elif i.op == "while":
         trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes)
         found.unknown_loops += not trips
-        for part in ("body", "condition"):
-          self.walk(i.called(part), times * (int(trips[1]) if trips else 1), found)
+        for part in re.findall(r"\b(?:body|condition)=%?([\w.\-]+)", i.attributes):
+          self.walk(part, times * (int(trips[1]) if trips else 1), found)
         continue
       elif i.op == "conditional":
         branches = [Count() for _ in self.branches(i)]
@@ -228,7 +238,7 @@ class Counter:
     return own + sum(self.size(shape(name)) for name in dict.fromkeys(i.operands))
 
   def _shares(self, name: str) -> tuple[dict[int, float], list[float]]:
-    """Of a fused computation: the share that is read of each parameter, and that is written of each result."""
+    """The share that a fused computation reads of each parameter, and writes of each result."""
     computation = self.program.computations[name]
     full = {i.name: max(i.elements, 1) for i in computation.values()}
     root = next(i for i in computation.values() if i.root)
@@ -310,9 +320,8 @@ def flops(i: Instruction, computation: Computation) -> int:
   if i.op == "dot":
     left = computation[i.operands[0]].arrays[0].sides
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.attributes)
-    return (
-      2 * i.elements * math.prod(left[int(k)] for k in contracted[1].split(",") if k) if contracted else 0
-    )
+    axes = contracted[1].split(",") if contracted else []
+    return 2 * i.elements * math.prod(left[int(k)] for k in axes if k)
   found = windows(i, computation)
   if not found:
     return 0

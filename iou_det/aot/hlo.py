@@ -75,8 +75,8 @@ def arrays(shape: str) -> tuple[Array, ...]:
           minor_first.append(1)
         minor_first[k] = -(-minor_first[k] // int(side)) * int(side)
     space = SPACE.search(layout)
-    sizes = (math.prod(shape) * bits // 8 for shape in (sides, minor_first))
-    found.append(Array(dtype, sides, *sizes, int(space[1]) if space else 0))
+    logical, physical = (math.prod(shape) * bits // 8 for shape in (sides, minor_first))
+    found.append(Array(dtype, sides, logical, physical, int(space[1]) if space else 0))
   return tuple(found)
 
 

@@ -13,8 +13,7 @@ MODULES = {
   "/fpn": "FPN",
   "/backbone": "backbone",
 }
-# The ends of the paths of the source files that instructions come from, the first that is found counts; from the
-# innermost call outwards.
+# By the source files that instructions come from, from the innermost call outwards: the first that is here.
 FILES = {
   "iou_det/data/preprocess.py": "preprocessing",
   "iou_det/data/colour.py": "preprocessing",

@@ -1,4 +1,4 @@
-"""The project's own training step and detection, compiled for a target from shapes alone: nothing is allocated."""
+"""The project's own training step and detection, compiled for a target from shapes: nothing is allocated."""
 
 import math
 import re

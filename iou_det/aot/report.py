@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from typing import Any
 
-from iou_det.aot.count import COLLECTIVES
+from iou_det.aot.count import exchanged
 from iou_det.aot.program import Compiled
 
 # Images a second that a core reads and decodes: 960 on two, see docs/performance.md.
@@ -36,15 +36,9 @@ def figures(c: Compiled, largest: int | None) -> dict[str, Any]:
     part["bytes"] += kernel.times * kernel.bytes
     part["kernels"] += kernel.times
     part["flops"] += kernel.times * kernel.flops
-  exchanged: dict[str, dict[str, int]] = {}
-  for kind in COLLECTIVES:
-    if mine := [x for x in n.collectives if x.kind == kind]:
-      total = lambda of, mine=mine: sum(x.times * of(x) for x in mine)
-      exchanged[kind] = {"count": total(lambda x: 1), "bytes": total(lambda x: x.bytes)}
-      exchanged[kind]["overlapped"] = total(lambda x: x.overlapped)
   row |= {"flops": n.flops, "model_share": c.model_flops / n.flops if n.flops else None}
   row |= {"bytes": n.bytes, "floor_bytes": n.convolution_floor + c.optimizer_floor, "kernels": n.number}
-  row |= {"loops_of_unknown_length": n.unknown_loops, "parts": dict(parts), "collectives": exchanged}
+  row |= {"loops_of_unknown_length": n.unknown_loops, "parts": dict(parts), "collectives": exchanged(n)}
   row |= {"bound_is": BOUND, "bound_seconds": None, "bound_images_per_second": None, "host_cores": None}
   if chip.flops and chip.bandwidth:
     seconds = row["bound_seconds"] = n.bound(chip.flops, chip.bandwidth)
@@ -69,8 +63,8 @@ def page(row: dict[str, Any]) -> str:
     verdict = "fits" if row["fits"] else "DOES NOT FIT"
     say(
       "memory",
-      f"peak {gb('peak_bytes')} GB of the chip's {gb('chip_memory_bytes')} (arguments {gb('arguments_bytes')}, "
-      f"temporaries {gb('temporaries_bytes')}): {verdict}",
+      f"peak {gb('peak_bytes')} GB of the chip's {gb('chip_memory_bytes')} (arguments "
+      f"{gb('arguments_bytes')}, temporaries {gb('temporaries_bytes')}): {verdict}",
     )
   if row["largest_batch_per_chip"] is not None:
     say("largest batch", f"{row['largest_batch_per_chip']} images a chip")
@@ -88,12 +82,13 @@ def page(row: dict[str, Any]) -> str:
       f"    {name:<24}{part['bytes'] / 1e9:9.3f} GB {part['kernels']:6d} kernels {tera:8.3f} TFLOP"
     )
   for kind, each in row["collectives"].items():
-    say(kind, f"{each['count']}, {each['bytes'] / 1e6:.1f} MB, {each['overlapped']} beside other work")
+    if each["count"]:
+      say(kind, f"{each['count']}, {each['bytes'] / 1e6:.1f} MB, {each['overlapped']} beside other work")
   if row["bound_seconds"]:
     say(
       "bound",
-      f"{row['bound_seconds'] * 1e3:.2f} ms a step, {row['bound_images_per_second']:.0f} images/s at the most: "
-      f"{row['bound_is']}",
+      f"{row['bound_seconds'] * 1e3:.2f} ms a step, {row['bound_images_per_second']:.0f} images/s at the "
+      f"most: {row['bound_is']}",
     )
     say("input", f"{row['host_cores']} cores a host feed its chips at that bound")
   return "\n".join(lines)

@@ -17,7 +17,7 @@ from iou_det.errors import UserError
 class Chip(NamedTuple):
   """Of one chip, from its maker's pages; None: not known."""
 
-  kind: str  # what JAX calls it, or the start of that
+  kind: str  # the start of what JAX calls it
   flops: float | None  # dense bfloat16 a second
   bandwidth: float | None  # bytes a second of its memory
   memory: int  # bytes of it
@@ -25,49 +25,26 @@ class Chip(NamedTuple):
   link: float | None  # bytes a second that it sends to its neighbours while it receives as many
 
 
-# Google: cloud.google.com/tpu/docs/v5e, v5p, v6e (links are given there for both ways together; memories in GB
-# that are GiB). NVIDIA: the data sheets of the SXM modules (FLOPs given there with sparsity: halved), memory and
+# Google: cloud.google.com/tpu/docs/v5e, v5p, v6e (links are given there for both ways together; memories in GB,
+# taken as GiB). NVIDIA: the data sheets of the SXM modules (FLOPs with sparsity there: halved), memory and
 # bandwidth as the cards say them of themselves (XLA's xla/backends/gpu/target_config/specs).
 CHIPS = {
   "v5e": Chip("TPU v5 lite", 197e12, 819e9, 16 * 2**30, 8, 200e9),
-  "v5p": Chip("TPU v5p", 459e12, 2765e9, 95 * 2**30, 4, 600e9),
+  "v5p": Chip("TPU v5", 459e12, 2765e9, 95 * 2**30, 4, 600e9),
   "v6e": Chip("TPU v6 lite", 918e12, 1638e9, 32 * 2**30, 8, 400e9),
   "h100": Chip("NVIDIA H100 80GB HBM3", 989.4e12, 3352.32e9, 84942979072, 8, 450e9),
   "h200": Chip("NVIDIA H200", 989.4e12, 4800e9, 151397597184, 8, 450e9),
-  "a100": Chip("NVIDIA A100-SXM4-80GB", 312e12, 2039.04e9, 85100068864, 8, 300e9),
+  "a100": Chip("NVIDIA A100", 312e12, 2039.04e9, 85100068864, 8, 300e9),
   "cpu": Chip("cpu", None, None, psutil.virtual_memory().total, 1, None),  # this machine's
 }
 # What XLA asks of a GPU beside that (its GpuTargetConfigProto), from the same specs.
-GPUS: dict[str, dict[str, Any]] = {
-  "h100": {
-    "capability": (9, 0),
-    "cores": 132,
-    "units": 128,
-    "clock": 1.98,
-    "cache": 52428800,
-    "shared": 233472,
-  },
-  "h200": {
-    "capability": (9, 0),
-    "cores": 132,
-    "units": 128,
-    "clock": 1.98,
-    "cache": 52428800,
-    "shared": 233472,
-  },
-  "a100": {
-    "capability": (8, 0),
-    "cores": 108,
-    "units": 64,
-    "clock": 1.41,
-    "cache": 41943040,
-    "shared": 167936,
-  },
-}
+HOPPER = {"major": 9, "cores": 132, "units": 128, "clock": 1.98, "cache": 52428800, "shared": 233472}
+AMPERE = {"major": 8, "cores": 108, "units": 64, "clock": 1.41, "cache": 41943040, "shared": 167936}
+GPUS = {"h100": HOPPER, "h200": HOPPER, "a100": AMPERE}
 CUDNN = (9, 10)  # the version that is compiled for
 FORMS = (
-  f"{', '.join(CHIPS)}, with the chips behind a colon: v5e:4x4, v5p:2x2x4 (a TPU's topology), h100:2x8 (hosts x "
-  "chips of each), cpu:4"
+  f"{', '.join(CHIPS)}, with their number behind a colon: v5e:4x4, v5p:2x2x4 (a TPU's topology), "
+  "h100:2x8 (hosts x chips), cpu:4"
 )
 
 
@@ -130,16 +107,21 @@ def tpus(text: str, sides: list[int], slices: int) -> Sequence[jax.Device]:
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  axes, name = (3 if text.startswith("v5p") else 2), text.partition(":")[0]
+  like = f"{name}:2x2x1, {name}:2x2x4" if axes == 3 else f"{name}:2x2, {name}:4x4"
   if not sides:
-    text, sides = (f"{text}:1x1x1", [1, 1, 1]) if text == "v5p" else (f"{text}:1x1", [1, 1])
+    text, sides = f"{name}:{'x'.join('1' * axes)}", [1] * axes
+  if len(sides) != axes:
+    raise UserError(f"--target={text}: its chips lie along {axes} axes; allowed are {like}, ...")
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
   if set(sides) == {1}:
     options["chips_per_host_bounds"] = (1, 1, 1)
   try:
-    return topologies.get_topology_desc(text, "tpu", **options).devices
+    with quiet():
+      return topologies.get_topology_desc(text, "tpu", **options).devices
   except jax.errors.JaxRuntimeError as error:
-    why = str(error).splitlines()[0]
-    raise UserError(f"--target={text}: {why}; allowed are slices of whole hosts, as {FORMS}") from None
+    why = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
+    raise UserError(f"--target={text}: {why}; allowed are whole hosts, as {like}") from None
 
 
 def gpus(name: str, hosts: int, per_host: int) -> Sequence[jax.Device]:
@@ -156,7 +138,6 @@ def gpus(name: str, hosts: int, per_host: int) -> Sequence[jax.Device]:
 def specification(name: str) -> str:
   """A GPU as XLA's GpuTargetConfigProto, in text."""
   chip, gpu = CHIPS[name], GPUS[name]
-  major, minor = gpu["capability"]
   return f"""
     gpu_device_info {{
       threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -165,7 +146,7 @@ def specification(name: str) -> str:
       shared_memory_per_core: {gpu["shared"]} shared_memory_per_block_optin: {gpu["shared"] - 1024}
       core_count: {gpu["cores"]} fpus_per_core: {gpu["units"]} clock_rate_ghz: {gpu["clock"]}
       l2_cache_size: {gpu["cache"]} memory_bandwidth: {chip.bandwidth:.0f} device_memory_size: {chip.memory}
-      cuda_compute_capability {{ major: {major} minor: {minor} }}
+      cuda_compute_capability {{ major: {gpu["major"]} minor: 0 }}
     }}
     platform_name: "CUDA"
     dnn_version_info {{ major: {CUDNN[0]} minor: {CUDNN[1]} }}

@@ -4,11 +4,12 @@ usage: iou-det compile --config=retinanet:short=800 --target=v5e:4x4,h100:1x8 [-
        iou-det compile --config=shapes --target=v5e:2x2 --slices=2 --config.mesh.fsdp=2
        iou-det compile --config=retinanet:short=800 --target=a100 --what=detect --largest
 
-Targets: v5e:4x4, v6e:4x4, v5p:2x2x4 (a TPU's topology; needs the extra aot-tpu), h100:2x8, h200, a100 (hosts x
-chips of each; the extra aot-gpu), cpu. No such chip is needed, and none that is here is used. Each target
-prints a page and a line of JSON: a chip's memory against what the program takes, bytes that it moves and kernels
-by part of the network, beside what its convolutions and the optimizer cannot do without, FLOPs, collectives, and
-bounds that follow from the chip's figures. All of it is the compiler's and arithmetic: nothing is run or timed.
+Targets: v5e:4x4, v6e:4x4, v5p:2x2x4 (a TPU's topology; needs the extra aot-tpu), h100:2x8, h200, a100 (hosts
+x chips of each; the extra aot-gpu), cpu. No such chip is needed, and none that is here is used. Each prints a
+page and a line of JSON: a chip's memory and what the program takes of it; the bytes that it moves and its
+kernels by part of the network, beside what its convolutions and the optimizer cannot do without; FLOPs,
+collectives, and a bound that follows from the chip's figures. All of it is the compiler's, or arithmetic:
+nothing is run or timed.
 
 An R50 at 800x1344 takes about half a minute of a core for a GPU, ten minutes for a TPU.
 """
@@ -53,10 +54,10 @@ def main() -> None:
         logging.info(f"compiling for {target.name} with {images} images a chip")
         sized = with_batch(config, images * shares)
         memory = compile_for(target, sized, CLASSES.value, WHAT.value).memory
-        return memory and memory.peak
+        return memory.peak if memory else None
 
       size = config.train.batch_size if WHAT.value == "train" else config.eval.batch_size
-      peak = found.memory and found.memory.peak
+      peak = found.memory.peak if found.memory else None
       largest = largest_batch(peak_of, size // shares, peak, target.chip.memory)
     row = figures(found, largest)
     print(page(row))
