@@ -25,7 +25,9 @@ class Chip(NamedTuple):
   link: float | None  # bytes a second that it sends to its neighbours while it receives as many
 
 
-# Google: cloud.google.com/tpu/docs/v5e, v5p, v6e (links are given there for both ways together; memories in GB,
+# Google: cloud.google.com/tpu/docs/v5e, v5p, v6e (links there for both ways together; memory in GB,
+
+# Google: cloud.google.com/tpu/docs/v5e, v5p, v6e (links are given there for both ways together; memory in GB,
 # taken as GiB). NVIDIA: the data sheets of the SXM modules (FLOPs with sparsity there: halved), memory and
 # bandwidth as the cards say them of themselves (XLA's xla/backends/gpu/target_config/specs).
 CHIPS = {
