@@ -25,7 +25,7 @@ FILES = {
   "iou_det/ops/detection.py": "detection",
 }
 NETWORK = (*MODULES.values(),)
-OPTIMIZER, OTHER = "optimizer", "other"
+OPTIMIZER, EXCHANGE, OTHER = "optimizer", "exchange", "other"
 FAR = 12  # instructions that are looked through for one that says what it is of
 
 
@@ -57,6 +57,8 @@ class Parts:
     for j in named:
       if not j.op_name.startswith("jit("):  # an argument's name, or none
         continue
+      if "/psum" in j.op_name:  # of gradients: they are joined, sent and cut apart again
+        return Part(EXCHANGE)
       backward = "transpose(" in j.op_name
       for module, name in MODULES.items():
         if module in j.op_name:

@@ -49,7 +49,7 @@ def figures(c: Compiled, largest: int | None) -> dict[str, Any]:
 
 def page(row: dict[str, Any]) -> str:
   """For people; GB are 1e9 bytes."""
-  gb = lambda name: f"{row[name] / 1e9:.2f}"
+  gb = lambda name: f"{row[name] / 1e9:.4g}"
   several = f", {row['slices']} slices" if row["slices"] > 1 else ""
   mesh = " x ".join(f"{axis} {n}" for axis, n in row["mesh"].items())
   lines = [

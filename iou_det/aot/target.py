@@ -22,7 +22,7 @@ class Chip(NamedTuple):
   bandwidth: float | None  # bytes a second of its memory
   memory: int  # bytes of it
   host: int  # chips that a machine has at the most
-  link: float | None  # bytes a second that it sends to its neighbours while it receives as many
+  link: float  # bytes a second that it sends to its neighbours while it receives as many; 0: none
 
 
 # Google: cloud.google.com/tpu/docs/v5e, v5p, v6e (links there for both ways together; memory in GB,
@@ -37,7 +37,7 @@ CHIPS = {
   "h100": Chip("NVIDIA H100 80GB HBM3", 989.4e12, 3352.32e9, 84942979072, 8, 450e9),
   "h200": Chip("NVIDIA H200", 989.4e12, 4800e9, 151397597184, 8, 450e9),
   "a100": Chip("NVIDIA A100", 312e12, 2039.04e9, 85100068864, 8, 300e9),
-  "cpu": Chip("cpu", None, None, psutil.virtual_memory().total, 1, None),  # this machine's
+  "cpu": Chip("cpu", None, None, psutil.virtual_memory().total, 1, 0.0),  # this machine's
 }
 # What XLA asks of a GPU beside that (its GpuTargetConfigProto), from the same specs.
 HOPPER = {"major": 9, "cores": 132, "units": 128, "clock": 1.98, "cache": 52428800, "shared": 233472}

@@ -9,18 +9,18 @@ import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from iou_det.aot import target
 from iou_det.aot.count import count, exchanged
-from iou_det.aot.target import CHIPS
 from iou_det.bench.measure import Line, fresh_cache, print_line
 from iou_det.bench.synthetic import Case, changed
 from iou_det.data.plan import images_per_step
 
 # Bytes a second that a chip can send while it receives as many.
 LINKS = {
-  "NVLink (H100)": CHIPS["h100"].link,
+  "NVLink (H100)": target.CHIPS["h100"].link,
   "InfiniBand (DGX H100)": 50e9,  # a 400 Gb/s port for each GPU, by the maker's page
-  "ICI (TPU v5e)": CHIPS["v5e"].link,
-  "ICI (TPU v5p)": CHIPS["v5p"].link,
+  "ICI (TPU v5e)": target.CHIPS["v5e"].link,
+  "ICI (TPU v5p)": target.CHIPS["v5p"].link,
 }
 CHIPS = (8, 16, 32, 64, 128, 256)
 
