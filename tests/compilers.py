@@ -11,7 +11,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 FOLDER = Path(sys.prefix) / "aot"
-COMMAND = "from iou_det.cli import main; main()"
 
 
 def there() -> bool:
@@ -19,11 +18,17 @@ def there() -> bool:
 
 
 def compiled(*flags: str) -> list[dict]:
-  """The lines of JSON that `iou-det compile` prints, of a process without the tests' flags of XLA."""
+  """The lines of JSON that `iou-det compile` prints."""
+  printed = run("from iou_det.cli import main; main()", "compile", *flags)
+  return [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+
+
+def run(program: str, *arguments: str) -> str:
+  """What a program prints that has the compilers, and none of the tests' flags of XLA."""
   paths = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")]), str(FOLDER)]
   environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
   environment["PYTHONPATH"] = os.pathsep.join(paths)
-  command = [sys.executable, "-c", COMMAND, "compile", *flags]
+  command = [sys.executable, "-c", program, *arguments]
   done = subprocess.run(command, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
-  return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+  return done.stdout

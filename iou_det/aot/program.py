@@ -209,31 +209,28 @@ def convolution_flops(equation: Any) -> int:
   return 2 * left[batch] // params["batch_group_count"] * pairs * right[into] * right[out]
 
 
-def largest_batch(peak_of: Callable[[int], float | None], first: int, peak: float | None, memory: int) -> int:
-  """The most images a chip that fit, by bisection; 0 if not even one does.
+def largest_batch(peak_of: Callable[[int], int | None], first: int, peak: int | None, memory: int) -> int:
+  """The most images a chip that fit, 0 if not even one does: by bisection, where a straight line would end.
 
   Args:
     peak_of: bytes that a number of images a chip takes, None if the compiler refuses it.
     first, peak: a number and its bytes.
     memory: of a chip.
   """
-  fit: list[tuple[int, float]] = []
-  least, number = math.inf, first  # that does not fit; the next to be tried
+  peaks = {0: 0, first: peak}
   while True:
-    if peak is not None and peak <= memory:
-      fit.append((number, peak))
+    fitting = sorted(n for n, found in peaks.items() if found is not None and found <= memory)
+    beyond = min((n for n in peaks if n not in fitting), default=0)
+    most = fitting[-1]
+    if beyond - most == 1:
+      return most
+    if beyond and not (most and peaks[beyond]):
+      number = (most + beyond) // 2
     else:
-      least = number
-    most = max(fit, default=(0, 0.0))
-    if least - most[0] == 1:
-      return most[0]
-    guess = 2 * most[0] if math.isinf(least) else (most[0] + least) // 2
-    if len(fit) > 1:  # memory grows with a straight line, nearly: first where it ends, then beyond
-      (a, low), (b, high) = sorted(fit)[-2:]
-      guess = int(b + (memory - high) * (b - a) / max(high - low, 1.0))
-      if guess <= b:
-        guess = b + 1
-    number = int(
-      min(max(guess, most[0] + 1), least - 1 if not math.isinf(least) else max(guess, most[0] + 1))
-    )
-    peak = peak_of(number)
+      # The line through the last that fits and the first that does not, or through the last two that fit.
+      a, b = (most, beyond) if beyond else fitting[-2:]
+      low, high = peaks[a] or 0, peaks[b] or 0
+      number = a + int((memory - low) * (b - a) / max(high - low, 1))
+    number = max(number, most + 1)
+    number = min(number, beyond - 1) if beyond else number
+    peaks[number] = peak_of(number)

@@ -1,7 +1,6 @@
 """What is compiled is the step that trains and the detection of a detector; what is asked for wrongly."""
 
 import json
-import math
 
 import jax
 import pytest
@@ -15,6 +14,7 @@ from iou_det.bench.synthetic import Case
 from iou_det.detector import Detector
 from iou_det.errors import UserError
 from tests.command import iou_det
+from tests.compilers import run
 from tests.tiny import tinier_config
 
 
@@ -72,20 +72,23 @@ def test_the_models_flops_do_not_count_what_remat_repeats():
   assert split.model_flops == pytest.approx(once.model_flops / 4)
 
 
-@pytest.mark.parametrize(("first", "expected"), [(4, 29), (64, 29), (29, 29), (1, 29)])
-def test_the_largest_batch_is_found_in_few_steps(first, expected):
+@pytest.mark.parametrize("first", [1, 4, 29, 64, 500])
+@pytest.mark.parametrize("refused", [30, 40, 10_000])  # from here on the compiler finds no place
+def test_the_largest_batch_is_found_in_few_steps(first, refused):
   tried = []
 
   def peak_of(images):
     tried.append(images)
-    return None if images > 40 else 1000.0 + 100 * images + (7 if images % 2 else 0)
+    return (
+      None if images >= refused else 1000 + 98 * images + images**2 // 15
+    )  # memory for 29 images, no more
 
-  assert largest_batch(peak_of, first, peak_of(first), 3_950) == expected
-  assert len(tried) <= 8, tried
+  assert largest_batch(peak_of, first, peak_of(first), 3_900) == 29
+  assert len(tried) <= 10 and len(set(tried)) == len(tried), tried
 
 
 def test_no_image_fits():
-  assert largest_batch(lambda images: 10.0 * images + math.inf, 8, math.inf, 100) == 0
+  assert largest_batch(lambda images: 101 * images, 8, 808, 100) == 0
 
 
 @pytest.mark.parametrize(
@@ -127,7 +130,22 @@ def test_bad_flags_are_one_line():
   assert len(done.stderr.splitlines()) == 1
 
 
+TOPOLOGIES = """
+from iou_det.aot.target import get_target
+from iou_det.errors import UserError
+for name, slices in (("v5e:4x4", 2), ("v5p", 1), ("v6e:2x4", 1), ("h100:2x8", 1), ("v5e:3x3", 1)):
+  try:
+    found = get_target(name, slices)
+    print(len(found.devices), found.hosts, found.devices[0].device_kind.startswith(found.chip.kind))
+  except UserError as error:
+    print(error)
+"""
+
+
 @pytest.mark.aot
-def test_several_hosts_and_slices():
-  two = get_target("v5e:4x4", 2)
-  assert (len(two.devices), two.hosts, two.slices) == (32, 8, 2)
+def test_chips_hosts_and_slices_of_absent_machines():
+  *sizes, wrong = run(TOPOLOGIES).splitlines()
+  assert sizes == ["32 8 True", "1 1 True", "8 2 True", "16 2 True"]
+  assert wrong.startswith("--target=v5e:3x3: ") and wrong.endswith(
+    "allowed are whole hosts, as v5e:2x2, v5e:4x4"
+  )
