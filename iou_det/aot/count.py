@@ -178,9 +178,9 @@ class Counter:
       r"(?:true|false)_computation=%?([\w.\-]+)", i.attributes)  # fmt: skip
 
   def collective(self, i: Instruction, body: str | None) -> str | None:
-    """The kind, if it is one, or starts one."""
+    """The kind, if it is one, starts one or has one fused into it (of whose result a part is kept)."""
     op = i.op.removesuffix("-start")
-    if op == "async" and body:
+    if op in ("async", "fusion") and body:
       inner = [j.op for j in self.program.computations[body].values()]
       op = next((name for name in COLLECTIVES if name in inner), op)
     return op if op in COLLECTIVES else None

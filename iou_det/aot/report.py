@@ -56,7 +56,7 @@ def page(row: dict[str, Any]) -> str:
     f"{row['compile']} for {row['target']}: {row['chips']} x {row['chip']} on {row['hosts']} hosts{several}; "
     f"mesh {mesh}; {row['batch']} images, {row['batch_per_chip']:g} a chip"
   ]
-  say = lambda label, text: lines.append(f"  {label:<14}{text}")
+  say = lambda label, text: lines.append(f"  {label:<20}{text}")
   if row["peak_bytes"] is None:
     say("memory", f"does not fit: {row['refused']}")
   else:

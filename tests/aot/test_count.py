@@ -138,6 +138,13 @@ ENTRY %main (a: f32[64,128]) -> f32[64,128] {
 def test_collectives_and_what_runs_beside_them():
   text = """HloModule m
 
+%kept (p: f32[16]) -> f32[4] {
+  %p = f32[16]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %reduced = f32[16]{0} all-reduce(%p), to_apply=%add
+  ROOT %part = f32[4]{0} dynamic-slice(%reduced, %zero), dynamic_slice_sizes={4}
+}
+
 ENTRY %main (a: f32[16], b: f32[16]) -> f32[16] {
   %a = f32[16]{0} parameter(0)
   %b = f32[16]{0} parameter(1)
@@ -148,11 +155,12 @@ ENTRY %main (a: f32[16], b: f32[16]) -> f32[16] {
   %gathered = f32[16]{0} all-gather-done(%all)
   %sent = (u16[8]{0}, u16[8]{0}, u32[], u32[]) collective-permute-start(%a)
   %got = u16[8]{0} collective-permute-done(%sent)
+  %own = f32[4]{0} fusion(%a), kind=kCustom, calls=%kept
   ROOT %plain = f32[4]{0} all-reduce(%b), to_apply=%add
 }
 """
   found = exchanged(count(text, one_memory=True))
-  assert found["all-reduce"] == {"count": 2, "bytes": 26 + 16, "overlapped": 1}
+  assert found["all-reduce"] == {"count": 3, "bytes": 26 + 16 + 16, "overlapped": 1}
   # What is started names its operands too: only the results are counted.
   assert found["all-gather"] == {"count": 1, "bytes": 64, "overlapped": 0}
   assert found["collective-permute"] == {"count": 1, "bytes": 16, "overlapped": 0}
