@@ -25,6 +25,7 @@ COMMANDS = {
   "fit-wloc": "w_loc of Table 4: keeps the first step's loss sum, any data",
   "doctor": "what machine, config and data are fit for, and what is odd in them",
   "bench": "speed and memory: train, input, predict, eval, scaling; JSON lines",
+  "compile": "for chips that are not here: memory, bytes, FLOPs, what fits",
   "predict": "draw boxes on your own images with a trained workdir",
   "export": "a trained detector as one file: safetensors, StableHLO, ONNX",
 }

@@ -32,6 +32,8 @@ EXTRAS = {
   "cuda12": "jax_cuda12_plugin",
   "cuda13": "jax_cuda13_plugin",
   "tpu": "libtpu",
+  "aot-gpu": "jax_cuda12_plugin",
+  "aot-tpu": "libtpu",
   "pretrained": "huggingface_hub",
   "gcs": "gcsfs",
   "fast-eval": "hotcoco",

@@ -7,6 +7,9 @@ source launch/install.sh "[test]"
 # For the export to ONNX: what jax2onnx imports, without what it would take back to an older orbax-checkpoint.
 python -m pip install --quiet --disable-pip-version-check --no-deps \
   -c launch/constraints.txt jax2onnx onnx onnxruntime onnx-ir sympy mpmath
+# XLA's compilers for TPUs and GPUs that are not here: in a folder of their own, see tests/compilers.py.
+[ -d .venv/aot ] || python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/aot \
+  -c launch/constraints.txt libtpu jax-cuda12-plugin jax-cuda12-pjrt
 # Where the tests run on a machine of their own: the browser that they drive. Without one they leave these out.
 if [ -n "${CI:-}" ] && [ "$EUID" = 0 ] && [ -n "$(type -P apt-get)" ] &&
   [ -z "${IOU_DET_CHROMIUM:-}$(type -P chromium chromium-browser google-chrome)" ]; then

@@ -6,7 +6,7 @@ import signal
 import tempfile
 from importlib.util import find_spec
 
-from tests import small_disk
+from tests import compilers, small_disk
 from tests.browser import chromium
 from tests.command import COMPILE_QUICKLY
 
@@ -38,23 +38,32 @@ install_import_hook("iou_det", "beartype.beartype")
 flags.FLAGS.mark_as_parsed()  # Grain reads absl flags
 
 # Files that take minutes: first, so that no worker is left alone with one at the end.
-SLOW = ("test_processes.py", "test_campaign.py", "test_reproduce.py", "test_loop.py", "test_colab.py")
+SLOW = (
+  "test_guards.py",
+  "test_processes.py",
+  "test_campaign.py",
+  "test_reproduce.py",
+  "test_loop.py",
+  "test_colab.py",
+)
 REAL_DATA = os.environ.get("IOU_DET_TEST_DATA")
 ONNX = all(map(find_spec, ("jax2onnx", "onnxruntime")))
 BROWSER = chromium()
+AOT = compilers.there()
 
 
 def pytest_configure(config):
   config.addinivalue_line("markers", "real_data: reads the data sets in the folder $IOU_DET_TEST_DATA")
   config.addinivalue_line("markers", "tmpfs: mounts small disks")
   config.addinivalue_line("markers", "browser: drives a Chromium, see tests/browser.py")
+  config.addinivalue_line("markers", "aot: compiles for absent TPUs and GPUs, see tests/compilers.py")
   config.addinivalue_line("markers", "onnx: exports by jax2onnx, which launch/test.sh installs")
 
 
 def pytest_collection_modifyitems(config, items):
   items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else len(SLOW))
   disk = small_disk.namespace()
-  needed = (("real_data", REAL_DATA), ("onnx", ONNX), ("tmpfs", disk), ("browser", BROWSER))
+  needed = (("real_data", REAL_DATA), ("onnx", ONNX), ("tmpfs", disk), ("browser", BROWSER), ("aot", AOT))
   lacking = [marker for marker, there in needed if not there]
   out = [item for item in items if any(map(item.get_closest_marker, lacking))]
   if out:
@@ -67,9 +76,10 @@ def pytest_report_header():
   if not REAL_DATA:
     data = "IOU_DET_TEST_DATA is not set: the tests on real data sets are deselected"
   onnx = "" if ONNX else "; jax2onnx is not installed: the tests of ONNX are deselected"
+  aot = "" if AOT else "; no compilers for TPUs and GPUs: the tests of absent chips are deselected"
   disk = "" if small_disk.namespace() else "; no tmpfs can be mounted: the tests of full disks are deselected"
   none = "no playwright with a chromium (on PATH or IOU_DET_CHROMIUM): the tests of pages are deselected"
-  return data + onnx + disk + ("" if BROWSER else f"; {none}")
+  return data + onnx + aot + disk + ("" if BROWSER else f"; {none}")
 
 
 @pytest.fixture(scope="session")

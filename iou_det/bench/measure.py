@@ -20,19 +20,15 @@ import jax
 import numpy as np
 from scipy import stats
 
-# Dense bfloat16 matrix FLOP/s of one device as JAX counts devices, by the start of its `device_kind`.
-# NVIDIA: the data sheets' tensor core figures (given with sparsity: halved). TPU: cloud.google.com/tpu/docs.
-PEAK_BF16 = {
-  "NVIDIA H100 80GB HBM3": 989.4e12,  # SXM5
+from iou_det.aot.target import CHIPS
+
+# Dense bfloat16 matrix FLOP/s of one device as JAX counts devices, by the start of its `device_kind`: of the
+# chips that can be compiled for, and of others, from the same sources.
+PEAK_BF16 = {chip.kind: chip.flops for chip in CHIPS.values()} | {
   "NVIDIA H100 NVL": 835.5e12,
   "NVIDIA H100 PCIe": 756.5e12,
-  "NVIDIA H200": 989.4e12,
-  "NVIDIA A100": 312e12,
   "NVIDIA L4": 121e12,
   "TPU v4": 275e12,
-  "TPU v5 lite": 197e12,
-  "TPU v5p": 459e12,
-  "TPU v6 lite": 918e12,
 }
 Line = dict[str, Any]  # of JSON, that a benchmark prints
 CALLS_ON_ACCELERATOR = 4  # in a sample: work is issued ahead, which hides Python's share as training does

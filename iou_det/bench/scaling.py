@@ -1,7 +1,6 @@
 """`bench scaling`: how a training step's time and memory grow, and what devices exchange in it."""
 
 import math
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,17 +9,18 @@ import jax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from iou_det.aot import target
+from iou_det.aot.count import count, exchanged
 from iou_det.bench.measure import Line, fresh_cache, print_line
 from iou_det.bench.synthetic import Case, changed
 from iou_det.data.plan import images_per_step
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Bytes a second that a chip can send while it receives as many, from the makers' pages.
+# Bytes a second that a chip can send while it receives as many.
 LINKS = {
-  "NVLink (H100)": 450e9,  # 900 GB/s both ways together
-  "InfiniBand (DGX H100)": 50e9,  # a 400 Gb/s port for each GPU
-  "ICI (TPU v5e)": 200e9,  # 400 GB/s both ways together
-  "ICI (TPU v5p)": 600e9,  # 1,200 GB/s
+  "NVLink (H100)": target.CHIPS["h100"].link,
+  "InfiniBand (DGX H100)": 50e9,  # a 400 Gb/s port for each GPU, by the maker's page
+  "ICI (TPU v5e)": target.CHIPS["v5e"].link,
+  "ICI (TPU v5p)": target.CHIPS["v5p"].link,
 }
 CHIPS = (8, 16, 32, 64, 128, 256)
 
@@ -33,14 +33,14 @@ def bench_scaling(
   On one device: batch, image size, boxes, classes. On several: number of devices and mesh axes, with what
   the compiled step exchanges, and from it an estimate for more chips. Draws `out` with the ending .png.
   """
-  count, batch_size, d = jax.device_count(), images_per_step(config.train), config.data
+  devices_there, batch_size, d = jax.device_count(), images_per_step(config.train), config.data
   config = changed(config, {"data.max_boxes": boxes})
 
   def step(what, fields=None, *, batch=batch_size, classes=num_classes, boxes=boxes, devices=1):
     own = changed(config, fields or {})  # checked before anything is measured
     return what, partial(Case, own, classes, boxes, batch, jax.devices()[:devices])
 
-  if count == 1:
+  if devices_there == 1:
     sizes = [{"data.short": d.short * k // 2, "data.long": d.long * k // 2} for k in (1, 2, 3)]
     steps = [
       *(step("batch", batch=batch_size * k) for k in (1, 2, 4)),
@@ -49,8 +49,8 @@ def bench_scaling(
       *(step("classes", classes=k) for k in (1, 80, 400, 1200)),
     ]
   else:
-    steps = [step("devices", devices=n) for n in (1, 2, 4, 8) if n <= count]
-    steps += [step("mesh", {axis: 2}, devices=count) for axis in ("mesh.fsdp", "mesh.space")]
+    steps = [step("devices", devices=n) for n in (1, 2, 4, 8) if n <= devices_there]
+    steps += [step("mesh", {axis: 2}, devices=devices_there) for axis in ("mesh.fsdp", "mesh.space")]
   rows = [measure_step(make_case(), what, repeats=repeats, out=out) for what, make_case in steps]
   several = [row for row in rows if row["what"] == "devices"]
   if several:
@@ -65,28 +65,10 @@ def measure_step(case: Case, what: str, *, repeats: int, out: Path | None) -> Li
   with fresh_cache():
     compilation = case.compile_step()
   timing, _ = case.time_step(compilation, repeats)
-  exchanged = {"mesh": dict(case.mesh.shape), "collectives": collectives(compilation.program.as_text())}
-  return case.measurement("scaling", what, timing, compilation, **exchanged).print(out)
-
-
-def collectives(program: str) -> dict[str, dict[str, int]]:
-  """How many of each kind of collective a compiled program has, and the bytes that they yield on a device."""
-  found = {name: {"count": 0, "bytes": 0} for name in COLLECTIVES}
-  for line in program.splitlines():
-    match = re.search(rf"= (.*?) ({'|'.join(COLLECTIVES)})(-start)?\(", line)
-    if match:
-      # The first number in a type's name is its bits; pred has none, and a byte.
-      shapes = re.findall(r"[a-z]+(\d*)\w*\[([\d,]*)\]", match[1])
-      sizes = [
-        int(bits or 8) // 8 * math.prod(int(n) for n in sides.split(",") if n) for bits, sides in shapes
-      ]
-      if match[3] and match[2] == "all-gather":  # what is started yields operands, then results
-        sizes = sizes[len(sizes) // 2 :]
-      elif match[3] and match[2] == "collective-permute":  # operand, result, two counters
-        sizes = sizes[1:2]
-      found[match[2]]["count"] += 1
-      found[match[2]]["bytes"] += sum(sizes)
-  return found
+  one_memory = case.mesh.devices.flat[0].platform != "tpu"
+  collectives = exchanged(count(compilation.program.as_text(), one_memory=one_memory))
+  fields = {"mesh": dict(case.mesh.shape), "collectives": collectives}
+  return case.measurement("scaling", what, timing, compilation, **fields).print(out)
 
 
 def estimates(gradient_bytes: int) -> Iterator[Line]:

@@ -1,0 +1,1 @@
+"""Compiling for chips that are not here, and counting in what comes out."""
