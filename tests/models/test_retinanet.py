@@ -238,27 +238,28 @@ def test_every_module_that_is_a_backbone_is_in_the_table():
 def test_frozen_batch_norm_uses_its_statistics_and_group_norm_has_none():
   model, variables, images = seeded()
   shifted = jax.tree.map(lambda x: x + 1.0, variables["batch_stats"])
-  run = jax.jit(model.apply)
-  same = run(variables, jnp.concatenate([images, 5 * images]))[0][:1]  # the batch changes no statistic
-  np.testing.assert_allclose(same, run(variables, images)[0], atol=1e-5)
-  assert np.abs(run({**variables, "batch_stats": shifted}, images)[0] - same).max() > 1e-3
+  run = jax.jit(lambda variables, images: by_anchor(model.apply(variables, images)[0], 2))
+  same = run(variables, jnp.concatenate([images, 5 * images]))[:1]  # the batch changes no statistic
+  np.testing.assert_allclose(same, run(variables, images), atol=1e-5)
+  assert np.abs(run({**variables, "batch_stats": shifted}, images) - same).max() > 1e-3
   assert shapes_of(tiny(norm="gn", head_norm="gn")).keys() == {"params"}
 
 
 def test_group_norm_model_ignores_the_scale_of_the_image():
   model, variables, images = seeded(norm="gn", head_norm="gn", max_level=5)
-  run = jax.jit(model.apply)
-  np.testing.assert_allclose(run(variables, images)[0], run(variables, 30 * images)[0], atol=1e-3)
+  run = jax.jit(lambda images: by_anchor(model.apply(variables, images)[0], 2))
+  np.testing.assert_allclose(run(images), run(30 * images), atol=1e-3)
 
 
-def test_bfloat16_computes_close_to_float32_and_keeps_float32_outside():
+def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters():
   model, variables, images = seeded(norm="gn", head_norm="gn", max_level=5)
   half = model.clone(dtype=jnp.bfloat16)
   assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(shapes_of(half)))
   run = lambda m: jax.jit(m.apply)(variables, images)
-  for full_output, half_output in zip(run(model), run(half), strict=True):
-    assert half_output.dtype == jnp.float32
-    assert 0 < np.sqrt(np.mean((full_output - half_output) ** 2)) < 0.02
+  for full, halved, values in zip(run(model), run(half), (2, 4), strict=True):
+    assert {level.dtype.name for level in halved} == {"bfloat16"}
+    difference = by_anchor(full, values) - by_anchor(halved, values)
+    assert 0 < np.sqrt(np.mean(difference**2)) < 0.02
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 18), (9, 7)])

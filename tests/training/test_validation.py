@@ -39,8 +39,8 @@ def expected_loss(detector, source):
     records = [r for r in records if not r.crowd.all()]
     pixels = np.stack([decode_image(r) for r in records]).astype(np.float64)
     images = (pixels - np.array(config.data.mean)) / np.array(config.data.std)
-    logits, deltas = jax.device_get(detector.model.apply(detector.variables, jnp.float32(images)))
-    logits, deltas = by_anchor(logits, len(source.categories)), by_anchor(deltas, 4)
+    logits, deltas = detector.model.apply(detector.variables, jnp.float32(images))
+    logits, deltas = jax.device_get((by_anchor(logits, len(source.categories)), by_anchor(deltas, 4)))
     boxes, labels, valid = np.zeros((len(records), 16, 4)), np.zeros((len(records), 16), int), []
     for i, r in enumerate(records):
       boxes[i, : len(r.boxes)], labels[i, : len(r.boxes)] = r.boxes, r.labels
