@@ -89,7 +89,8 @@ def to_onnx(
 
   def candidates(images):
     def max_pool(x):  # jax2onnx drops the padding of JAX's in silence; behind a ReLU 0 is none
-      return nn.max_pool(jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), (3, 3), (2, 2))
+      x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+      return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
     with mock.patch.object(resnet, "max_pool", max_pool):
       views = find(config, model, variables, images)
