@@ -16,11 +16,11 @@ Maps = Float[Array, "b h w c"]
 @jax.custom_vjp
 def relu(x: Maps) -> Maps:
   """max(x, 0), whose gradient needs the output only; the next convolution keeps that anyway."""
-  return jnp.maximum(x, 0)
+  return nn.relu(x)
 
 
 def _relu_forward(x):
-  y = jnp.maximum(x, 0)
+  y = nn.relu(x)
   return y, y
 
 

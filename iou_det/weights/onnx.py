@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from iou_det.data.source import Category
 from iou_det.errors import UserError
+from iou_det.models import resnet
 from iou_det.models.retinanet import RetinaNet
 from iou_det.weights.files import library
 from iou_det.weights.program import describe, find
@@ -87,15 +88,11 @@ def to_onnx(
   model = model.clone(dtype=jnp.float32)
 
   def candidates(images):
-    max_pool = nn.max_pool
+    def max_pool(x):  # jax2onnx drops the padding of JAX's in silence; behind a ReLU 0 is none
+      x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+      return nn.max_pool(x, window_shape=(3, 3), strides=(2, 2), padding="VALID")
 
-    def padded(
-      x, window, strides, padding
-    ):  # jax2onnx drops this padding in silence; behind a ReLU 0 is none
-      x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-      return max_pool(x, window_shape=window, strides=strides, padding="VALID")
-
-    with mock.patch.object(nn, "max_pool", padded):
+    with mock.patch.object(resnet, "max_pool", max_pool):
       views = find(config, model, variables, images)
     boxes, scores = (jnp.concatenate(parts, axis=1) for parts in zip(*views, strict=True))
     if not e.class_agnostic:
