@@ -153,7 +153,13 @@ def bench_call(case: Case, *, repeats: int, out: Path | None) -> None:
     timing = Timing(tuple(seconds), 1, 1)
     case.measurement("predict", name, timing, None, batch=LISTED, images_in_a_batch=size).print(out)
   ratio = float(np.median(samples["called on a list"]) / np.median(samples["loop over ready batches"]))
-  row: Line = {"bench": "predict", "what": "called on a list / loop", "batch": LISTED, "ratio": ratio}
+  row: Line = {
+    "bench": "predict",
+    "what": "seconds",
+    "by": "called on a list / loop",
+    "batch": LISTED,
+    "ratio": ratio,
+  }
   measure.print_line(row, out)
 
 

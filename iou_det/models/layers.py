@@ -47,6 +47,7 @@ class GroupNorm(nn.Module):
     channels = x.shape[-1]
     scale = self.param("scale", nn.initializers.ones, (channels,))
     bias = self.param("bias", nn.initializers.zeros, (channels,))
+    scale, bias = jnp.asarray(scale), jnp.asarray(bias)  # a checkpoint's may be numpy's
     return group_norm(x.astype(self.dtype), scale, bias, groups_of(channels), activate)
 
 

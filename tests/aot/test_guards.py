@@ -30,12 +30,12 @@ class Cost(NamedTuple):
 
 R50 = ("--config=retinanet:short=800", "--batch_size=16", "--target=h100")
 COSTS = {
-  R50: {"h100": Cost(101.54, 15.04, 1263)},
-  (*R50, "--what=detect"): {"h100": Cost(26.20, 1.24, 1686)},
-  ("--config=deeppcb", "--target=h100"): {"h100": Cost(31.40, 3.98, 1499)},
+  R50: {"h100": Cost(73.03, 7.165, 1209)},
+  (*R50, "--what=detect"): {"h100": Cost(24.43, 1.239, 324)},
+  ("--config=deeppcb", "--target=h100"): {"h100": Cost(22.51, 2.759, 1328)},
   (*SMALL, "--target=h100:1x8,v5e:2x2"): {
-    "h100:1x8": Cost(0.086, 0.00692, 804, 4),
-    "v5e:2x2": Cost(0.027, 0.0156, 1581, 3),
+    "h100:1x8": Cost(0.0854, 0.00693, 811, 3),
+    "v5e:2x2": Cost(0.0270, 0.01584, 1891, 3),
   },
 }
 

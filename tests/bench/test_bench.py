@@ -14,6 +14,7 @@ from iou_det.bench.input import OURS, USUAL, UsualLoader, bench_input
 from iou_det.bench.steps import bench_eval, bench_predict
 from iou_det.bench.synthetic import Case
 from iou_det.bench.table import markdown, read_lines
+from iou_det.bench.table import markdown, read_lines
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import Example
 from iou_det.errors import UserError
@@ -82,8 +83,10 @@ def test_what_is_rematerialised_is_counted_once(monkeypatch):
   assert stated == {False: written[False], True: written[False]}
 
 
-def test_predict_reports_throughput_and_latency(capsys):
-  rows = bench_predict(tinier_config("made up"), 3, jax.devices()[:1], repeats=2, out=None)
+def test_predict_reports_throughput_and_latency(capsys, tmp_path):
+  out = tmp_path / "bench.jsonl"
+  rows = bench_predict(tinier_config("made up"), 3, jax.devices()[:1], repeats=2, out=out)
+  assert "called on a list / loop" in markdown(read_lines(out))
   *printed, called, loop, beside = lines(capsys)
   assert rows == printed
   assert [(r["what"], r["batch"]) for r in rows] == [("throughput", 8), ("latency", 1)]
