@@ -14,7 +14,6 @@ from iou_det.bench.input import OURS, USUAL, UsualLoader, bench_input
 from iou_det.bench.steps import bench_eval, bench_predict
 from iou_det.bench.synthetic import Case
 from iou_det.bench.table import markdown, read_lines
-from iou_det.bench.table import markdown, read_lines
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import Example
 from iou_det.errors import UserError
