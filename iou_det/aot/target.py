@@ -25,8 +25,6 @@ class Chip(NamedTuple):
   link: float  # bytes a second that it sends to its neighbours while it receives as many; 0: none
 
 
-# Google: cloud.google.com/tpu/docs/v5e, v5p, v6e (links there for both ways together; memory in GB,
-
 # Google: cloud.google.com/tpu/docs/v5e, v5p, v6e (links are given there for both ways together; memory in GB,
 # taken as GiB). NVIDIA: the data sheets of the SXM modules (FLOPs with sparsity there: halved), memory and
 # bandwidth as the cards say them of themselves (XLA's xla/backends/gpu/target_config/specs).
@@ -103,7 +101,7 @@ def get_target(text: str, slices: int) -> Target:
 
 def tpus(text: str, sides: list[int], slices: int) -> Sequence[jax.Device]:
   if not find_spec("libtpu"):
-    raise UserError(f"--target={text} needs libtpu; pip install 'iou-det[aot-tpu]'")
+    raise UserError(f"--target={text} needs libtpu; pip install -e '.[aot-tpu]'")
   # For libtpu: not to look for the machine's own chips, nor to lock them (two may compile at a time).
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -128,7 +126,7 @@ def tpus(text: str, sides: list[int], slices: int) -> Sequence[jax.Device]:
 
 def gpus(name: str, hosts: int, per_host: int) -> Sequence[jax.Device]:
   if not find_spec("jax_cuda12_plugin"):
-    raise UserError(f"--target={name} needs XLA's CUDA compiler; pip install 'iou-det[aot-gpu]'")
+    raise UserError(f"--target={name} needs XLA's CUDA compiler; pip install -e '.[aot-gpu]'")
   topology = f"1x{hosts}x{per_host}"
   with quiet():
     made = topologies.get_topology_desc(

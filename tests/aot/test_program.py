@@ -100,8 +100,8 @@ def test_no_image_fits():
     ("h100:8", 2, "h100 has none, TPUs have; several hosts are written h100:2x8"),
     ("cpu:99", 1, "there are 8 CPU devices"),
     ("v5p:4x4", 1, "its chips lie along 3 axes; allowed are v5p:2x2x1, v5p:2x2x4"),
-    ("v5e:2x2", 1, "needs libtpu; pip install 'iou-det[aot-tpu]'"),
-    ("a100", 1, "needs XLA's CUDA compiler; pip install 'iou-det[aot-gpu]'"),
+    ("v5e:2x2", 1, "needs libtpu; pip install -e '.[aot-tpu]'"),
+    ("a100", 1, "needs XLA's CUDA compiler; pip install -e '.[aot-gpu]'"),
   ],
 )
 def test_wrong_targets_and_lacking_extras(monkeypatch, target, slices, message):
