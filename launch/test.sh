@@ -8,8 +8,13 @@ source launch/install.sh "[test]"
 python -m pip install --quiet --disable-pip-version-check --no-deps \
   -c launch/constraints.txt jax2onnx onnx onnxruntime onnx-ir sympy mpmath
 # XLA's compilers for TPUs and GPUs that are not here: in a folder of their own, see tests/compilers.py.
-[ -d .venv/aot ] || python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/aot \
-  -c launch/constraints.txt libtpu jax-cuda12-plugin jax-cuda12-pjrt
+compilers=.venv/aot-$(python -c "import jaxlib; print(jaxlib.__version__)")
+if [ ! -d "$compilers" ]; then
+  rm -rf .venv/aot*
+  python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/aot.part \
+    -c launch/constraints.txt libtpu jax-cuda12-plugin jax-cuda12-pjrt
+  mv .venv/aot.part "$compilers"
+fi
 # Where the tests run on a machine of their own: the browser that they drive. Without one they leave these out.
 if [ -n "${CI:-}" ] && [ "$EUID" = 0 ] && [ -n "$(type -P apt-get)" ] &&
   [ -z "${IOU_DET_CHROMIUM:-}$(type -P chromium chromium-browser google-chrome)" ]; then

@@ -59,11 +59,11 @@ class Size(NamedTuple):
 
 
 KINDS = {
-  "kill": Kind("SIGKILL, one process", "long", partial(interrupt, kind=signal.SIGKILL), 100, 2),
+  "kill": Kind("SIGKILL, one process", "long", partial(interrupt, kind=signal.SIGKILL), 100, 1),
   "kill_two": Kind("SIGKILL, two processes", "two", partial(interrupt, kind=signal.SIGKILL), 20, 0),
-  "sigterm": Kind("SIGTERM", "long", partial(interrupt, kind=signal.SIGTERM), 50, 2),
+  "sigterm": Kind("SIGTERM", "long", partial(interrupt, kind=signal.SIGTERM), 50, 1),
   "full_disk": Kind("full disk", "small", full_disk, 20, 1),
-  "files": Kind("damaged files", "small", files, None, 4),
+  "files": Kind("damaged files", "small", files, None, 3),
 }
 
 

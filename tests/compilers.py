@@ -7,10 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
-FOLDER = Path(sys.prefix) / "aot"
+FOLDER = Path(sys.prefix) / f"aot-{metadata.version('jaxlib')}"
 
 
 def there() -> bool:

@@ -75,7 +75,7 @@ class Count:
     return sum(k.times * k.convolutions for k in self.kernels if k.part.name in NETWORK)
 
   def bound(self, flops: float, bandwidth: float) -> float:
-    """Seconds that no such chip can stay below: kernels one after another, each at full speed.
+    """Seconds below which no such chip is if caches save nothing: one kernel after another, at full speed.
 
     Args:
       flops, bandwidth: of the chip, a second; bytes of its main memory.
@@ -127,13 +127,13 @@ class Counter:
       if i.op.endswith(("-done", "-update")):
         if (start := self.started_by(i, computation)) in started:
           place, before = started.pop(start)
-          if len(found.kernels) > before:
+          if len(found.kernels) - len(found.collectives) > before:  # a collective is a kernel too
             found.collectives[place] = found.collectives[place]._replace(overlapped=True)
         continue
       body = self.body(i)
       kind = self.collective(i, body)
       if kind:
-        started[i.name] = len(found.collectives), len(found.kernels) + 1
+        started[i.name] = len(found.collectives), len(found.kernels) - len(found.collectives)
         found.collectives.append(Collective(kind, times, self.yielded(i, kind), False))
       elif i.op == "while":
         trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes)
@@ -229,6 +229,8 @@ class Counter:
       target = i.arrays[0 if i.op == "copy-start" else 1]
       there = self.one_memory or any(a.space == 0 for a in shape(i.operands[0]))
       return self.size((target,)) + target.physical * there
+    if (kind := i.op.removesuffix("-start")) in COLLECTIVES:
+      own = self.yielded(i, kind)  # without the operands that what is started names among its results
     if i.op in ("slice", "dynamic-slice", "gather"):
       return 2 * own
     if i.op in ("dynamic-update-slice", "scatter"):

@@ -95,7 +95,7 @@ def compile_for(target: Target, config: ConfigDict, classes: int, what: str) -> 
     refused=refused,
     memory=program and planned(program.memory_analysis()),
     counted=program and count(program.as_text(), one_memory=not target.tpu),
-    model_flops=model_flops(written.jaxpr.jaxpr, mesh.size) / mesh.shape["space"],
+    model_flops=model_flops(written.jaxpr.jaxpr, mesh),
     optimizer_floor=optimizer_floor(state, config) if what == "train" else nbytes(state.variables),
     lower_seconds=lowered_at - start,
     compile_seconds=end - lowered_at,
@@ -168,20 +168,26 @@ def optimizer_floor(state: TrainState, config: ConfigDict) -> int:
   return nbytes(state.params) + 2 * nbytes(state.opt_state) + 2 * nbytes(trained)
 
 
-def model_flops(jaxpr: Any, devices: int) -> float:
-  """Of convolutions and matrix products of a program as it is written, a device's share."""
-  total = 0.0
+def model_flops(jaxpr: Any, mesh: Mesh, mapped: bool = False) -> float:
+  """Of convolutions and matrix products of a program as it is written, a device's share.
+
+  Args:
+    mapped: within a `shard_map`: arrays have a device's shape, but that `space` divides it further. Without,
+      convolutions are divided among all; products are the optimizer's, which each device does whole.
+  """
+  total, part = 0.0, mesh.shape["space"] if mapped else mesh.size
   for equation in jaxpr.eqns:
     params, name = equation.params, equation.primitive.name
     if name == "dot_general":
       (contracted, _), _ = params["dimension_numbers"]
       left = equation.invars[0].aval.shape
-      total += 2 * equation.outvars[0].aval.size * math.prod(left[k] for k in contracted) / devices
+      total += (
+        2 * equation.outvars[0].aval.size * math.prod(left[k] for k in contracted) / (part if mapped else 1)
+      )
     elif name == "conv_general_dilated":
-      total += convolution_flops(equation) / devices
-    inside = 1 if name == "shard_map" else devices  # arrays within have a device's shape
+      total += convolution_flops(equation) / part
     times = params["length"] if name == "scan" else 1
-    parts = [model_flops(j, inside) for j in subprograms(params)]
+    parts = [model_flops(j, mesh, mapped or name == "shard_map") for j in subprograms(params)]
     total += times * (max(parts, default=0.0) if name == "cond" else sum(parts))
   return total
 
@@ -231,6 +237,8 @@ def largest_batch(peak_of: Callable[[int], int | None], first: int, peak: int | 
       a, b = (most, beyond) if beyond else fitting[-2:]
       low, high = peaks[a] or 0, peaks[b] or 0
       number = a + int((memory - low) * (b - a) / max(high - low, 1))
+      if not beyond:  # a little more may take a little less: of such a line no end can be told
+        number = min(number, 2 * most)
     number = max(number, most + 1)
     number = min(number, beyond - 1) if beyond else number
     peaks[number] = peak_of(number)

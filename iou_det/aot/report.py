@@ -12,7 +12,7 @@ INPUT_RATE = 480
 BOUND = "a lower bound by arithmetic, no measurement"
 
 
-def figures(c: Compiled, largest: int | None) -> dict[str, Any]:
+def figures(c: Compiled, largest: float | None) -> dict[str, Any]:
   """Bytes, FLOPs and kernels are a chip's; what is not known is null.
 
   Args:
@@ -67,20 +67,18 @@ def page(row: dict[str, Any]) -> str:
       f"{gb('arguments_bytes')}, temporaries {gb('temporaries_bytes')}): {verdict}",
     )
   if row["largest_batch_per_chip"] is not None:
-    say("largest batch", f"{row['largest_batch_per_chip']} images a chip")
+    say("largest batch", f"{row['largest_batch_per_chip']:g} images a chip")
   say("compiling", f"{row['lower_seconds']} s of tracing, {row['compile_seconds']} s of XLA")
   if "bytes" not in row:
     return "\n".join(lines)
   share = f"{row['model_share']:.0%} of them the model's" if row["model_share"] else "none counted"
-  say("computes", f"{row['flops'] / 1e12:.2f} TFLOP a chip in convolutions and products, {share}")
+  say("computes", f"{row['flops'] / 1e12:.4g} TFLOP a chip in convolutions and products, {share}")
   loops = row["loops_of_unknown_length"]
   unknown = f"; {loops} loops of unknown length count once" if loops else ""
   say("moves", f"{gb('bytes')} GB a chip in {row['kernels']} kernels; floor {gb('floor_bytes')} GB{unknown}")
   for name, part in sorted(row["parts"].items(), key=lambda item: -item[1]["bytes"]):
-    tera = part["flops"] / 1e12
-    lines.append(
-      f"    {name:<24}{part['bytes'] / 1e9:9.3f} GB {part['kernels']:6d} kernels {tera:8.3f} TFLOP"
-    )
+    mega, giga = part["bytes"] / 1e6, part["flops"] / 1e9
+    lines.append(f"    {name:<24}{mega:11.1f} MB {part['kernels']:6d} kernels {giga:11.2f} GFLOP")
   for kind, each in row["collectives"].items():
     if each["count"]:
       say(kind, f"{each['count']}, {each['bytes'] / 1e6:.1f} MB, {each['overlapped']} beside other work")

@@ -24,12 +24,13 @@ from iou_det.aot.target import CHIPS
 
 # Dense bfloat16 matrix FLOP/s of one device as JAX counts devices, by the start of its `device_kind`: of the
 # chips that can be compiled for, and of others, from the same sources.
-PEAK_BF16 = {chip.kind: chip.flops for chip in CHIPS.values()} | {
+PEAK_BF16 = {
   "NVIDIA H100 NVL": 835.5e12,
   "NVIDIA H100 PCIe": 756.5e12,
   "NVIDIA L4": 121e12,
   "TPU v4": 275e12,
-}
+  "TPU v5e": CHIPS["v5e"].flops,  # also so called; before the "TPU v5" of a v5p
+} | {chip.kind: chip.flops for chip in CHIPS.values()}
 Line = dict[str, Any]  # of JSON, that a benchmark prints
 CALLS_ON_ACCELERATOR = 4  # in a sample: work is issued ahead, which hides Python's share as training does
 

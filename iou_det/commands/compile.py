@@ -46,7 +46,7 @@ def main() -> None:
   for target in [get_target(text, SLICES.value) for text in TARGET.value]:
     logging.info(f"compiling for {target.name}")
     found = compile_for(target, config, CLASSES.value, WHAT.value)
-    largest = None
+    largest: float | None = None
     if LARGEST.value:
       shares = found.mesh.size // found.mesh.shape["space"]
 
@@ -58,7 +58,9 @@ def main() -> None:
 
       size = config.train.batch_size if WHAT.value == "train" else config.eval.batch_size
       peak = found.memory.peak if found.memory else None
-      largest = largest_batch(peak_of, size // shares, peak, target.chip.memory)
+      parts = config.train.accumulate if WHAT.value == "train" else 1
+      most = largest_batch(peak_of, size // shares, peak, target.chip.memory)
+      largest = most * shares * parts / found.mesh.size
     row = figures(found, largest)
     print(page(row))
     print(json.dumps(row), flush=True)

@@ -68,8 +68,8 @@ def read_labels(path: str | os.PathLike[str], split: str, reading: Reading = AS_
   known = format_of(path, reading.format)
   there = known.splits(path)
   if split not in there:
-    known = ", ".join(there) or "none"
-    raise UserError(f"{path} has no split {split!r}; there are: {known}{how_to(there)}")
+    names = ", ".join(there) or "none"
+    raise UserError(f"{path} has no split {split!r}; there are: {names}{how_to(there)}")
   labels = known.read_split(path, split)
   labels.find_sizes(reading.exif)
   return labels

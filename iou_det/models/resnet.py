@@ -200,10 +200,9 @@ class ResNet(nn.Module):
     s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
     block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
     if s.stem == "patchify":
-      x = layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1"), activate=True)
+      x = stop_frozen(layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1"), activate=True), 0, s)
     else:
-      x = max_pool(layer(images, s.width, 7, 2, ("conv1", "bn1"), activate=True))
-    x = stop_frozen(x, 0, s)
+      x = max_pool(stop_frozen(layer(images, s.width, 7, 2, ("conv1", "bn1"), activate=True), 0, s))
     maps = []
     for stage, blocks in enumerate(BLOCKS[s.depth], start=1):
       features = s.width * 2 ** (stage - 1)

@@ -90,6 +90,8 @@ def normalized_localization_weights(
 ) -> Float[Array, "*batch anchors"]:
   """Localization weights that keep the positives' loss sum, Eq. (5): Eq. (2) with the localization loss.
 
+  Training takes it for Eq. (2) too, with the classification losses of the positives' own classes.
+
   Args:
     loss: of each anchor, summed over its 4 offsets, >= 0.
     iou, lambd, level_sizes: as above, with `lambd` for `eta`.

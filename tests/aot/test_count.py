@@ -153,17 +153,22 @@ ENTRY %main (a: f32[16], b: f32[16]) -> f32[16] {
   %summed = (f32[2,3]{1,0}, bf16[]) all-reduce-done(%sum)
   %all = (f32[2]{0}, f32[16]{0}) all-gather-start(%a)
   %gathered = f32[16]{0} all-gather-done(%all)
-  %sent = (u16[8]{0}, u16[8]{0}, u32[], u32[]) collective-permute-start(%a)
-  %got = u16[8]{0} collective-permute-done(%sent)
+  %sent = (f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%a)
+  %more = (f32[16]{0}, f32[16]{0}, u32[], u32[]) collective-permute-start(%b)
+  %got = f32[16]{0} collective-permute-done(%sent)
+  %gotten = f32[16]{0} collective-permute-done(%more)
   %own = f32[4]{0} fusion(%a), kind=kCustom, calls=%kept
   ROOT %plain = f32[4]{0} all-reduce(%b), to_apply=%add
 }
 """
-  found = exchanged(count(text, one_memory=True))
+  counted = count(text, one_memory=True)
+  found = exchanged(counted)
   assert found["all-reduce"] == {"count": 3, "bytes": 26 + 16 + 16, "overlapped": 1}
   # What is started names its operands too: only the results are counted.
   assert found["all-gather"] == {"count": 1, "bytes": 64, "overlapped": 0}
-  assert found["collective-permute"] == {"count": 1, "bytes": 16, "overlapped": 0}
+  # Two that run beside each other run beside no work.
+  assert found["collective-permute"] == {"count": 2, "bytes": 128, "overlapped": 0}
+  assert [k.bytes for k in counted.kernels if k.bytes == 128], "64 bytes read and 64 written"
 
 
 def test_collectives_of_known_programs():

@@ -43,7 +43,7 @@ def test_batches_are_the_pipelines():
 def test_figures_of_a_step_on_this_cpu():
   config = tinier_config("made up")
   found = compile_for(get_target("cpu:2", 1), config, 3, "train")
-  row = json.loads(json.dumps(figures(found, 12)))
+  row = json.loads(json.dumps(figures(found, 12.0)))
   assert (row["chips"], row["batch"], row["batch_per_chip"]) == (2, 8, 4) and row["fits"]
   assert row["mesh"] == {"data": 2, "fsdp": 1, "space": 1}
   for name in ("bytes", "kernels", "flops"):
@@ -85,6 +85,17 @@ def test_the_largest_batch_is_found_in_few_steps(first, refused):
 
   assert largest_batch(peak_of, first, peak_of(first), 3_900) == 29
   assert len(tried) <= 10 and len(set(tried)) == len(tried), tried
+
+
+def test_a_little_more_that_takes_a_little_less_leads_nowhere_far():
+  tried = []
+
+  def peak_of(images):
+    tried.append(images)
+    return None if images > 30 else {28: 2_900}.get(images, 110 * images)
+
+  assert largest_batch(peak_of, 27, peak_of(27), 3_100) == 28
+  assert max(tried) <= 56, tried
 
 
 def test_no_image_fits():

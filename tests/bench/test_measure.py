@@ -68,7 +68,8 @@ def test_fresh_cache_begins_empty_and_leaves_the_users_cache_alone(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("kind", "peak"), [("NVIDIA H100 80GB HBM3", 989.4e12), ("TPU v5 lite", 197e12), ("cpu", None)]
+  ("kind", "peak"),
+  [("NVIDIA H100 80GB HBM3", 989.4e12), ("TPU v5 lite", 197e12), ("TPU v5e", 197e12), ("cpu", None)],
 )
 def test_peak_of_known_and_unknown_devices(kind, peak):
   assert peak_flops(kind) == peak

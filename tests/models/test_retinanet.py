@@ -259,7 +259,8 @@ def test_bfloat16_computes_close_to_float32_and_keeps_float32_parameters():
   for full, halved, values in zip(run(model), run(half), (2, 4), strict=True):
     assert {level.dtype.name for level in halved} == {"bfloat16"}
     difference = by_anchor(full, values) - by_anchor(halved, values)
-    assert 0 < np.sqrt(np.mean(difference**2)) < 0.02
+    # A rounding between convolution and norm more than Flax's layers had on a CPU, where XLA left it out.
+    assert 0 < np.sqrt(np.mean(difference**2)) < 0.02 and np.abs(difference).max() < 0.1
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 18), (9, 7)])
