@@ -134,7 +134,9 @@ class Counter:
       kind = self.collective(i, body)
       if kind:
         started[i.name] = len(found.collectives), len(found.kernels) - len(found.collectives)
-        found.collectives.append(Collective(kind, times, self.yielded(i, kind), False))
+        found.collectives.append(
+          Collective(kind, times, sum(a.logical for a in self.yielded(i, kind)), False)
+        )
       elif i.op == "while":
         trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', i.attributes)
         found.unknown_loops += not trips
@@ -186,14 +188,13 @@ class Counter:
     return op if op in COLLECTIVES else None
 
   @staticmethod
-  def yielded(i: Instruction, kind: str) -> int:
-    """Bytes of a collective's results; what is started names operands before them, and counters behind."""
-    sizes = [a.logical for a in i.arrays]
+  def yielded(i: Instruction, kind: str) -> tuple[Array, ...]:
+    """A collective's results; what is started names operands before them, and counters behind."""
     if i.op.endswith("-start") and kind == "collective-permute":
-      sizes = sizes[len(i.operands) : 2 * len(i.operands)]
-    elif i.op.endswith("-start") and kind != "all-reduce":
-      sizes = sizes[len(sizes) // 2 :]
-    return sum(sizes)
+      return i.arrays[len(i.operands) : 2 * len(i.operands)]
+    if i.op.endswith("-start") and kind != "all-reduce":
+      return i.arrays[len(i.arrays) // 2 :]
+    return i.arrays
 
   @staticmethod
   def started_by(i: Instruction, computation: Computation) -> str:
@@ -230,7 +231,9 @@ class Counter:
       there = self.one_memory or any(a.space == 0 for a in shape(i.operands[0]))
       return self.size((target,)) + target.physical * there
     if (kind := i.op.removesuffix("-start")) in COLLECTIVES:
-      own = self.yielded(i, kind)  # without the operands that what is started names among its results
+      own = self.size(
+        self.yielded(i, kind)
+      )  # without the operands that what is started names among its results
     if i.op in ("slice", "dynamic-slice", "gather"):
       return 2 * own
     if i.op in ("dynamic-update-slice", "scatter"):
