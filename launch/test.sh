@@ -11,9 +11,12 @@ python -m pip install --quiet --disable-pip-version-check --no-deps \
 compilers=.venv/aot-$(python -c "import jaxlib; print(jaxlib.__version__)")
 if [ ! -d "$compilers" ]; then
   rm -rf .venv/aot*
-  python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/aot.part \
-    -c launch/constraints.txt libtpu jax-cuda12-plugin jax-cuda12-pjrt
-  mv .venv/aot.part "$compilers"
+  if python -m pip install --quiet --disable-pip-version-check --no-deps --target .venv/aot.part \
+    -c launch/constraints.txt libtpu jax-cuda12-plugin jax-cuda12-pjrt; then
+    mv .venv/aot.part "$compilers"
+  else
+    echo "no compilers for absent chips could be installed: their tests are left out" >&2
+  fi
 fi
 # Where the tests run on a machine of their own: the browser that they drive. Without one they leave these out.
 if [ -n "${CI:-}" ] && [ "$EUID" = 0 ] && [ -n "$(type -P apt-get)" ] &&
