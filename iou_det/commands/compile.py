@@ -41,8 +41,10 @@ def main() -> None:
   config = compiled_config()
   from iou_det.aot.program import compile_for, largest_batch
   from iou_det.aot.report import figures, page
-  from iou_det.aot.target import get_target
+  from iou_det.aot.target import FORMS, get_target
 
+  if not TARGET.value:
+    raise UserError(f"--target is empty; give one or more of {FORMS}")
   for target in [get_target(text, SLICES.value) for text in TARGET.value]:
     logging.info(f"compiling for {target.name}")
     found = compile_for(target, config, CLASSES.value, WHAT.value)

@@ -136,9 +136,10 @@ def test_batches_and_slices_that_do_not_divide():
 
 
 def test_bad_flags_are_one_line():
-  done = iou_det("compile", "--config=shapes", "--target=h101", XLA_FLAGS="")
-  assert done.returncode == 2 and done.stderr.startswith("iou-det compile: --target=h101: there is no 'h101'")
-  assert len(done.stderr.splitlines()) == 1
+  for target, message in (("h101", "--target=h101: there is no 'h101'"), ("", "--target is empty; give one")):
+    done = iou_det("compile", "--config=shapes", f"--target={target}", XLA_FLAGS="")
+    assert done.returncode == 2 and done.stderr.startswith(f"iou-det compile: {message}")
+    assert len(done.stderr.splitlines()) == 1
 
 
 TOPOLOGIES = """
