@@ -163,6 +163,7 @@ def test_splits_are_found_by_their_usual_names(there, expected):
   chooser = own.Chooser(config_of())
   choose_splits(chooser, there)
   assert (chooser.config.data.train_split, chooser.config.data.val_split) == expected
+  assert ("the best step is chosen on it too" in str(chooser.rows)) == (expected[1] == "test")
 
 
 @pytest.mark.parametrize("convention", ["modern", "legacy"])

@@ -24,7 +24,7 @@ from iou_det.weights.start import detector_to_start_from
 from iou_det.workdir.checkpoints import has_checkpoint
 from iou_det.workdir.lock import Lock
 from iou_det.workdir.probe import probe
-from iou_det.workdir.run import check_workdir
+from iou_det.workdir.run import check_workdir, of_other_data
 from iou_det.workdir.trackers import check_trackers
 
 SOME_CLASSES = 80  # where the data are elsewhere: only the last class convolution depends on their number
@@ -39,8 +39,18 @@ class Data(NamedTuple):
   plan: Plan
 
 
-def open_data(config: ConfigDict) -> Data:
-  """Opens both splits and plans the batches: what is wrong with them is said before the first step."""
+def open_data(config: ConfigDict, workdir: AnyPath) -> Data:
+  """Opens both splits and plans the batches: what is wrong with them is said before the first step.
+
+  A refusal also says if the workdir is of a run that was trained on others.
+  """
+  try:
+    return _open_data(config)
+  except UserError as error:
+    raise UserError(f"{error}{of_other_data(workdir, config)}") from None
+
+
+def _open_data(config: ConfigDict) -> Data:
   d = config.data
   source, val_source = (open_dataset(d.path, s, Reading.of(d)) for s in (d.train_split, d.val_split))
   if source.categories != val_source.categories:
@@ -70,7 +80,7 @@ def check_without_devices(config: ConfigDict, workdir: AnyPath) -> list[str]:
   )
   classes, steps = SOME_CLASSES, 1
   if is_here(config.data.path):
-    data = open_data(config)
+    data = open_data(config, workdir)
     classes, steps = len(data.source.categories), data.plan.steps_per_epoch
     checked.append(f"data ({classes} classes, {steps} steps an epoch)")
   else:

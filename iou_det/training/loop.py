@@ -44,7 +44,7 @@ from iou_det.workdir.lock import Lock
 from iou_det.workdir.metrics import MetricsLog
 from iou_det.workdir.place import is_full, no_room
 from iou_det.workdir.probe import probe
-from iou_det.workdir.run import check_same_config, check_workdir, note_epochs, of_other_data
+from iou_det.workdir.run import check_same_config, check_workdir, note_epochs
 from iou_det.workdir.trackers import check_trackers, start_trackers
 
 
@@ -90,10 +90,7 @@ def train_unless(
   d, t = config.data, config.train
   backend = choose_backend(config.eval.backend)
   check_trackers(t.log_to)
-  try:
-    source, val_source, truth, plan = open_data(config)
-  except UserError as error:
-    raise UserError(f"{error}{of_other_data(workdir, config)}") from None
+  source, val_source, truth, plan = open_data(config, workdir)
   last_step = t.epochs * plan.steps_per_epoch
 
   # State: fresh, or the last checkpoint.

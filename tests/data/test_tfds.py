@@ -222,7 +222,9 @@ def test_datasets_with_the_former_names_of_files_read_the_same(prepared):
 
 def test_splits_that_are_not_there_or_not_whole_are_refused(prepared):
   _, path = prepared
-  with pytest.raises(UserError, match=r"split 'trian' does not exist; there are: train \(4\)"):
+  with pytest.raises(
+    UserError, match=r"split 'trian' does not exist; there are: train \(4\); .*val_fraction"
+  ):
     open_dataset(path, "trian")
   info = path / "1.0.0" / "dataset_info.json"
   whole = info.read_text()

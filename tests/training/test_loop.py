@@ -205,6 +205,10 @@ def test_other_data_in_the_same_workdir_are_refused(reference, shapes_folder, tm
   message = r"trained on other data \(4 categories and 4 steps an epoch; .* 4 and 3"
   with pytest.raises(UserError, match=message):
     train(tiny_config(tmp_path), reference[0], devices=jax.devices()[:1])
+  config = tiny_config(tmp_path)
+  config.data.val_split = "dev"  # what is wrong with the others is not all that is said
+  with pytest.raises(UserError, match=rf"no split 'dev'; .* was trained on {shapes_folder}\)"):
+    train(config, reference[0], devices=jax.devices()[:1])
   # As many of the same names: only the boxes differ.
   export_coco(Shapes("train", images=32, height=64, width=96, seed=1), tmp_path)
   with pytest.raises(UserError, match=r"trained on other data: image ids, sizes, boxes"):
