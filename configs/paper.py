@@ -1,5 +1,11 @@
 """Every run of arXiv:1908.05641's Tables 1 to 4, of the compared methods and of the sweep of w_loc, by name.
 
+On COCO: configs/retinanet.py (its head says which values are the paper's, and where they stand) with the
+paper's own batch and groups:
+  short=600 (Tables 2 to 4)  4 images a step (2 GPUs x 2), learning rate 0.0025, warm-up 500 steps
+  short=800 (Table 1)        16 images a step (8 GPUs x 2), learning rate 0.01, warm-up 500 steps
+  loss.group=2               the sums of Eq. (2) and the normalisers run over a GPU's 2 images, then the mean
+
 Commands:
   iou-det reproduce table1 --preset=coco --data=DIR --workdir=runs/paper      (or table2, ...: runs and table)
   iou-det train --config=configs/paper.py:run=both --config.data.path=DIR --workdir=runs/one
@@ -11,7 +17,8 @@ Argument: run=both (default) or another of iou_det/paper/runs.py: baseline, cls,
           backbone=r50|r101 (default r50; deeppcb and shapes have ResNet-18 and 34 for them);
           short=600 ([600,1000], default) or 800 ([800,1333], Table 1; coco only)
 w_loc is Table 4's on coco (2.878 for R101 at 800, as the authors' code) and fitted on the data elsewhere.
-Hardware: hours on COCO not measured; shapes: 3 to 6 minutes a run, 2 CPU cores (AMD EPYC, AVX-512).
+Hardware: hours on COCO not measured; 4 images go on 1, 2 or 4 devices (on 8 with --config.mesh.space=2);
+          shapes: 3 to 6 minutes a run, 2 CPU cores (AMD EPYC, AVX-512).
 Expected (paper): AP on test-dev at short=800: R50 35.9 -> 37.0, R101 38.1 -> 39.2 (Table 1); on val-2017 with
           R50 at 600: baseline 34.4, cls 35.1, loc 35.2, both 35.7 (Table 2), eta 1.0, 1.4, 1.6: 34.7, 35.0,
           34.9, lambd 0.5, 1.0, 1.8: 35.0, 35.1, 35.1 (Table 4). Ours on COCO: not measured.

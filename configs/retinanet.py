@@ -1,4 +1,21 @@
-"""RetinaNet on COCO 2017 as the paper trains it (mmdetection 0.6, 1x schedule, batch 16).
+"""RetinaNet on COCO 2017 as the paper trains it (mmdetection 0.6, 1x), but for the batch and its normalisers.
+
+What is whose. "paper": arXiv:1908.05641, "Implementation Details"; files: its authors' repository at 67b8955,
+a fork of mmdetection 0.6 (where none is named: configs/retinanet_r50_fpn_1x_2gpu.py).
+  12 epochs, x0.1 after 8 and 11        paper, "for 12 epochs in total", "after 8 and 11 epochs"
+  R50 at [600,1000] for the ablations   paper, "using image scale of [600, 1000]"; img_scale=(1000, 600)
+  R50, R101 at [800,1333] for Table 1   paper, "the default settings"; retinanet_r101_fpn_1x_2gpu.py
+  learning rate 0.01 for 16 images      MMDetection's; in proportion for fewer: paper, "linear scaling rule"
+  momentum, decay, clipping, warm-up    optimizer, optimizer_config, lr_config: 0.9, 1e-4, 35, 500 from 1/3
+  eta 1.5, lambda 1.5, w_loc 3.049      paper, Table 4; 2.878 for R101 at 800: retinanet_r101_fpn_1x_2gpu.py
+  alpha 0.25, gamma 2, delta 0.11       loss_cls, loss_bbox (beta); the paper's text has 0.111
+  Eq. (2) by pyramid level              mmdet/models/anchor_heads/anchor_head.py, loss_single
+  anchors, matching, test protocol      bbox_head, train_cfg, test_cfg
+  batch 16 at 600 too                   OURS. paper: 4 for the ablations ("2 GPUs", rate "divided by 4"), 16
+                                        for Table 1; (its repository: also 2 x 6 at 0.0075, 4 x 4 at 0.01)
+  one normaliser for all 16 images      OURS (loss.group=0). paper: per GPU of 2 images (anchor_head.py, loss)
+  bfloat16 on accelerators              OURS (model.dtype=auto). paper: float32
+configs/paper.py has the paper's batch and groups; all that still differs from mmdetection: docs/fidelity.md.
 
 Command:  iou-det train --config=configs/retinanet.py:backbone=r50,short=600,eta=1.5,lambd=1.5 \
               --config.data.path=DIR --workdir=runs/r50_both

@@ -15,6 +15,7 @@ from absl import logging
 from ml_collections import ConfigDict, FieldReference
 
 from iou_det.data import EXIF, NAMES, WHAT_A_PATH_MAY_BE
+from iou_det.data.plan import images_per_step
 from iou_det.errors import UserError
 from iou_det.models import BACKBONES
 from iou_det.models.resnet import BLOCKS
@@ -125,6 +126,9 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "loc_weights": Setting("eq4", one_of("eq4", "eq5")),  # eq5: the normalised weights
     "normalizer": Setting("global", one_of("global", "level")),  # Eq. (2), (5): over the batch, or by level
     "average": Setting("batch", one_of("batch", "image")),  # over all positives, or first by image
+    # Images that follow one another in the batch and whose losses, Eq. (2) and (5) included, are summed and
+    # divided by themselves, as a GPU's are in mmdetection; then the mean over the groups. 0: the whole batch.
+    "group": Setting(0, FROM_0),
   },
   "data": {
     "path": Setting("", runtime=True),
@@ -245,6 +249,13 @@ def validate(config: ConfigDict) -> None:
       f"config.loss.w_loc={loss.w_loc} is the paper's for smooth L1, not for "
       f"config.loss.localization={loss.localization}; give --config.loss.w_loc=auto or a number of your own"
     )
+  images = {"a step": images_per_step(config.train), "an evaluation's batch": config.eval.batch_size}
+  for what, number in images.items():
+    if loss.group and number % loss.group:
+      raise UserError(
+        f"config.loss.group={loss.group} does not divide the {number} images of {what}; allowed are 0 (all "
+        f"together) and divisors of {number}, or change config.train.batch_size or config.eval.batch_size"
+      )
   if not data.path:
     raise UserError(f"config.data.path is empty: give {WHAT_A_PATH_MAY_BE}")
   if data.short > data.long:

@@ -4,13 +4,12 @@ Training, evaluation, prediction and export share what is here.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from iou_det.config import evaluation_views, input_size, strides
@@ -73,6 +72,25 @@ def make_anchors(
   return jnp.asarray(anchors), tuple(h * w * per_cell for h, w in shapes)
 
 
+def anchors_inside(
+  config: ConfigDict, image_size: Int[Array, "b 2"], portrait: bool
+) -> Bool[Array, "b anchors"] | None:
+  """Anchors that take part; None: all. mmdetection 0.6 ("legacy") leaves out those that lie beyond the image
+  padded to a multiple of 32: its losses mask them, and alone in its batch, as it is tested, no image has any.
+
+  Args:
+    image_size: height and width of the images' content, network pixels.
+  """
+  if config.anchors.convention != "legacy":
+    return None
+  return anchor_ops.inside_padded_image(
+    input_size(config, portrait),
+    image_size,
+    strides=strides(config),
+    anchors_per_cell=config.anchors.octaves * len(config.anchors.ratios),
+  )
+
+
 def network_inputs(
   config: ConfigDict, batch: dict[str, Array], portrait: bool, *, train: bool
 ) -> tuple[Inputs, Float[Array, "anchors 4"], tuple[int, ...]]:
@@ -109,14 +127,17 @@ def look(
     inputs = mirrored(inputs) if mirror else inputs
     logits, deltas = forward(model, variables, inputs.images, mesh)
     outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
-    find.append(
-      partial(
-        find_candidates,
+
+    def find_in(*outputs, view=view, mirror=mirror) -> Candidates:
+      return find_candidates(
+        *outputs,
+        inside=anchors_inside(view, outputs[3], portrait),
         convention=config.anchors.convention,
         candidates_per_level=config.eval.candidates_per_level,
         mirror=mirror,
       )
-    )
+
+    find.append(find_in)
   return outputs, lambda outputs: [f(*view) for f, view in zip(find, outputs, strict=True)]
 
 

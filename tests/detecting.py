@@ -4,7 +4,7 @@ import itertools
 
 from iou_det.ops.detection import find_candidates, suppress
 
-FIND = ("anchors", "image_size", "scale", "convention", "candidates_per_level", "mirror")
+FIND = ("anchors", "image_size", "scale", "inside", "convention", "candidates_per_level", "mirror")
 
 
 def levels(rows, sizes):

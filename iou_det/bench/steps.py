@@ -84,7 +84,7 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
   def loss(out, inputs):
     targets = make_targets(config, inputs, anchors, level_sizes, False)
     logits, deltas = out
-    terms = detection_losses(loss_terms(logits, deltas, targets, config), config.loss.average)
+    terms = detection_losses(loss_terms(logits, deltas, targets, config), config.loss)
     return terms.classification + terms.localization
 
   match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())

@@ -41,6 +41,7 @@ def find_candidates(
   image_size: Int[Array, "batch 2"],
   scale: Float[Array, "batch 2"],
   *,
+  inside: Bool[Array, "batch anchors"] | None = None,
   convention: str,
   candidates_per_level: int = 1000,
   mirror: bool = False,
@@ -53,6 +54,7 @@ def find_candidates(
     anchors: in network pixels, level by level.
     image_size: height and width of the image's content in network pixels (without padding).
     scale: network pixels per original pixel, y and x.
+    inside: False for anchors that take no part: they come after all others, their scores are 0; None: all do.
     convention: of the boxes, see `unscale_boxes`; "legacy" also clips as inclusive boxes were clipped.
     mirror: the network saw the content flipped from left to right; the boxes are flipped back, in network
       pixels, where the flip was made.
@@ -62,17 +64,26 @@ def find_candidates(
     raise ValueError(f"levels of {sizes} are {sum(sizes)} anchors, not {len(anchors)}")
 
   def best(
-    logits: Float[Array, "_ _ _"], deltas: Float[Array, "_ _ _"], anchors: Float[Array, "n 4"]
+    logits: Float[Array, "_ _ _"],
+    deltas: Float[Array, "_ _ _"],
+    anchors: Float[Array, "n 4"],
+    inside: Bool[Array, " n"] | None,
   ) -> tuple[Float[Array, "k classes"], Float[Array, "k 4"], Float[Array, "k 4"]]:
     logits, deltas = logits.reshape(len(anchors), -1), deltas.reshape(-1, 4)
     highest = jnp.max(logits, axis=-1)  # of the logits: the sigmoid is monotonic and saturates
+    if inside is not None:
+      highest = jnp.where(inside, highest, -jnp.inf)
     chosen = top_k(highest, min(candidates_per_level, len(anchors)))[1]
-    return logits[chosen], deltas[chosen], anchors[chosen]
+    logits = logits[chosen]
+    if inside is not None:
+      logits = jnp.where(inside[chosen][:, None], logits, -jnp.inf)
+    return logits, deltas[chosen], anchors[chosen]
 
-  def one_image(logits, deltas, image_size, scale):
-    ends = itertools.accumulate(sizes)
+  def one_image(logits, deltas, image_size, scale, inside):
+    ends = list(itertools.accumulate(sizes))
     of_levels = [anchors[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-    levels = [best(*level) for level in zip(logits, deltas, of_levels, strict=True)]
+    masks = [None] * len(sizes) if inside is None else jnp.split(inside, ends[:-1])
+    levels = [best(*level) for level in zip(logits, deltas, of_levels, masks, strict=True)]
     parts = (jnp.concatenate(part).astype(jnp.float32) for part in zip(*levels, strict=True))
     chosen_logits, chosen_deltas, chosen_anchors = parts
     boxes = _clip_to_image(decode(chosen_deltas, chosen_anchors), image_size, convention)
@@ -81,7 +92,7 @@ def find_candidates(
     boxes = unscale_boxes(boxes, scale, convention=convention)
     return Candidates(boxes, jax.nn.sigmoid(chosen_logits))
 
-  return jax.vmap(one_image)(list(logits), list(deltas), image_size, scale)
+  return jax.vmap(one_image)(list(logits), list(deltas), image_size, scale, inside)
 
 
 def suppress(

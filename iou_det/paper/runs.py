@@ -99,6 +99,9 @@ def run_config(run: Run, preset: str) -> ConfigDict:
     file = "retinanet.py"
     arg += f",backbone={'r101' if run.large else 'r50'},short={800 if run.full_size else 600}"
   config = read_config_file(shipped_configs() / file, arg)
+  if preset == "coco":  # GPUs of 2 images each: 2 of them in the ablations, 8 for Table 1
+    config.train.batch_size = 16 if run.full_size else 4
+    config.loss.group = 2
   if run.large and preset != "coco":
     config.model.depth = 34
   if preset == "shapes":

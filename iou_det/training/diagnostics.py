@@ -27,15 +27,19 @@ BINS = 10  # equal bins of the IoU of the positives' decoded boxes, 0 to 1; the 
 
 def by_iou(terms: Terms, gradient_norm: Float[Array, "batch anchors"]) -> dict[str, Float[Array, "..."]]:
   """Sums over the batch's positives in each bin of IoU: their number, `gradient_norm` (L2, of localization by
-  an anchor's 4 offsets), the weights of Eq. (4) or (5) and of Eq. (2); and Eq. (2)'s normaliser."""
+  an anchor's 4 offsets), the weights of Eq. (4) or (5) and of Eq. (2); and Eq. (2)'s normaliser, with
+  loss.group the mean over the groups that have one."""
   index = jnp.clip((terms.iou * BINS).astype(jnp.int32), 0, BINS - 1)
+  normalizer = terms.normalizer
+  if normalizer.ndim > 1:  # 0 in a group without a positive
+    normalizer = normalizer.sum(axis=0) / jnp.maximum((normalizer > 0).sum(axis=0), 1)
   count = lambda x: jnp.zeros(BINS).at[index].add(jnp.where(terms.positive, x, 0.0))
   return {
     "positives": count(1.0),
     "localization_gradient": count(gradient_norm),
     "localization_weight": count(terms.box_weights),
     "classification_weight": count(terms.own_weights),
-    "eq2_normalizer": terms.normalizer,
+    "eq2_normalizer": normalizer,
   }
 
 
@@ -54,8 +58,8 @@ def make_diagnostics(
 
     def localization(deltas):
       terms = loss_terms(logits, deltas, targets, config)
-      if config.loss.average == "image":  # it has another share of every image; else the sum does
-        return detection_losses(terms, "image").localization, terms
+      if config.loss.average == "image" or config.loss.group:  # shares differ by image or group
+        return detection_losses(terms, config.loss).localization, terms
       return terms.localization(), terms
 
     deltas = [level.astype(jnp.float32) for level in deltas]  # so that their gradient is not rounded either

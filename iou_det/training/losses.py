@@ -6,11 +6,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from ml_collections import ConfigDict
 
-from iou_det.config import input_size, strides
 from iou_det.data.preprocess import Inputs
+from iou_det.network import anchors_inside
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops import boxes as box_ops
 from iou_det.ops import losses, matching
@@ -35,14 +35,9 @@ def make_targets(
   level_sizes: tuple[int, ...],
   portrait: bool,
 ) -> Targets:
-  inside = jnp.ones((inputs.boxes.shape[0], anchors.shape[0]), bool)
-  if config.anchors.convention == "legacy":
-    inside = anchor_ops.inside_padded_image(
-      input_size(config, portrait),
-      inputs.image_size,
-      strides=strides(config),
-      anchors_per_cell=config.anchors.octaves * len(config.anchors.ratios),
-    )
+  inside = anchors_inside(config, inputs.image_size, portrait)
+  if inside is None:
+    inside = jnp.ones((inputs.boxes.shape[0], anchors.shape[0]), bool)
   return Targets(anchors, level_sizes, inputs.boxes, inputs.labels, inputs.valid, inside)
 
 
@@ -57,7 +52,8 @@ class Terms(NamedTuple):
   own_weights: Float[Array, "batch anchors"]
   box_loss: Float[Array, "batch anchors"]
   box_weights: Float[Array, "batch anchors"]
-  normalizer: Float[Array, " levels"]  # of Eq. (2): of each pyramid level where the config says so, or one
+  # Of Eq. (2): of each pyramid level where the config says so, or one; of each of loss.group's groups.
+  normalizer: Float[Array, "*groups levels"]
 
   def classification(self, by_image: bool = False) -> Float[Array, "..."]:
     """The sum over the batch, or those of its images."""
@@ -95,23 +91,51 @@ def loss_terms(
 
   class_loss = lambda logits, target, iou: CLASSIFICATION[s.classification](logits, target, iou, s)
   own_loss, other_loss = class_sums(logits, labels, iou, targets.level_sizes, class_loss)
-  own_weights = losses.normalized_localization_weights(own_loss, iou, positive, lambd=s.eta, **by_level)
-  if s.isr_gamma:
-    own_weights *= isr_weights(own_loss, iou, labels, matched.index, gamma=s.isr_gamma)
-  normalizer = losses.normalizer(own_loss, iou, positive, exponent=s.eta, **by_level)
 
-  target_deltas = box_ops.encode(target_boxes, anchors)
-  pairs = BoxPairs(offsets, target_deltas, boxes, target_boxes, positive)
-  box_loss = LOCALIZATION[s.localization](pairs, s)
-  if s.loc_weights == "eq5":
-    box_weights = s.w_loc * losses.normalized_localization_weights(
-      box_loss, iou, positive, lambd=s.lambd, **by_level
-    )
-  else:
-    box_weights = losses.iou_balanced_localization_weights(iou, lambd=s.lambd, w_loc=s.w_loc)
+  def weigh(own_loss, iou, labels, index, pairs: BoxPairs) -> tuple[tuple[Array, ...], Array]:
+    """All that runs over several images: weights of both losses and the box loss; Eq. (2)'s normaliser."""
+    positive = pairs.positive
+    own_weights = losses.normalized_localization_weights(own_loss, iou, positive, lambd=s.eta, **by_level)
+    if s.isr_gamma:
+      own_weights *= isr_weights(own_loss, iou, labels, index, gamma=s.isr_gamma)
+    normalizer = losses.normalizer(own_loss, iou, positive, exponent=s.eta, **by_level)
+    box_loss = LOCALIZATION[s.localization](pairs, s)
+    if s.loc_weights == "eq5":
+      box_weights = s.w_loc * losses.normalized_localization_weights(
+        box_loss, iou, positive, lambd=s.lambd, **by_level
+      )
+    else:
+      box_weights = losses.iou_balanced_localization_weights(iou, lambd=s.lambd, w_loc=s.w_loc)
+    return (own_weights, box_loss, box_weights), normalizer
+
+  pairs = BoxPairs(offsets, box_ops.encode(target_boxes, anchors), boxes, target_boxes, positive)
+  weighted, normalizer = by_group(weigh, s.group)(own_loss, iou, labels, matched.index, pairs)
+  own_weights, box_loss, box_weights = weighted
   counted = targets.inside & ~matched.ignored
-  weighted = own_loss, other_loss, own_weights, box_loss, box_weights
-  return Terms(iou, positive, counted, *weighted, normalizer)
+  losses_and_weights = own_loss, other_loss, own_weights, box_loss, box_weights
+  return Terms(iou, positive, counted, *losses_and_weights, normalizer)
+
+
+def by_group(
+  function: Callable[..., tuple[PyTree, PyTree]], group: int
+) -> Callable[..., tuple[PyTree, PyTree]]:
+  """`function` of arrays of a batch, on each `group` images of it that follow one another; 0: on all at once.
+
+  The batch's own order says which they are: neither the devices nor processes that it is split over nor the
+  parts that it comes in (train.accumulate). A device that has whole groups exchanges nothing for them.
+
+  Args:
+    function: returns arrays of images, and arrays of the group, which get an axis for the groups.
+  """
+  if not group:
+    return function
+
+  def grouped(*arrays: PyTree) -> tuple[PyTree, PyTree]:
+    split = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), arrays)
+    of_images, of_groups = jax.vmap(function)(*split)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), of_images), of_groups
+
+  return grouped
 
 
 def class_sums(
@@ -159,26 +183,31 @@ class Losses(NamedTuple):
   normalizer: Float[Array, ""]  # what both sums were divided by
 
 
-def detection_losses(
-  terms: Terms, average: str = "batch", real: Bool[Array, " batch"] | None = None
-) -> Losses:
+def detection_losses(terms: Terms, loss: ConfigDict, real: Bool[Array, " batch"] | None = None) -> Losses:
   """RetinaNet's two losses.
 
   Args:
-    average: config.loss.average. "batch": sums over the whole batch divided by its number of positives (an
-      image without any counts as one), so they do not depend on how the batch lies on devices. "image": each
-      image's sum divided by its own number, then the mean over images, as in torchvision. The weights of
-      Eq. (1)-(5) are the same for both: the sums that Eq. (2) and (5) keep run over the batch (or its levels)
-      before anything is divided.
+    loss: the config's section. average="batch", group=0: sums over the whole batch divided by its number of
+      positives (an image without any counts as one), so they do not depend on how the batch lies on devices.
+      group=n: those of each n images by themselves, then the mean over the groups: what mmdetection has of n
+      images a GPU. average="image": each image's sum divided by its own number, then the mean over images, as
+      in torchvision. The weights of Eq. (1)-(5) are the same for both averages: the sums that Eq. (2) and (5)
+      keep run over the batch or group (or its levels) before anything is divided.
     real: False for fillers, in whose `Targets` no anchor takes part; None: there are none.
   """
   positives = terms.positive.sum(axis=1)
   counts = jnp.maximum(positives, 1)
   own = counts if real is None else jnp.where(real, counts, 0)
-  by_image = average == "image"
-  total = lambda sums: jnp.sum(sums / counts) if by_image else sums
-  images = len(counts) if real is None else real.sum()
-  normalizer = jnp.float32(images) if by_image else own.sum().astype(jnp.float32)
+  together = 1 if loss.average == "image" else loss.group  # images whose sums are divided by one number
+  if together:
+    of_group = lambda x: x.reshape(-1, together).sum(axis=1)
+    numbers = of_group(own)
+    total = lambda sums: jnp.sum(of_group(sums) / jnp.maximum(numbers, 1))
+    normalizer = (numbers > 0).sum().astype(jnp.float32)
+  else:
+    total = lambda sums: sums
+    normalizer = own.sum().astype(jnp.float32)
+  by_image = together > 0
   localization = total(terms.localization(by_image))
   unweighted = total(jnp.sum(terms.box_loss, 1 if by_image else None, where=terms.positive))
   divisor = normalizer if real is None else jnp.maximum(normalizer, 1.0)  # all may be fillers

@@ -205,7 +205,7 @@ def make_train_step(
   schedule = learning_rate(config.train, steps_per_epoch)
 
   def loss_of(outputs: Outputs, targets: Targets) -> tuple[Array, Losses]:
-    out = detection_losses(loss_terms(*outputs, targets, config), config.loss.average)
+    out = detection_losses(loss_terms(*outputs, targets, config), config.loss)
     return out.classification + out.localization, out
 
   def step(state: TrainState, batch: dict[str, Array], portrait: bool) -> tuple[TrainState, dict[str, Array]]:

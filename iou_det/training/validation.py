@@ -62,7 +62,7 @@ def validation_loss(config: ConfigDict, model: RetinaNet, mesh: Mesh, source: So
     targets = make_targets(plain, inputs, anchors, level_sizes, portrait)
     targets = targets._replace(inside=targets.inside & real[:, None])
     terms = loss_terms(logits, deltas, targets, plain)
-    losses = detection_losses(terms, plain.loss.average, real)
+    losses = detection_losses(terms, plain.loss, real)
     return BatchLoss(losses.classification, losses.localization, losses.normalizer)
 
   return Also(of, keep, max(most, 1))

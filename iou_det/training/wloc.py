@@ -54,7 +54,7 @@ def fit_w_loc(
   state = None
   if start == "network":
     state, _ = create_state(config, model, 1, mesh, sources[0].categories)
-  config = with_loss(config, lambd=0.0, w_loc=1.0)
+  config = with_loss(config, lambd=0.0, w_loc=1.0, group=0)
   baseline = with_loss(config, localization="smooth_l1")
   exponents = jnp.array(lambdas, jnp.float32)
 

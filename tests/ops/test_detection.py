@@ -106,6 +106,21 @@ def test_is_the_exact_slow_version_and_compiles_once(convention, nms):
   assert traces == 1
 
 
+def test_anchors_that_take_no_part_are_no_candidates():
+  """Neither the best of all of them, nor where fewer take part than there is room for."""
+  drawn, inside = draw(0), np.random.default_rng(0).uniform(size=(2, sum(LEVELS))) < 0.5
+  inside[1, : LEVELS[0]] = np.arange(LEVELS[0]) < 7
+  best = np.where(inside[..., None], drawn["logits"], 9.0)
+  run = jax.jit(partial(detect, level_sizes=LEVELS, convention="legacy", nms="hard", **SETTINGS))
+  found = run(*(drawn | {"logits": jnp.float32(best)}).values(), inside=jnp.asarray(inside))
+  drawn["logits"] = np.where(inside[..., None], drawn["logits"], -60.0)
+  for image in range(2):
+    one = {k: np.asarray(v if k == "anchors" else v[image]) for k, v in drawn.items()}
+    expected = oracle(**one, convention="legacy", nms="hard")
+    assert len(expected) >= 8
+    np.testing.assert_allclose(rows(found, image), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("nms", NMS)
 def test_nms_over_all_classes_is_the_slow_version(nms):
   """Also with many equal scores, within a box and between boxes, with a NaN and with equal boxes."""

@@ -15,6 +15,7 @@ from iou_det.paper.experiments import EXPERIMENTS
 from iou_det.paper.reproduce import dry_run, plan
 from iou_det.paper.results import finished
 from iou_det.paper.runs import PRESETS, RUNS, Reproduction, Run, run_config
+from iou_det.training.step import learning_rate
 from iou_det.training.wloc import resolve_w_loc
 
 
@@ -48,6 +49,25 @@ def test_configs_are_the_papers_rows(argument, expected, short, depth):
   assert numbers == expected
   assert (config.data.short, config.model.depth) == (short, depth)
   assert config.loss.loc_weights == ("eq5" if "eq5" in argument else "eq4")
+
+
+@pytest.mark.parametrize(
+  ("argument", "batch", "rate"),
+  [
+    ("", 4, 0.0025),
+    ("run=baseline", 4, 0.0025),
+    ("short=800", 16, 0.01),
+    ("backbone=r101,short=800", 16, 0.01),
+  ],
+)
+def test_on_coco_they_have_the_papers_batch_rate_warm_up_and_groups(argument, batch, rate):
+  """2 GPUs of 2 images in the ablations, 8 for Table 1; written out here, not computed as the config does."""
+  config, _ = loss(argument)
+  assert (config.train.batch_size, config.train.accumulate) == (batch, 1)
+  assert (config.loss.group, config.loss.normalizer, config.loss.average) == (2, "level", "batch")
+  schedule = learning_rate(config.train, steps_per_epoch=1000)
+  rates = [float(schedule(step)) for step in (0, 500, 7999, 8000, 11000)]
+  assert rates == pytest.approx([rate / 3, rate, rate, rate / 10, rate / 100])
 
 
 @pytest.mark.parametrize(

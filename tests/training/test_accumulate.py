@@ -120,7 +120,7 @@ def test_gradients_of_every_loss_are_those_of_the_whole_batch(monkeypatch, loss)
 
   def loss_of(outputs, inputs):
     targets = make_targets(config, inputs, *anchors, False)
-    out = detection_losses(loss_terms(*outputs, targets, config), config.loss.average)
+    out = detection_losses(loss_terms(*outputs, targets, config), config.loss)
     return out.classification + out.localization, out
 
   @jax.jit

@@ -57,7 +57,9 @@ def jitted(arrays, settings):
 
 
 def losses_of(arrays, settings):
-  return detection_losses(terms_of(arrays, settings), settings.get("average", "batch"))
+  config = base_config()
+  config.loss.update(settings)
+  return detection_losses(terms_of(arrays, settings), config.loss)
 
 
 def by_level(rows):

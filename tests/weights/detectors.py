@@ -92,7 +92,7 @@ def compare(saved: Saved, key: str, which: str, images: list[np.ndarray], path: 
     inputs, anchors, level_sizes = network_inputs(config, batch, False, train=False)
     logits, deltas = model.apply(variables, inputs.images)
     targets = make_targets(config, inputs, anchors, level_sizes, False)
-    losses = detection_losses(loss_terms(logits, deltas, targets, config), config.loss.average)
+    losses = detection_losses(loss_terms(logits, deltas, targets, config), config.loss)
     logits, deltas = by_anchor(logits, len(saved.categories)), by_anchor(deltas, 4)
     found = detect(
       logits,
