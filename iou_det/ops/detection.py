@@ -73,10 +73,10 @@ def find_candidates(
     highest = jnp.max(logits, axis=-1)  # of the logits: the sigmoid is monotonic and saturates
     if inside is not None:
       highest = jnp.where(inside, highest, -jnp.inf)
-    chosen = top_k(highest, min(candidates_per_level, len(anchors)))[1]
+    values, chosen = top_k(highest, min(candidates_per_level, len(anchors)))
     logits = logits[chosen]
     if inside is not None:
-      logits = jnp.where(inside[chosen][:, None], logits, -jnp.inf)
+      logits = jnp.where(values[:, None] == -jnp.inf, -jnp.inf, logits)
     return logits, deltas[chosen], anchors[chosen]
 
   def one_image(logits, deltas, image_size, scale, inside):
