@@ -38,9 +38,9 @@ def loss(argument):
     ("run=lambd1.0", (0.0, 1.0, 2.226), 600, 50),
     ("run=lambd1.8", (0.0, 1.8, 3.649), 600, 50),
     ("run=loc_eq5", (0.0, 1.5, 1.0), 600, 50),
-    ("run=loc,preset=shapes", (0.0, 1.5, "auto"), 180, 18),
+    ("run=loc,preset=shapes", (0.0, 1.5, "auto"), 150, 18),
     ("backbone=r101,preset=deeppcb", (1.5, 1.5, "auto"), 640, 34),
-    ("run=loc_weight2.0,preset=shapes", (0.0, 1.5, 2.0), 180, 18),
+    ("run=loc_weight2.0,preset=shapes", (0.0, 1.5, 2.0), 150, 18),
   ],
 )
 def test_configs_are_the_papers_rows(argument, expected, short, depth):
@@ -123,7 +123,7 @@ def test_a_run_is_finished_when_config_and_metrics_agree(tmp_path):
   assert not finished(config, tmp_path / "none")
   write_run(tmp_path / "whole", config)
   assert finished(config, tmp_path / "whole")
-  write_run(tmp_path / "half", config, epoch=2)
+  write_run(tmp_path / "half", config, epoch=1)
   assert not finished(config, tmp_path / "half")
   write_run(tmp_path / "old", config, step=5)
   assert not finished(config, tmp_path / "old")
@@ -180,11 +180,11 @@ def test_dry_run_tells_hours_by_runs_that_were_begun(tmp_path):
   reproduction = Reproduction(tmp_path, "shapes")
   runs = plan("table2", reproduction, seeds=1, controls=False)
   text = dry_run(runs, reproduction)
-  assert "4 runs; to do: 48,000 images, hours unknown for 48,000" in text
+  assert "4 runs; to do: 32,000 images, hours unknown for 32,000" in text
   write_run(reproduction.folder(runs[0]), reproduction.config(runs[0]))
   (reproduction.folder(runs[1]) / "checkpoints").mkdir(parents=True)
   text = dry_run([*runs, Run("baseline", 0, large=True)], reproduction)
-  assert re.search(r"^baseline/seed0 +finished +12,000 +1,500$", text, re.MULTILINE)
-  assert re.search(r"^cls/seed0 +interrupted +12,000", text, re.MULTILINE)
-  hours = f"{3 * 12_000 / 50 / 3600:.2f} hours at the speed measured here"
-  assert f"to do: 48,000 images, {hours}, hours unknown for 12,000" in text
+  assert re.search(r"^baseline/seed0 +finished +8,000 +1,000$", text, re.MULTILINE)
+  assert re.search(r"^cls/seed0 +interrupted +8,000", text, re.MULTILINE)
+  hours = f"{3 * 8_000 / 50 / 3600:.2f} hours at the speed measured here"
+  assert f"to do: 32,000 images, {hours}, hours unknown for 8,000" in text
