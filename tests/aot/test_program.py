@@ -43,9 +43,8 @@ def test_batches_are_the_pipelines():
 def test_figures_of_a_step_on_this_cpu():
   config = tinier_config("made up")
   found = compile_for(get_target("cpu:2", 1), config, 3, "train")
-  row = json.loads(json.dumps(figures(found, 12.0)))
+  row = json.loads(json.dumps(figures(found, 12)))
   assert (row["chips"], row["batch"], row["batch_per_chip"]) == (2, 8, 4) and row["fits"]
-  assert row["mesh"] == {"data": 2, "fsdp": 1, "space": 1}
   for name in ("bytes", "kernels", "flops"):
     assert row[name] == sum(part[name] for part in row["parts"].values())
   # The compiler drops a little (gradients that nothing needs) and pads nothing here.
@@ -122,17 +121,13 @@ def test_wrong_targets_and_lacking_extras(monkeypatch, target, slices, message):
   assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_batches_and_slices_that_do_not_divide():
+def test_batches_that_do_not_divide():
   config = tinier_config("made up")
   config.train.batch_size = 6
   with pytest.raises(
     UserError, match="--batch_size=6 is not divisible by the 4 devices; allowed are multiples"
   ):
     compile_for(get_target("cpu:4", 1), config, 3, "train")
-  config.mesh.fsdp = 4
-  two = get_target("cpu:4", 1)._replace(slices=2)
-  with pytest.raises(UserError, match=r"fsdp=4 times .* does not divide the 2 chips of a slice"):
-    compile_for(two, config, 3, "train")
 
 
 def test_bad_flags_are_one_line():
