@@ -62,8 +62,7 @@ def compile_for(target: Target, config: ConfigDict, classes: int, what: str) -> 
   config = ConfigDict(config.to_dict())
   if config.model.dtype == "auto":  # of the target, not of this process
     config.model.dtype = "float32" if target.cpu else "bfloat16"
-  images = images_per_step(config.train) if what == "train" else config.eval.batch_size
-  mesh = device_mesh(images, target.devices, setting="--batch_size")
+  images, mesh = mesh_of(target, config, what)
   start = time.perf_counter()
   state, traced = trace(config, classes, what, images, mesh)
   written = trace(without_remat(config), classes, what, images, mesh)[1] if config.model.remat else traced
@@ -91,6 +90,12 @@ def compile_for(target: Target, config: ConfigDict, classes: int, what: str) -> 
     lower_seconds=lowered_at - start,
     compile_seconds=end - lowered_at,
   )
+
+
+def mesh_of(target: Target, config: ConfigDict, what: str) -> tuple[int, Mesh]:
+  """Images of a step, and the mesh; a UserError if they do not go together."""
+  images = images_per_step(config.train) if what == "train" else config.eval.batch_size
+  return images, device_mesh(images, target.devices, setting="--batch_size")
 
 
 def without_remat(config: ConfigDict) -> ConfigDict:

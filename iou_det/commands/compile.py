@@ -39,14 +39,17 @@ def main() -> None:
   jax.config.update("jax_platforms", "cpu")  # before JAX looks for devices: another run may have them
   jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are of compiling
   config = compiled_config()
-  from iou_det.aot.program import compile_for, largest_batch
+  from iou_det.aot.program import compile_for, largest_batch, mesh_of
   from iou_det.aot.report import figures, page
   from iou_det.aot.target import FORMS, get_target
 
   if not TARGET.value:
     raise UserError(f"--target is empty; give one or more of {FORMS}")
-  for target in [get_target(text, SLICES.value) for text in TARGET.value]:
-    logging.info(f"compiling for {target.name}")
+  targets = [get_target(text, SLICES.value) for text in TARGET.value]
+  for target in targets:  # refused before minutes are spent on another
+    mesh_of(target, config, WHAT.value)
+  for target in targets:
+    logging.info(f"compiling for {target.name}{', which takes minutes' if target.tpu else ''}")
     found = compile_for(target, config, CLASSES.value, WHAT.value)
     largest: int | None = None
     if LARGEST.value:

@@ -109,13 +109,16 @@ def test_no_image_fits():
     ("h100:2x9", 1, "allowed are h100:HOSTSxCHIPS with up to 8 chips a host"),
     ("h100:8", 2, "h100 has none, TPUs have; several hosts are written h100:2x8"),
     ("cpu:99", 1, "there are 8 CPU devices"),
+    ("v5litepod-16", 1, "v5e:4x4 (Google's v5litepod-16)"),
     ("v5p:4x4", 1, "its chips lie along 3 axes; allowed are v5p:2x2x1, v5p:2x2x4"),
+    ("v5e:3x5", 1, "there is no slice of 3x5 chips; there are 1x1, 2x2, 2x4, 4x4"),
+    ("v6e:16", 1, "there is no slice of 16 chips; there are 1x1, "),
     ("v5e:2x2", 1, "needs libtpu; pip install -e '.[aot-tpu]'"),
     ("a100", 1, "needs XLA's CUDA compiler; pip install -e '.[aot-gpu]'"),
   ],
 )
 def test_wrong_targets_and_lacking_extras(monkeypatch, target, slices, message):
-  monkeypatch.setattr(targets, "find_spec", lambda name: target == "v5p:4x4" or None)
+  monkeypatch.setattr(targets, "find_spec", lambda name: target in ("v5p:4x4", "v5e:3x5", "v6e:16") or None)
   with pytest.raises(UserError) as error:
     get_target(target, slices)
   assert message in str(error.value) and "\n" not in str(error.value)
@@ -140,7 +143,7 @@ def test_bad_flags_are_one_line():
 TOPOLOGIES = """
 from iou_det.aot.target import get_target
 from iou_det.errors import UserError
-for name, slices in (("v5e:4x4", 2), ("v5p", 1), ("v6e:2x4", 1), ("h100:2x8", 1), ("v5e:3x3", 1)):
+for name, slices in (("v5e:4x4", 2), ("v5p", 1), ("v6e:2x4", 1), ("h100:2x8", 1), ("v5p:3x3x3", 1)):
   try:
     found = get_target(name, slices)
     print(len(found.devices), found.hosts, found.devices[0].device_kind.startswith(found.chip.kind))
@@ -153,6 +156,4 @@ for name, slices in (("v5e:4x4", 2), ("v5p", 1), ("v6e:2x4", 1), ("h100:2x8", 1)
 def test_chips_hosts_and_slices_of_absent_machines():
   *sizes, wrong = run(TOPOLOGIES).splitlines()
   assert sizes == ["32 8 True", "1 1 True", "8 2 True", "16 2 True"]
-  assert wrong.startswith("--target=v5e:3x3: ") and wrong.endswith(
-    "allowed are whole hosts, as v5e:2x2, v5e:4x4"
-  )
+  assert wrong.startswith("--target=v5p:3x3x3: ") and wrong.endswith("allowed are whole hosts, as v5p:2x2x4")
