@@ -19,7 +19,7 @@ from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops.detection import Candidates, find_candidates
 from iou_det.ops.nms import BLOCK
-from iou_det.parallel import BATCH, replicated, split_batch
+from iou_det.parallel import BATCH
 
 
 def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
@@ -40,27 +40,20 @@ def variable_shapes(config: ConfigDict, num_classes: int) -> PyTree:
 def forward(
   model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh | None
 ) -> tuple[list[Float[Array, "b _ _ _"]], list[Float[Array, "b _ _ _"]]]:
-  """Logits and box offsets by level, see `RetinaNet`; parameters are gathered, images split over `space`."""
+  """Logits and box offsets by level, see `RetinaNet`."""
   if mesh is None or mesh.size == 1:
     outputs: Any = model.apply(variables, images)
     return outputs
-  constrain = jax.lax.with_sharding_constraint
-  variables = constrain(variables, replicated(mesh))
 
   def on_device(variables, images):
     # Made different on each device once, for all uses: so gradients are summed over the levels that share the
     # heads before they are exchanged.
     variables = jax.lax.pcast(variables, BATCH, to="varying")
-    if mesh.shape["space"] > 1:
-      images = constrain(images, PartitionSpec(None, "space"))
     return model.apply(variables, images)
 
-  # The batch is split by hand: where XLA splits both batch and rows, its gradients of kernels are wrong.
   batch = PartitionSpec(BATCH)
-  split = jax.shard_map(
-    on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, axis_names=set(BATCH)
-  )
-  return constrain(split(variables, images), split_batch(mesh))
+  split = jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch)
+  return split(variables, images)
 
 
 def make_anchors(

@@ -21,10 +21,12 @@ from typing import NamedTuple
 from iou_det.aot.hlo import Array, Computation, Instruction, Program, read
 from iou_det.aot.parts import NETWORK, Part, Parts
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# recv: what a TPU gets from other slices; as much is sent.
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "recv")
 FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
   "opt-barrier", "add-dependency", "domain", "get-dimension-size",
+  "send",
 }  # fmt: skip
 WHOLE = {
   "dot", "convolution", "reduce-window", "sort", "custom-call", "call", "while", "conditional", "cholesky",
@@ -190,6 +192,8 @@ class Counter:
   @staticmethod
   def yielded(i: Instruction, kind: str) -> tuple[Array, ...]:
     """A collective's results; what is started names operands before them, and counters behind."""
+    if kind == "recv":
+      return i.arrays[:1]
     if i.op.endswith("-start") and kind == "collective-permute":
       return i.arrays[len(i.operands) : 2 * len(i.operands)]
     if i.op.endswith("-start") and kind != "all-reduce":
@@ -234,6 +238,8 @@ class Counter:
       own = self.size(
         self.yielded(i, kind)
       )  # without the operands that what is started names among its results
+      if kind == "recv":
+        return 2 * own
     if i.op in ("slice", "dynamic-slice", "gather"):
       return 2 * own
     if i.op in ("dynamic-update-slice", "scatter"):

@@ -12,7 +12,7 @@ INPUT_RATE = 480
 BOUND = "a lower bound by arithmetic, no measurement"
 
 
-def figures(c: Compiled, largest: float | None) -> dict[str, Any]:
+def figures(c: Compiled, largest: int | None) -> dict[str, Any]:
   """Bytes, FLOPs and kernels are a chip's; what is not known is null.
 
   Args:
@@ -21,7 +21,7 @@ def figures(c: Compiled, largest: float | None) -> dict[str, Any]:
   chip, memory, n = c.target.chip, c.memory, c.counted
   chips, hosts = len(c.target.devices), c.target.hosts
   row: dict[str, Any] = {"compile": c.what, "target": c.target.name, "chip": chip.kind, "chips": chips}
-  row |= {"hosts": hosts, "slices": c.target.slices, "mesh": dict(c.mesh.shape), "batch": c.images}
+  row |= {"hosts": hosts, "slices": c.target.slices, "batch": c.images}
   row |= {"batch_per_chip": c.images / chips, "fits": c.fits, "refused": c.refused or None}
   row |= {"largest_batch_per_chip": largest, "chip_memory_bytes": chip.memory}
   for name in ("arguments", "temporaries", "peak"):
@@ -51,10 +51,9 @@ def page(row: dict[str, Any]) -> str:
   """For people; GB are 1e9 bytes."""
   gb = lambda name: f"{row[name] / 1e9:.4g}"
   several = f", {row['slices']} slices" if row["slices"] > 1 else ""
-  mesh = " x ".join(f"{axis} {n}" for axis, n in row["mesh"].items())
   lines = [
     f"{row['compile']} for {row['target']}: {row['chips']} x {row['chip']} on {row['hosts']} hosts{several}; "
-    f"mesh {mesh}; {row['batch']} images, {row['batch_per_chip']:g} a chip"
+    f"{row['batch']} images, {row['batch_per_chip']:g} a chip"
   ]
   say = lambda label, text: lines.append(f"  {label:<20}{text}")
   if row["peak_bytes"] is None:
@@ -67,7 +66,7 @@ def page(row: dict[str, Any]) -> str:
       f"{gb('arguments_bytes')}, temporaries {gb('temporaries_bytes')}): {verdict}",
     )
   if row["largest_batch_per_chip"] is not None:
-    say("largest batch", f"{row['largest_batch_per_chip']:g} images a chip")
+    say("largest batch", f"{row['largest_batch_per_chip']} images a chip")
   say("compiling", f"{row['lower_seconds']} s of tracing, {row['compile_seconds']} s of XLA")
   if "bytes" not in row:
     return "\n".join(lines)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from iou_det.bench import measure
 from iou_det.bench.measure import Line, Timing, compile_program, fresh_cache, time_calls
-from iou_det.bench.synthetic import Case, changed, scored_dataset
+from iou_det.bench.synthetic import Case, scored_dataset
 from iou_det.data.pipeline import Stack, picture_row
 from iou_det.data.source import Category
 from iou_det.detector import Detector
@@ -111,7 +111,7 @@ def bench_predict(
   rows = []
   for batch_size in dict.fromkeys((config.eval.batch_size, 1)):
     if latency := batch_size == 1:
-      case = Case(changed(config, {"mesh.fsdp": 1, "mesh.space": 1}), num_classes, 0, 1, devices[:1])
+      case = Case(config, num_classes, 0, 1, devices[:1])
     else:
       case = Case(config, num_classes, 0, batch_size, devices)
     step = Detector(case.config, case.model, case.mesh, ()).step
