@@ -15,10 +15,10 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from iou_det.config import evaluation_views, input_size, strides
 from iou_det.data.preprocess import Inputs, mirrored, preprocess
+from iou_det.forms import forms
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops.detection import Candidates, find_candidates
-from iou_det.ops.nms import BLOCK
 from iou_det.parallel import BATCH
 
 
@@ -41,6 +41,7 @@ def forward(
   model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh | None
 ) -> tuple[list[Float[Array, "b _ _ _"]], list[Float[Array, "b _ _ _"]]]:
   """Logits and box offsets by level, see `RetinaNet`."""
+  model = model.clone(forms=forms(mesh))
   if mesh is None or mesh.size == 1:
     outputs: Any = model.apply(variables, images)
     return outputs
@@ -67,7 +68,7 @@ def make_anchors(
 
 
 def network_inputs(
-  config: ConfigDict, batch: dict[str, Array], portrait: bool, *, train: bool
+  config: ConfigDict, batch: dict[str, Array], portrait: bool, mesh: Mesh | None, *, train: bool
 ) -> tuple[Inputs, Float[Array, "anchors 4"], tuple[int, ...]]:
   """What the network sees of a batch of the pipeline, its anchors and their number per level.
 
@@ -76,7 +77,7 @@ def network_inputs(
   """
   size = input_size(config, portrait)
   key = jax.random.key(config.seed) if train else None
-  inputs = preprocess(batch, config.data, size, config.anchors.convention, key)
+  inputs = preprocess(batch, config.data, size, config.anchors.convention, key, forms(mesh))
   return inputs, *make_anchors(config, size)
 
 
@@ -98,7 +99,7 @@ def look(
   find: list[Callable[..., Candidates]] = []
   outputs: list[tuple[Any, ...]] = []
   for view, mirror in evaluation_views(config):
-    inputs, anchors, _ = network_inputs(view, batch, portrait, train=False)
+    inputs, anchors, _ = network_inputs(view, batch, portrait, mesh, train=False)
     inputs = mirrored(inputs) if mirror else inputs
     logits, deltas = forward(model, variables, inputs.images, mesh)
     outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
@@ -120,5 +121,4 @@ def suppression(e: ConfigDict, mesh: Mesh | None) -> dict[str, Any]:
     mesh: None for a program that must suit any platform.
   """
   names = ("score_threshold", "nms_iou", "max_detections", "nms", "class_agnostic")
-  on_gpu = mesh is not None and mesh.devices.flat[0].platform == "gpu"
-  return {name: e[name] for name in names} | {"nms_block": BLOCK if on_gpu else None}
+  return {name: e[name] for name in names} | {"nms_block": forms(mesh).nms_block}

@@ -16,6 +16,7 @@ from jaxtyping import PyTree
 from tqdm import tqdm
 
 from iou_det.errors import UserError
+from iou_det.forms import forms
 
 BATCH = "data"  # the axis
 
@@ -54,18 +55,10 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 
 
 def state_formats(mesh: Mesh, state: PyTree) -> PyTree[Format]:
-  """How a state's arrays (or shapes) lie: whole on each device, kernels in that device's `kernel_order`."""
-  order = kernel_order(mesh)
+  """How a state's arrays (or shapes) lie: whole on each device, kernels in the order that suits it."""
+  order = forms(mesh).kernel_order
   layout = lambda x: Layout(order) if order and len(x.shape) == 4 else None
   return jax.tree.map(lambda x: Format(layout(x), replicated(mesh)), state)
-
-
-def kernel_order(mesh: Mesh) -> tuple[int, ...] | None:
-  """Axes of a convolution's kernel (window, inputs, outputs) from the outermost in memory; None: as they are.
-
-  On GPUs outputs come first, as cuDNN takes kernels and gives their gradients: else each step turns each.
-  """
-  return (3, 0, 1, 2) if mesh.devices.flat[0].platform == "gpu" else None
 
 
 def abstract(mesh: Mesh, state: PyTree) -> PyTree:

@@ -34,6 +34,7 @@ WHOLE = {
 }  # fmt: skip
 # TPU: buffers that the compiler reserves, no work.
 RESERVED = ("AllocateBuffer", "AssumeGatherIndicesInBound")
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
 
 
@@ -44,6 +45,7 @@ class Kernel(NamedTuple):
   flops: int
   part: Part
   convolutions: int  # bytes of operands and results of the convolutions in it, each once, without side inputs
+  cycles: int = 0  # that XLA's TPU compiler reckons with
 
 
 class Collective(NamedTuple):
@@ -75,6 +77,10 @@ class Count:
   def convolution_floor(self) -> int:
     """Bytes of the network's convolutions alone: what they read and write, once."""
     return sum(k.times * k.convolutions for k in self.kernels if k.part.name in NETWORK)
+
+  @property
+  def cycles(self) -> int:
+    return sum(k.times * k.cycles for k in self.kernels)
 
   def bound(self, flops: float, bandwidth: float) -> float:
     """Seconds below which no such chip is if caches save nothing: one kernel after another, at full speed.
@@ -168,6 +174,7 @@ class Counter:
           sum(flops(j, within) for j, within in inner),
           self.parts.of(i, name),
           sum(convolution_bytes(j, within) for j, within in inner),
+          int((CYCLES.search(i.attributes) or [0, 0])[1]),
         )
       )
 

@@ -30,14 +30,16 @@ def figures(c: Compiled, largest: int | None) -> dict[str, Any]:
   row["model_flops"] = c.model_flops
   if not n:
     return row
-  parts: dict[str, dict[str, int]] = defaultdict(lambda: {"bytes": 0, "kernels": 0, "flops": 0})
+  parts: dict[str, dict[str, int]] = defaultdict(lambda: {"bytes": 0, "kernels": 0, "flops": 0, "cycles": 0})
   for kernel in n.kernels:
     part = parts[str(kernel.part)]
     part["bytes"] += kernel.times * kernel.bytes
     part["kernels"] += kernel.times
     part["flops"] += kernel.times * kernel.flops
+    part["cycles"] += kernel.times * kernel.cycles
   row |= {"flops": n.flops, "model_share": c.model_flops / n.flops if n.flops else None}
   row |= {"bytes": n.bytes, "floor_bytes": n.convolution_floor + c.optimizer_floor, "kernels": n.number}
+  row["estimated_cycles"] = n.cycles or None
   row |= {"loops_of_unknown_length": n.unknown_loops, "parts": dict(parts), "collectives": exchanged(n)}
   row |= {"bound_is": BOUND, "bound_seconds": None, "bound_images_per_second": None, "host_cores": None}
   if chip.flops and chip.bandwidth:
@@ -77,10 +79,15 @@ def page(row: dict[str, Any]) -> str:
   say("moves", f"{gb('bytes')} GB a chip in {row['kernels']} kernels; floor {gb('floor_bytes')} GB{unknown}")
   for name, part in sorted(row["parts"].items(), key=lambda item: -item[1]["bytes"]):
     mega, giga = part["bytes"] / 1e6, part["flops"] / 1e9
-    lines.append(f"    {name:<24}{mega:11.1f} MB {part['kernels']:6d} kernels {giga:11.2f} GFLOP")
+    mega_cycles = f"{part['cycles'] / 1e6:9.2f} Mcycles" if row["estimated_cycles"] else ""
+    lines.append(
+      f"    {name:<24}{mega:11.1f} MB {part['kernels']:6d} kernels {giga:11.2f} GFLOP{mega_cycles}"
+    )
   for kind, each in row["collectives"].items():
     if each["count"]:
       say(kind, f"{each['count']}, {each['bytes'] / 1e6:.1f} MB, {each['overlapped']} beside other work")
+  if row["estimated_cycles"]:
+    say("XLA's estimate", f"{row['estimated_cycles'] / 1e6:.1f} M cycles, one kernel after another")
   if row["bound_seconds"]:
     say(
       "bound",

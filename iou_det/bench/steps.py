@@ -16,6 +16,7 @@ from iou_det.data.pipeline import Stack, picture_row
 from iou_det.data.source import Category
 from iou_det.detector import Detector
 from iou_det.evaluation import coco
+from iou_det.forms import forms
 from iou_det.models import backbone_class
 from iou_det.network import forward, make_model, network_inputs
 from iou_det.ops import matching
@@ -61,7 +62,7 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
   """The parts of a landscape step: name -> function and its arguments; `config` may change no shape."""
   model, state = make_model(config, case.num_classes), case.state
   params, stats = state.params, state.batch_stats
-  make_inputs = lambda b: network_inputs(config, b, False, train=True)
+  make_inputs = lambda b: network_inputs(config, b, False, case.mesh, train=True)
   inputs, anchors, level_sizes = jax.jit(make_inputs)(case.arrays)
   level_sizes = tuple(int(n) for n in level_sizes)
 
@@ -84,7 +85,9 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
   def loss(out, inputs):
     targets = make_targets(config, inputs, anchors, level_sizes, False)
     logits, deltas = out
-    terms = detection_losses(loss_terms(logits, deltas, targets, config), config.loss.average)
+    terms = detection_losses(
+      loss_terms(logits, deltas, targets, config, forms(case.mesh)), config.loss.average
+    )
     return terms.classification + terms.localization
 
   match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())

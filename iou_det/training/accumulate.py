@@ -78,7 +78,7 @@ def network_outputs(
   """
 
   def run(_, part):
-    inputs = network_inputs(config, part, portrait, train=True)[0]
+    inputs = network_inputs(config, part, portrait, mesh, train=True)[0]
     outputs = forward(model, variables, inputs.images, mesh)
     return None, (inputs._replace(images=inputs.images[:, :0, :0]), outputs)
 
@@ -106,7 +106,7 @@ def pull_back(
 
   def add(total, part):
     rows, cotangents = part
-    images = network_inputs(config, rows, portrait, train=True)[0].images
+    images = network_inputs(config, rows, portrait, mesh, train=True)[0].images
     apply = lambda params: forward(model, variables | {"params": params}, images, mesh)
     (gradient,) = jax.vjp(apply, variables["params"])[1](cotangents)
     return jax.tree.map(jnp.add, total, gradient), None

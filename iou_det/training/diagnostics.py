@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from iou_det.config import input_size
+from iou_det.forms import forms
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import forward, make_anchors, network_inputs
 from iou_det.ops.anchors import by_anchor
@@ -46,14 +47,14 @@ def make_diagnostics(
 
   def diagnose(state: TrainState, batch: dict[str, Array], portrait: bool) -> dict[str, Array]:
     if config.train.accumulate == 1:
-      inputs = network_inputs(config, batch, portrait, train=True)[0]
+      inputs = network_inputs(config, batch, portrait, mesh, train=True)[0]
       logits, deltas = forward(model, state.variables, inputs.images, mesh)
     else:
       inputs, (logits, deltas) = network_outputs(config, model, state.variables, batch, portrait, mesh)
     targets = make_targets(config, inputs, *make_anchors(config, input_size(config, portrait)), portrait)
 
     def localization(deltas):
-      terms = loss_terms(logits, deltas, targets, config)
+      terms = loss_terms(logits, deltas, targets, config, forms(mesh))
       if config.loss.average == "image":  # it has another share of every image; else the sum does
         return detection_losses(terms, "image").localization, terms
       return terms.localization(), terms
