@@ -52,7 +52,7 @@ def page(row: dict[str, Any]) -> str:
   gb = lambda name: f"{row[name] / 1e9:.4g}"
   several = f", {row['slices']} slices" if row["slices"] > 1 else ""
   lines = [
-    f"{row['compile']} for {row['target']}: {row['chips']} x {row['chip']} on {row['hosts']} hosts{several}; "
+    f"{row['compile']} for {row['target']}: {row['chips']} x {row['chip']} on {row['hosts']} host{'s' * (row['hosts'] > 1)}{several}; "
     f"{row['batch']} images, {row['batch_per_chip']:g} a chip"
   ]
   say = lambda label, text: lines.append(f"  {label:<20}{text}")
@@ -80,7 +80,8 @@ def page(row: dict[str, Any]) -> str:
     lines.append(f"    {name:<24}{mega:11.1f} MB {part['kernels']:6d} kernels {giga:11.2f} GFLOP")
   for kind, each in row["collectives"].items():
     if each["count"]:
-      say(kind, f"{each['count']}, {each['bytes'] / 1e6:.1f} MB, {each['overlapped']} beside other work")
+      name = "from other slices" if kind == "recv" else kind
+      say(name, f"{each['count']}, {each['bytes'] / 1e6:.1f} MB, {each['overlapped']} beside other work")
   if row["bound_seconds"]:
     say(
       "bound",
