@@ -50,9 +50,10 @@ def figures(c: Compiled, largest: int | None) -> dict[str, Any]:
 def page(row: dict[str, Any]) -> str:
   """For people; GB are 1e9 bytes."""
   gb = lambda name: f"{row[name] / 1e9:.4g}"
-  several = f", {row['slices']} slices" if row["slices"] > 1 else ""
+  hosts = f"{row['hosts']} host{'s' * (row['hosts'] > 1)}"
+  hosts += f", {row['slices']} slices" if row["slices"] > 1 else ""
   lines = [
-    f"{row['compile']} for {row['target']}: {row['chips']} x {row['chip']} on {row['hosts']} host{'s' * (row['hosts'] > 1)}{several}; "
+    f"{row['compile']} for {row['target']}: {row['chips']} x {row['chip']} on {hosts}; "
     f"{row['batch']} images, {row['batch_per_chip']:g} a chip"
   ]
   say = lambda label, text: lines.append(f"  {label:<20}{text}")
