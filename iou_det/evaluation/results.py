@@ -100,10 +100,29 @@ class Results:
 
   @property
   def effective_weight(self) -> float:
-    """Localization loss over what it is with weights of 1, averaged over all training steps."""
+    """Localization loss over smooth L1 with weights of 1, averaged over all training steps."""
     steps = np.array([row["step"] for row in self.training])
     weights = [row["localization_weight"] for row in self.training]
     return float(np.average(weights, weights=np.diff(steps, prepend=0)))
+
+  @property
+  def classification_gradient(self) -> float:
+    return self._gradient("classification")
+
+  @property
+  def localization_gradient(self) -> float:
+    return self._gradient("localization")
+
+  def _gradient(self, loss: str) -> float:
+    """Mean norm of a loss's gradient of backbone and FPN, over the steps with diagnostics."""
+    name = f"{loss}_gradient_norm"
+    norms = [row[name] for row in self.rows if name in row]
+    if not norms:
+      raise UserError(
+        f"{self.workdir / 'metrics.jsonl'} has no {name}: an earlier version trained this run, or without "
+        "train.diagnostics_every; train it in a new --workdir"
+      )
+    return float(np.mean(norms))
 
 
 @functools.cache
