@@ -346,6 +346,11 @@ def from_dict(values: Any) -> ConfigDict:
   if lacking:
     logging.info("config.json lacks, and gets the defaults of: %s", ", ".join(lacking))
   config = ConfigDict(tuples(values))
+  if config.loss.localization == "ghm_r":
+    raise UserError(
+      "config.loss.localization='ghm_r' is an earlier version's; evaluate this run with "
+      f"version 0.1.0, or train anew with one of {', '.join(map(repr, LOCALIZATION))}"
+    )
   for name in FIELDS:
     check_field(name, get_field(config, name))
   return config

@@ -281,15 +281,14 @@ def make_rows(
 
 
 def details(found: Sequence[Results]) -> dict[str, Cell]:
-  """Means over seeds of what the losses do beside AP."""
-  ranked = [rank_correlation(best_ious(r.truth, r.detections()), min_iou=LOCATED) for r in found]
-  known = [r for r in ranked if r is not None]
-  return {
-    "w_cls": float(np.mean([r.config.loss.w_cls for r in found])),
-    "cls gradient": float(np.mean([r.classification_gradient for r in found])),
-    "loc gradient": float(np.mean([r.localization_gradient for r in found])),
-    "Spearman": float(np.mean(known)) if known else None,
+  """Means over seeds of what the losses do beside AP; None where a seed has no such number."""
+  of_seeds: dict[str, list[float | None]] = {
+    "w_cls": [r.w_cls for r in found],
+    "cls gradient": [r.classification_gradient for r in found],
+    "loc gradient": [r.localization_gradient for r in found],
+    "Spearman": [rank_correlation(best_ious(r.truth, r.detections()), min_iou=LOCATED) for r in found],
   }
+  return {name: None if None in x else float(np.mean(np.array(x, float))) for name, x in of_seeds.items()}
 
 
 def write_table(experiment: str, rows: Sequence[Row], output: Output, variant: str = "") -> str:

@@ -108,11 +108,10 @@ class Reproduction:
       shrink(config)
     for name, source in RUNS[run.name].items():
       if isinstance(source, tuple):
-        _, figure, *_ = source
-        goal, *pilot = (Results.read(self.folder(needed)) for needed in run.needs)
-        weight = getattr(goal, figure)
-        for own in pilot:
-          weight *= (own.w_loc if name == "w_loc" else own.config.loss[name]) / getattr(own, figure)
+        goal, *pilots = [self.folder(needed) for needed in run.needs]
+        weight = figure_of(goal, source[1])
+        for pilot in pilots:
+          weight *= figure_of(pilot, name) / figure_of(pilot, source[1])
         config = with_loss(config, **{name: weight})
     return config
 
@@ -143,6 +142,17 @@ def run_config(run: Run, preset: str) -> ConfigDict:
     paper = W_LOC_R101 if run.large and run.full_size else W_LOC[changes["lambd"]]
     changes["w_loc"] = paper if preset == "coco" else "auto"
   return with_loss(config, **{k: v for k, v in changes.items() if not isinstance(v, tuple)})
+
+
+def figure_of(workdir: AnyPath, figure: str) -> float:
+  """A figure of a run's results, by its name in `Results`."""
+  value = getattr(Results.read(workdir), figure)
+  if value is None:
+    raise UserError(
+      f"{workdir / 'metrics.jsonl'} does not say {figure}, which other runs need: an earlier version trained "
+      "the run, or without train.diagnostics_every; delete the folder, or give another --workdir"
+    )
+  return value
 
 
 def choose(name: str, value: Any, allowed: Collection[Any]) -> None:

@@ -182,7 +182,7 @@ def test_a_pilot_s_weight_is_scaled_until_its_figure_is_the_goal_s(tmp_path):
   write("varifocal")
   scaled = Run("varifocal_scaled", 1)
   with pytest.raises(
-    UserError, match=r"metrics\.jsonl has no classification_gradient_norm: an earlier version"
+    UserError, match=r"metrics\.jsonl does not say classification_gradient, which other runs"
   ):
     reproduction.config(scaled)
   for name, norms in (("baseline", (1.0, 2.0)), ("varifocal", (0.3, 0.7))):
