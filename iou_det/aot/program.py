@@ -124,7 +124,7 @@ def trace(
   batch = batch_shapes(config, images, mesh)
   if what == "detect":
     return state, Detector(config, model, mesh, ()).step.trace(state.variables, batch, False)  # type: ignore
-  step: Any = make_train_step(config, model, optimizers[0], STEPS_PER_EPOCH, mesh)
+  step: Any = make_train_step(config, model, optimizers[0], STEPS_PER_EPOCH, mesh, state)
   return state, step.trace(state, batch, False)
 
 

@@ -92,7 +92,7 @@ class Case:
 
   def _step(self, config: ConfigDict) -> Any:
     model = make_model(config, self.num_classes)
-    return make_train_step(config, model, self.optimizer, STEPS_PER_EPOCH, self.mesh)
+    return make_train_step(config, model, self.optimizer, STEPS_PER_EPOCH, self.mesh, self.state)
 
   def without_remat(self) -> ConfigDict | None:
     """The config of the same work with nothing done again; None if that is the case's own."""

@@ -128,7 +128,7 @@ def train_unless(
     note_epochs(workdir, t.epochs)
   if stops_early(checkpoints.scores, t.stop_after):
     last_step = start_step
-  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
+  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh, state)
   diagnose = make_diagnostics(config, model, mesh)
   millions = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
   what = f"{mesh.size} devices ({mesh.devices.flat[0].device_kind}), {millions:.1f} million parameters"

@@ -188,7 +188,7 @@ def step_seconds(
   )
   model = make_model(config, len(source.categories))
   state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, None)
-  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
+  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh, state)
   batches = train_batches(source, plan, config.data, range(plan.steps_per_epoch * 10**6), input_share(mesh))
 
   def run(steps: int) -> float:

@@ -40,7 +40,7 @@ def three_steps(config, mesh):
   state, optimizer = create_state(config, model, 1, mesh, None)
   arrays = to_device(synthetic.batch(config, IMAGES, CLASSES, boxes=3), mesh)
   diagnosed = jax.device_get(make_diagnostics(config, model, mesh)(state, arrays, False))
-  step = make_train_step(config, model, optimizer, 1, mesh).lower(state, arrays, False).compile()
+  step = make_train_step(config, model, optimizer, 1, mesh, state).lower(state, arrays, False).compile()
   states, rows = [jax.device_get(state)], []
   for _ in range(3):
     placed = jax.tree.map(lambda x: x.sharding, state)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 import pytest
 
+from iou_det import parallel
 from iou_det.config_args import read_config_file
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import train_batches
@@ -94,16 +95,26 @@ def three_steps(config, mesh):
   plan = make_plan(source, config)
   model = make_model(config, len(source.categories))
   state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, source.categories)
-  step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
-  placed = jax.tree.map(lambda x: x.sharding, state)
+  step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh, state)
+  placed = jax.tree.map(lambda x: x.format, state)
   losses, states = [], [jax.device_get(state.params)]
   for batch, portrait in train_batches(source, plan, config.data, range(3), (0, 1)):
     state, metrics = step(state, to_device(batch, mesh), portrait)
     losses.append([float(metrics[k]) for k in ("loss", "gradient_norm", "positives_per_image")])
     states.append(jax.device_get(state.params))
-  assert jax.tree.map(lambda x: x.sharding, state) == placed, "the state wandered"
+  assert jax.tree.map(lambda x: x.format, state) == placed, "the state wandered"
   assert step._cache_size() == 1
   return losses, states, state
+
+
+def as_on_gpus(mesh):
+  """For `parallel.kernel_order`."""
+  return 3, 0, 1, 2
+
+
+def orders(variables):
+  """Of the axes of all kernels in memory."""
+  return {x.format.layout.major_to_minor for x in jax.tree.leaves(variables) if x.ndim == 4}
 
 
 def mesh_config(shapes_folder):
@@ -120,12 +131,15 @@ def one_device(shapes_folder):
 
 
 @pytest.mark.parametrize(("fsdp", "space"), MESHES)
-def test_every_mesh_gives_the_same_losses_and_parameters(shapes_folder, one_device, fsdp, space):
+def test_every_mesh_gives_the_same_losses_and_parameters(shapes_folder, one_device, fsdp, space, monkeypatch):
+  if fsdp == space == 2:
+    monkeypatch.setattr(parallel, "kernel_order", as_on_gpus)
   mesh = device_mesh(8, fsdp=fsdp, space=space)
   losses, states, state = three_steps(mesh_config(shapes_folder), mesh)
   np.testing.assert_allclose(losses, one_device[0], rtol=1e-5)
   # To float32 rounding, measured against how far training moved. (After some more steps a ReLU somewhere
   # falls on the other side of 0, and rounding is no longer all that differs.)
+  assert orders(state) == {(3, 0, 1, 2) if fsdp == space == 2 else (0, 1, 2, 3)}
   start, *ours = one_device[1]
   for one, many in zip(ours, states[1:], strict=True):
     assert distance(one, many) < 1e-4 * distance(one, start)
@@ -162,15 +176,23 @@ def test_resuming_after_kill_9_is_bit_identical(reference, shapes_folder, tmp_pa
   assert b"train_step" in profile.read_bytes()
 
 
-def test_restore_on_another_number_of_devices(reference, shapes_folder, tmp_path):
+def test_restore_on_another_number_of_devices_and_in_another_order(
+  reference, shapes_folder, tmp_path, monkeypatch
+):
   workdir, _ = reference
   train(tiny_config(shapes_folder), tmp_path, devices=jax.devices())
   shutil.rmtree(tmp_path / "checkpoints" / "8")
   saved = load_detector(tmp_path)
   assert saved.trained_steps == 4
   assert len(jax.tree.leaves(saved.params)[0].sharding.device_set) == 8
+  monkeypatch.setattr(parallel, "kernel_order", as_on_gpus)
   train(tiny_config(shapes_folder), tmp_path, devices=jax.devices()[:1])
   assert_same(jax.device_get(saved.variables["params"]), parameters(tmp_path, "4"))
+  as_saved = load_detector(tmp_path)
+  monkeypatch.undo()
+  assert orders(as_saved.variables) == {(3, 0, 1, 2)}
+  assert orders(load_detector(tmp_path).variables) == {(0, 1, 2, 3)}
+  assert_same(jax.device_get(as_saved.variables["params"]), parameters(tmp_path))
   resumed, uninterrupted = (
     {r["step"]: r["loss"] for r in rows(w) if "loss" in r} for w in (tmp_path, workdir)
   )
