@@ -76,7 +76,7 @@ def config_to_train(run: Run, reproduction: Reproduction, number: str) -> dict[s
 
 def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
   """What would run: state, images, steps, and hours where a begun run of the same size tells the speed."""
-  lines = [f"{'run':<32} {'state':<12} {'images':>10} {'steps':>8}"]
+  lines = [f"{'run':<36} {'state':<12} {'images':>10} {'steps':>8}"]
   rates: dict[tuple, list[np.floating]] = {}  # images/s of runs that were begun, by network and image size
   left: dict[tuple, int] = {}  # images to do
   steps_per_epoch: dict[tuple, int] = {}
@@ -97,7 +97,7 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
     else:
       left[size] = left.get(size, 0) + images
       state = "interrupted" if (reproduction.folder(run) / "checkpoints").is_dir() else "to do"
-    lines.append(f"{run.folder:<32} {state:<12} {images:>10,} {steps:>8,}")
+    lines.append(f"{run.folder:<36} {state:<12} {images:>10,} {steps:>8,}")
   known = sum(n / min(rates[size]) / 3600 for size, n in left.items() if size in rates)
   unknown = sum(n for size, n in left.items() if size not in rates)
   hours = [f"{known:.2f} hours at the speed measured here"] if known or not unknown else []
