@@ -214,10 +214,6 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "device": Setting("", one_of("", "cpu", "gpu")),
     "minutes": Setting(0.0, Rule("0 or more, and finite", lambda v: 0 <= v < math.inf)),
   },
-  "mesh": {  # devices along these axes; the batch is split over all that `space` leaves
-    "fsdp": Setting(1, ABOVE_0, runtime=True),  # parameters and optimizer state split over so many
-    "space": Setting(1, one_of(1, 2, 4, 8), runtime=True),  # height of the images split over so many
-  },
 }
 FIELDS = {
   f"{section}.{name}".lstrip("."): s for section, rows in SETTINGS.items() for name, s in rows.items()
@@ -254,13 +250,6 @@ def validate(config: ConfigDict) -> None:
     raise UserError(f"config.data.path is empty: give {WHAT_A_PATH_MAY_BE}")
   if data.short > data.long:
     raise UserError(f"config.data.short={data.short} exceeds config.data.long={data.long}")
-  # XLA's partitioned gradient of a strided convolution is wrong where a device has less than a row.
-  rows = -(-padded(data.short) // 2 ** (config.model.max_level - 1))
-  if 1 < config.mesh.space >= rows:
-    raise UserError(
-      f"config.mesh.space={config.mesh.space}: must be below {rows}, the rows of the last level but one at "
-      f"data.short={data.short}"
-    )
   if data.transpose and padded(data.short) != padded(data.long):
     raise UserError(
       f"config.data.transpose={data.transpose} needs a square input, got short={data.short}, "
@@ -336,6 +325,7 @@ def from_dict(values: Any) -> ConfigDict:
 
   if not isinstance(values, dict):
     raise UserError("config.json holds no settings; restore it, or train in a new --workdir")
+  values.pop("mesh", None)  # of an earlier version: how a run lay on its devices, which changed no number
   lacking = []
   for name, setting in FIELDS.items():  # of an earlier version: it did what the default says
     section, _, field = name.rpartition(".")

@@ -75,8 +75,8 @@ class Case:
   devices: Sequence[jax.Device] | None = None  # default: all
 
   def __post_init__(self) -> None:
-    config, axes = self.config, self.config.mesh.to_dict()
-    self.mesh = device_mesh(self.batch_size, self.devices, **axes, setting="--batch_size")
+    config = self.config
+    self.mesh = device_mesh(self.batch_size, self.devices, setting="--batch_size")
     self.model = make_model(config, self.num_classes)
     made = create_state(config, self.model, STEPS_PER_EPOCH, self.mesh, None)
     self.state, self.optimizer = made

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
+from iou_det.forms import ANY, Forms
 from iou_det.models import backbone_class
 from iou_det.models.fpn import FPN
 from iou_det.models.layers import GroupNorm, relu
@@ -57,12 +58,14 @@ class RetinaNet(nn.Module):
     num_classes: K; scores are K independent sigmoids, without a background class.
     anchors_per_cell: octaves * ratios.
     dtype: of the computation and its outputs; parameters are float32.
+    forms: those that suit the platform.
   """
 
   settings: Any
   num_classes: int
   anchors_per_cell: int = 9
   dtype: DTypeLike = jnp.float32
+  forms: Forms = ANY
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> tuple[list[Float[Array, "b _ _ _"]], ...]:
@@ -73,7 +76,7 @@ class RetinaNet(nn.Module):
     level of stride s has ceil(height / s) rows.
     """
     s = self.settings
-    backbone = backbone_class(s.backbone)(s, self.dtype, name="backbone")
+    backbone = backbone_class(s.backbone)(s, self.dtype, self.forms, name="backbone")
     pyramid = FPN(s, self.dtype, name="fpn")(backbone(images))
     head = partial(Head, s, anchors_per_cell=self.anchors_per_cell, dtype=self.dtype)
     bias = -math.log((1 - s.prior) / s.prior)

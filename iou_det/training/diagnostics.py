@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from iou_det.config import input_size
+from iou_det.forms import forms
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import make_anchors
 from iou_det.ops.anchors import by_anchor
@@ -55,7 +56,7 @@ def make_diagnostics(
 
     def losses(outputs: Outputs) -> tuple[tuple[Array, Array], tuple[Terms, Array]]:
       logits, deltas, *ious = outputs
-      terms = loss_terms(logits, deltas, targets, config, *ious)
+      terms = loss_terms(logits, deltas, targets, config, forms(mesh), *ious)
       out = detection_losses(terms, config.loss.average)
       return (out.classification + out.other, out.localization), (terms, out.normalizer)
 

@@ -82,7 +82,7 @@ def train_unless(
   config = settle_run(config, workdir, devices, preemption.requested)
   config_lib.validate(config)
   lead = jax.process_index() == 0
-  make_mesh = lambda size, setting: device_mesh(size, devices, setting=setting, **config.mesh.to_dict())
+  make_mesh = lambda size, setting: device_mesh(size, devices, setting=setting)
   mesh = make_mesh(config.train.batch_size, "config.train.batch_size")
   make_mesh(config.eval.batch_size, "config.eval.batch_size")  # fail now, not at the first evaluation
 

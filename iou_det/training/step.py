@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from iou_det.config import input_size
 from iou_det.data.plan import images_per_step
 from iou_det.data.source import Category
+from iou_det.forms import forms
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.network import forward, make_anchors, network_inputs
 from iou_det.parallel import replicated, split_batch, state_formats
@@ -207,12 +208,13 @@ def make_train_step(
 
   def loss_of(outputs: Outputs, targets: Targets) -> tuple[Array, Losses]:
     logits, deltas, *ious = outputs
-    out = detection_losses(loss_terms(logits, deltas, targets, config, *ious), config.loss.average)
+    terms = loss_terms(logits, deltas, targets, config, forms(mesh), *ious)
+    out = detection_losses(terms, config.loss.average)
     return out.total, out
 
   def step(state: TrainState, batch: dict[str, Array], portrait: bool) -> tuple[TrainState, dict[str, Array]]:
     if config.train.accumulate == 1:
-      inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
+      inputs, anchors, level_sizes = network_inputs(config, batch, portrait, mesh, train=True)
       targets = make_targets(config, inputs, anchors, level_sizes, portrait)
 
       def loss_fn(params):

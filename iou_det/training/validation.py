@@ -14,6 +14,7 @@ from iou_det.config import evaluation_views
 from iou_det.data.plan import TrainingFilter
 from iou_det.data.source import Source, corners
 from iou_det.detector import Also
+from iou_det.forms import forms
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import forward, network_inputs
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
@@ -52,7 +53,7 @@ def validation_loss(config: ConfigDict, model: RetinaNet, mesh: Mesh, source: So
   def of(
     outputs: list[tuple[Any, ...]], variables: PyTree, batch: dict[str, Array], portrait: bool
   ) -> BatchLoss:
-    inputs, anchors, level_sizes = network_inputs(plain, batch, portrait, train=True)
+    inputs, anchors, level_sizes = network_inputs(plain, batch, portrait, mesh, train=True)
     if True in views:
       logits, deltas, _, _, _, *ious = outputs[views.index(True)]
     else:  # test-time augmentation at other sizes
@@ -62,7 +63,7 @@ def validation_loss(config: ConfigDict, model: RetinaNet, mesh: Mesh, source: So
     inputs = inputs._replace(valid=inputs.valid & real[:, None])
     targets = make_targets(plain, inputs, anchors, level_sizes, portrait)
     targets = targets._replace(inside=targets.inside & real[:, None])
-    terms = loss_terms(logits, deltas, targets, plain, *ious)
+    terms = loss_terms(logits, deltas, targets, plain, forms(mesh), *ious)
     losses = detection_losses(terms, plain.loss.average, real)
     return BatchLoss(losses.classification, losses.localization, losses.other, losses.normalizer)
 

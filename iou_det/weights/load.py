@@ -128,14 +128,9 @@ def load_detector(
     raise UserError(f"batch_size={batch_size}: must be 1 or more")
   stored = find_detector(source, step)
   config = stored.config
-  if jax.device_count() % (config.mesh.fsdp * config.mesh.space):
-    logging.info("the run's mesh does not divide the %d devices here: data only", jax.device_count())
-    config.mesh.update(fsdp=1, space=1)
-  shares = jax.device_count() // config.mesh.space
-  config.eval.batch_size = batch_size or -(-config.eval.batch_size // shares) * shares
-  mesh = device_mesh(
-    config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
-  )
+  devices = jax.device_count()
+  config.eval.batch_size = batch_size or -(-config.eval.batch_size // devices) * devices
+  mesh = device_mesh(config.eval.batch_size, setting="eval.batch_size (--batch_size)")
   model = make_model(config, len(stored.categories))
   variables, trained = stored.read(mesh)
   return Detector(config, model, mesh, stored.categories, variables, trained, batch_size)

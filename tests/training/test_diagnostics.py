@@ -34,7 +34,7 @@ def draw(seed, positives=True):
     positive=positive,
     counted=positive,
     own_loss=np.where(positive, rng.uniform(0.1, 2, (b, a)), 0),
-    other_loss=rng.uniform(0.1, 2, (b, a)),
+    other_loss=rng.uniform(0.1, 2, b),
     own_weights=rng.uniform(0.5, 2, (b, a)),
     box_loss=rng.uniform(0.1, 2, (b, a)),
     box_weights=rng.uniform(0.5, 2, (b, a)),
@@ -114,7 +114,7 @@ def test_gradient_of_a_real_batch_equals_the_derivative_written_down(shapes_fold
   arrays = to_device(batch, mesh)
   got = jax.device_get(make_diagnostics(config, model, mesh)(state, arrays, portrait))
 
-  inputs, anchors, _ = network_inputs(config, arrays, portrait, train=True)
+  inputs, anchors, _ = network_inputs(config, arrays, portrait, None, train=True)
   deltas = model.apply({"params": params, "batch_stats": state.batch_stats}, inputs.images)[1]
   deltas = np.asarray(by_anchor(deltas, 4))
   anchors, boxes = np.asarray(anchors, np.float64), np.asarray(inputs.boxes, np.float64)
