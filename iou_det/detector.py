@@ -297,7 +297,7 @@ class Detector:
     outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
     # Per device: left to itself, XLA would gather all images for the sort inside.
     rows = PartitionSpec(BATCH)
-    views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
+    views = [(rows, rows, PartitionSpec(), *[rows] * (len(view) - 3)) for view in outputs]
     detect = lambda outputs: end(find(outputs))
     return outputs, jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
 

@@ -39,8 +39,8 @@ def variable_shapes(config: ConfigDict, num_classes: int) -> PyTree:
 
 def forward(
   model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh | None
-) -> tuple[list[Float[Array, "b _ _ _"]], list[Float[Array, "b _ _ _"]]]:
-  """Logits and box offsets by level, see `RetinaNet`."""
+) -> tuple[list[Float[Array, "b _ _ _"]], ...]:
+  """What a `RetinaNet` returns, see there."""
   model = model.clone(forms=forms(mesh))
   if mesh is None or mesh.size == 1:
     outputs: Any = model.apply(variables, images)
@@ -101,8 +101,8 @@ def look(
   for view, mirror in evaluation_views(config):
     inputs, anchors, _ = network_inputs(view, batch, portrait, mesh, train=False)
     inputs = mirrored(inputs) if mirror else inputs
-    logits, deltas = forward(model, variables, inputs.images, mesh)
-    outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
+    logits, deltas, *ious = forward(model, variables, inputs.images, mesh)
+    outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale, *ious))
     find.append(
       partial(
         find_candidates,

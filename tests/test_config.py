@@ -122,6 +122,15 @@ def test_values_that_config_json_may_not_have_are_named(field, value):
     from_dict(values)
 
 
+def test_a_run_with_a_loss_that_is_gone_is_refused_with_what_to_do():
+  values = json.loads(json.dumps(shapes_config().to_dict()))
+  values["loss"]["localization"] = "ghm_r"
+  with pytest.raises(
+    UserError, match=r"'ghm_r' is an earlier version's.*version 0\.1\.0, or train anew with"
+  ):
+    from_dict(values)
+
+
 def test_a_config_of_an_earlier_version_gets_the_defaults_of_the_fields_that_it_lacks(caplog):
   config = shapes_config()
   config.loss.eta = 1.5

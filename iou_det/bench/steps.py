@@ -84,11 +84,9 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
 
   def loss(out, inputs):
     targets = make_targets(config, inputs, anchors, level_sizes, False)
-    logits, deltas = out
-    terms = detection_losses(
-      loss_terms(logits, deltas, targets, config, forms(case.mesh)), config.loss.average
-    )
-    return terms.classification + terms.localization
+    logits, deltas, *ious = out
+    terms = loss_terms(logits, deltas, targets, config, forms(case.mesh), *ious)
+    return detection_losses(terms, config.loss.average).total
 
   match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())
   out = jax.jit(network)(params, inputs.images)

@@ -22,8 +22,8 @@ from iou_det.models.retinanet import RetinaNet
 from iou_det.network import forward, network_inputs
 from iou_det.parallel import BATCH, split_batch
 
-# Logits and offsets of a batch, by level.
-Outputs = tuple[list[Float[Array, "batch _ _ _"]], list[Float[Array, "batch _ _ _"]]]
+# Of a batch, by level: what a `RetinaNet` returns.
+Outputs = tuple[list[Float[Array, "batch _ _ _"]], ...]
 
 
 def split_parts(batch: PyTree, parts: int, mesh: Mesh) -> PyTree:

@@ -16,7 +16,14 @@ from iou_det.forms import ANY, Forms
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops import boxes as box_ops
 from iou_det.ops import losses, matching
-from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION, BoxPairs, isr_weights
+from iou_det.ops.other_losses import (
+  CLASSIFICATION,
+  LOCALIZATION,
+  BoxPairs,
+  concordance_loss,
+  cross_entropy,
+  isr_weights,
+)
 
 
 class Targets(NamedTuple):
@@ -59,6 +66,9 @@ class Terms(NamedTuple):
   own_weights: Float[Array, "batch anchors"]
   box_loss: Float[Array, "batch anchors"]
   box_weights: Float[Array, "batch anchors"]
+  smooth_l1: Float[Array, "batch anchors"]  # what the baseline's box loss would be
+  iou_loss: Float[Array, "batch anchors"]  # of the IoU branch; 0 without one
+  concordance: Float[Array, ""]  # with its factor; 0 without one
   normalizer: Float[Array, " levels"]  # of Eq. (2): of each pyramid level where the config says so, or one
 
   def classification(self, by_image: bool = False) -> Float[Array, "..."]:
@@ -68,7 +78,10 @@ class Terms(NamedTuple):
     return loss if by_image else loss.sum()
 
   def localization(self, by_image: bool = False) -> Float[Array, "..."]:
-    return jnp.sum(self.box_weights * self.box_loss, 1 if by_image else None, where=self.positive)
+    return self.of_positives(self.box_weights * self.box_loss, by_image)
+
+  def of_positives(self, loss: Float[Array, "batch anchors"], by_image: bool = False) -> Float[Array, "..."]:
+    return jnp.sum(loss, 1 if by_image else None, where=self.positive)
 
 
 def loss_terms(
@@ -77,11 +90,12 @@ def loss_terms(
   targets: Targets,
   config: ConfigDict,
   forms: Forms = ANY,
+  ious: list[Float[Array, "batch _ _ _"]] | None = None,
 ) -> Terms:
   """Losses and weights of every anchor, Eq. (1)-(5) of arXiv:1908.05641, by config.match and config.loss.
 
   Args:
-    logits, deltas: of each level, as `RetinaNet` returns them.
+    logits, deltas, ious: of each level, as `RetinaNet` returns them.
   """
   s, anchors = config.loss, targets.anchors
   offsets = anchor_ops.by_anchor(deltas, 4)
@@ -94,10 +108,11 @@ def loss_terms(
   labels = jnp.where(positive, labels, -1)
 
   boxes = box_ops.decode(offsets, anchors)
-  iou = jax.lax.stop_gradient(box_ops.iou(boxes, target_boxes))
+  overlap = box_ops.iou(boxes, target_boxes)
+  iou = jax.lax.stop_gradient(overlap)
   by_level = {"level_sizes": targets.level_sizes if s.normalizer == "level" else None}
 
-  class_loss = lambda logits, target, iou: CLASSIFICATION[s.classification](logits, target, iou, s)
+  class_loss = lambda logits, target, iou: s.w_cls * CLASSIFICATION[s.classification](logits, target, iou, s)
   counted = targets.inside & ~matched.ignored
   sums = class_sums_by_products if forms.products else class_sums
   own_loss, other_loss = sums(logits, labels, counted, iou, class_loss)
@@ -108,15 +123,23 @@ def loss_terms(
 
   target_deltas = box_ops.encode(target_boxes, anchors)
   pairs = BoxPairs(offsets, target_deltas, boxes, target_boxes, positive)
-  box_loss = LOCALIZATION[s.localization](pairs, s)
+  box_loss, smooth_l1 = (LOCALIZATION[name](pairs, s) for name in (s.localization, "smooth_l1"))
   if s.loc_weights == "eq5":
     box_weights = s.w_loc * losses.normalized_localization_weights(
       box_loss, iou, positive, lambd=s.lambd, **by_level
     )
   else:
     box_weights = losses.iou_balanced_localization_weights(iou, lambd=s.lambd, w_loc=s.w_loc)
+  iou_loss, concordance = jnp.zeros_like(iou), jnp.zeros(())
+  if ious is not None:
+    predicted = anchor_ops.by_anchor(ious, 1)[..., 0]
+    iou_loss = cross_entropy(predicted, iou if s.iou_target == "detached" else overlap)
+  if s.concordance:
+    sigmoid = lambda logits, target, iou: jax.nn.sigmoid(logits)
+    scores = sums(logits, labels, counted, iou, sigmoid)[0]
+    concordance = s.concordance * concordance_loss(scores, iou, positive)
   weighted = own_loss, other_loss, own_weights, box_loss, box_weights
-  return Terms(iou, positive, counted, *weighted, normalizer)
+  return Terms(iou, positive, counted, *weighted, smooth_l1, iou_loss, concordance, normalizer)
 
 
 Picked = tuple[Float[Array, "batch anchors 4"], Int[Array, "batch anchors"]]
@@ -260,8 +283,13 @@ class Losses(NamedTuple):
   localization: Float[Array, ""]
   positives: Float[Array, ""]  # per image
   positive_iou: Float[Array, ""]  # mean IoU of the positives' decoded boxes
-  loc_weight: Float[Array, ""]  # effective weight: localization loss over what it is with weights of 1
+  other: Float[Array, ""]  # the IoU branch's and concordance; 0 without them
+  loc_weight: Float[Array, ""]  # effective weight: localization loss over smooth L1 with weights of 1
   normalizer: Float[Array, ""]  # what both sums were divided by
+
+  @property
+  def total(self) -> Float[Array, ""]:
+    return self.classification + self.localization + self.other
 
 
 def detection_losses(
@@ -285,12 +313,13 @@ def detection_losses(
   images = len(counts) if real is None else real.sum()
   normalizer = jnp.float32(images) if by_image else own.sum().astype(jnp.float32)
   localization = total(terms.localization(by_image))
-  unweighted = total(jnp.sum(terms.box_loss, 1 if by_image else None, where=terms.positive))
+  unweighted, iou_loss = (total(terms.of_positives(x, by_image)) for x in (terms.smooth_l1, terms.iou_loss))
   divisor = normalizer if real is None else jnp.maximum(normalizer, 1.0)  # all may be fillers
   return Losses(
     classification=total(terms.classification(by_image)) / divisor,
     localization=localization / divisor,
     positives=positives.mean(dtype=jnp.float32),
+    other=iou_loss / divisor + terms.concordance,
     positive_iou=jnp.sum(terms.iou, where=terms.positive) / jnp.maximum(positives.sum(), 1),
     loc_weight=localization / jnp.maximum(unweighted, jnp.finfo(unweighted.dtype).tiny),
     normalizer=normalizer,

@@ -207,8 +207,10 @@ def make_train_step(
   schedule = learning_rate(config.train, steps_per_epoch)
 
   def loss_of(outputs: Outputs, targets: Targets) -> tuple[Array, Losses]:
-    out = detection_losses(loss_terms(*outputs, targets, config, forms(mesh)), config.loss.average)
-    return out.classification + out.localization, out
+    logits, deltas, *ious = outputs
+    terms = loss_terms(logits, deltas, targets, config, forms(mesh), *ious)
+    out = detection_losses(terms, config.loss.average)
+    return out.total, out
 
   def step(state: TrainState, batch: dict[str, Array], portrait: bool) -> tuple[TrainState, dict[str, Array]]:
     if config.train.accumulate == 1:

@@ -64,7 +64,7 @@ def fit_w_loc(
     zeros = lambda values: [jnp.zeros((len(inputs.images), n, 1, values)) for n in level_sizes]
     logits, deltas = zeros(model.num_classes), zeros(4)
     if state is not None:
-      logits, deltas = forward(model, state.variables, inputs.images, mesh)
+      logits, deltas = forward(model, state.variables, inputs.images, mesh)[:2]
     targets = make_targets(config, inputs, anchors, level_sizes, portrait)
     terms = lambda c: loss_terms(logits, deltas, targets, c, forms(mesh))
     own = terms(config)

@@ -160,6 +160,24 @@ def test_p7_is_a_convolution_of_p6_with_a_relu_if_asked(relu):
   np.testing.assert_allclose(p7[0, 0, 0], expected, atol=1e-5)
 
 
+def test_an_iou_branch_is_one_convolution_and_changes_nothing_else():
+  images = jax.ShapeDtypeStruct((1, 40, 72, 3), jnp.float32)
+  flat = lambda tree: {
+    jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  outputs = lambda **options: jax.eval_shape(tiny(**options).init_with_output, jax.random.key(0), images)
+  (logits, deltas, ious), branch = outputs(iou_branch=True)
+  plain, without = outputs()
+  added = flat(branch).items() - flat(without).items()
+  head = "['params']['regression_head']['iou']"
+  assert added == {(f"{head}['bias']", (9,)), (f"{head}['kernel']", (3, 3, 8, 9))}
+  assert (flat(plain), by_anchor_shape(ious)) == (flat((logits, deltas)), by_anchor_shape(deltas, 4))
+
+
+def by_anchor_shape(levels, values=1):
+  return jax.eval_shape(lambda levels: by_anchor(levels, values), levels).shape[:2]
+
+
 def test_initial_values():
   model = tiny(prior=0.05, min_level=5, max_level=5)
   key = jax.random.key(0, impl="rbg")  # compiles in a sixth of the time

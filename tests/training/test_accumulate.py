@@ -97,9 +97,9 @@ def linear(model, variables, images, mesh):
   "loss",
   [
     {"localization": "giou", "loc_weights": "eq5", "w_loc": 1.0},
-    {"isr_gamma": 2.0, "localization": "ghm_r", "w_loc": 1.0, "average": "image"},
+    {"isr_gamma": 2.0, "concordance": 0.2, "average": "image"},
   ],
-  ids=["giou with eq5", "isr and ghm_r by image"],
+  ids=["giou with eq5", "isr and concordance by image"],
 )
 def test_gradients_of_every_loss_are_those_of_the_whole_batch(monkeypatch, loss):
   monkeypatch.setattr(accumulate, "forward", linear)
@@ -115,7 +115,7 @@ def test_gradients_of_every_loss_are_those_of_the_whole_batch(monkeypatch, loss)
   def loss_of(outputs, inputs):
     targets = make_targets(config, inputs, *anchors, False)
     out = detection_losses(loss_terms(*outputs, targets, config), config.loss.average)
-    return out.classification + out.localization, out
+    return out.total, out
 
   @jax.jit
   def by_parts(params, batch):
