@@ -11,8 +11,9 @@ Commands:
   iou-det train --config=configs/paper.py:run=both --config.data.path=DIR --workdir=runs/one
   iou-det fit-wloc --config=configs/paper.py --coco_root=DIR                   (Table 4's column w_loc)
 Argument: run=both (default) or another of iou_det/paper/runs.py: baseline, cls, loc, eta1.4, lambd0.5,
-          loc_eq5, balanced_l1, ghm_r, bounded_iou, isr, weight2.0, loc_weight2.0, ... (baseline_effective and
-          baseline_w_loc need the results of loc: `reproduce table2 --controls` makes them);
+          loc_eq5, isr, quality_focal, varifocal, iou_branch, concordance, balanced_l1, giou, weight2.0,
+          loc_weight2.0, ... (those whose weight comes from the results of others, as baseline_effective and
+          giou_effective: `reproduce table2 --controls` and `reproduce comparison` make them);
           preset=coco|deeppcb|shapes (default coco); seed=S (default 0);
           backbone=r50|r101 (default r50; deeppcb and shapes have ResNet-18 and 34 for them);
           short=600 ([600,1000], default) or 800 ([800,1333], Table 1; coco only)
@@ -32,7 +33,7 @@ from iou_det.paper.runs import RUNS, Run, choose, run_config
 
 def get_config(arg: str = "") -> ConfigDict:
   args = parse_arg(arg, run="both", preset="coco", backbone="r50", short=600, seed=0)
-  choose("run", args["run"], [name for name in RUNS if Run(name, 0).needs is None])
+  choose("run", args["run"], [name for name in RUNS if not Run(name, 0).needs])
   choose("backbone", args["backbone"], ("r50", "r101"))
   choose("short", args["short"], (600, 800) if args["preset"] == "coco" else (600,))
   run = Run(args["run"], args["seed"], args["backbone"] == "r101", args["short"] == 800)

@@ -91,6 +91,7 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "fpn_channels": Setting(256, ABOVE_0),
     "head_convs": Setting(4, FROM_0),
     "head_norm": Setting("none", one_of("none", "gn")),
+    "iou_branch": Setting(False),  # predicts each box's IoU; scores are sqrt(score * IoU), arXiv:1912.05992
     "min_level": Setting(3, one_of(2, 3, 4, 5)),
     "max_level": Setting(7, one_of(5, 6, 7)),
     "p6_from": Setting("c5", one_of("c5", "p5")),
@@ -114,10 +115,14 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
   },
   "loss": {
     "classification": Setting("focal", one_of(*CLASSIFICATION)),
-    "alpha": Setting(0.25, FROM_0),
+    "w_cls": Setting(1.0, ABOVE_0),  # factor of the classification loss
+    "alpha": Setting(0.25, FROM_0),  # of positives in the focal loss, of all else in varifocal (0.75 there)
     "gamma": Setting(2.0, FROM_0),
     "eta": Setting(0.0, FROM_0),  # Eq. (1)-(2); 0 is the baseline
     "isr_gamma": Setting(0.0, FROM_0),  # exponent of PISA's classification weights (ISR); 0: none
+    "concordance": Setting(0.0, FROM_0),  # factor of the positives' concordance loss; 0: none
+    # Of model.iou_branch: whether its target, the IoU, gets a gradient too.
+    "iou_target": Setting("detached", one_of("detached", "attached")),
     "localization": Setting("smooth_l1", one_of(*LOCALIZATION)),
     "delta": Setting(0.11, ABOVE_0),  # where smooth L1 and balanced L1 turn
     "lambd": Setting(0.0, FROM_0),  # Eq. (3)-(4); 0 is the baseline
@@ -213,10 +218,6 @@ SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengt
     "device": Setting("", one_of("", "cpu", "gpu")),
     "minutes": Setting(0.0, Rule("0 or more, and finite", lambda v: 0 <= v < math.inf)),
   },
-  "mesh": {  # devices along these axes; the batch is split over all that `space` leaves
-    "fsdp": Setting(1, ABOVE_0, runtime=True),  # parameters and optimizer state split over so many
-    "space": Setting(1, one_of(1, 2, 4, 8), runtime=True),  # height of the images split over so many
-  },
 }
 FIELDS = {
   f"{section}.{name}".lstrip("."): s for section, rows in SETTINGS.items() for name, s in rows.items()
@@ -260,13 +261,6 @@ def validate(config: ConfigDict) -> None:
     raise UserError(f"config.data.path is empty: give {WHAT_A_PATH_MAY_BE}")
   if data.short > data.long:
     raise UserError(f"config.data.short={data.short} exceeds config.data.long={data.long}")
-  # XLA's partitioned gradient of a strided convolution is wrong where a device has less than a row.
-  rows = -(-padded(data.short) // 2 ** (config.model.max_level - 1))
-  if 1 < config.mesh.space >= rows:
-    raise UserError(
-      f"config.mesh.space={config.mesh.space}: must be below {rows}, the rows of the last level but one at "
-      f"data.short={data.short}"
-    )
   if data.transpose and padded(data.short) != padded(data.long):
     raise UserError(
       f"config.data.transpose={data.transpose} needs a square input, got short={data.short}, "
@@ -342,6 +336,7 @@ def from_dict(values: Any) -> ConfigDict:
 
   if not isinstance(values, dict):
     raise UserError("config.json holds no settings; restore it, or train in a new --workdir")
+  values.pop("mesh", None)  # of an earlier version: how a run lay on its devices, which changed no number
   lacking = []
   for name, setting in FIELDS.items():  # of an earlier version: it did what the default says
     section, _, field = name.rpartition(".")
@@ -352,6 +347,11 @@ def from_dict(values: Any) -> ConfigDict:
   if lacking:
     logging.info("config.json lacks, and gets the defaults of: %s", ", ".join(lacking))
   config = ConfigDict(tuples(values))
+  if config.loss.localization == "ghm_r":
+    raise UserError(
+      "config.loss.localization='ghm_r' is an earlier version's; evaluate this run with "
+      f"version 0.1.0, or train anew with one of {', '.join(map(repr, LOCALIZATION))}"
+    )
   for name in FIELDS:
     check_field(name, get_field(config, name))
   return config

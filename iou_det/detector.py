@@ -184,7 +184,7 @@ class Detector:
     if jax.process_count() > 1:
       raise UserError("a detector is called in a single process; several evaluate data sets: iou-det eval")
     if self.call_size is None:
-      shares = self.mesh.size // self.mesh.shape["space"]
+      shares = self.mesh.size
       self.call_size = even_batch(number, self.config.eval.batch_size, shares)
     threads = number_of_threads(self.config.data.threads)
     pixels = read_ahead(images, read, threads, 2 * self.call_size)
@@ -297,7 +297,7 @@ class Detector:
     outputs, find = look(self.config, self.model, self.mesh, variables, batch, portrait)
     # Per device: left to itself, XLA would gather all images for the sort inside.
     rows = PartitionSpec(BATCH)
-    views = [(rows, rows, PartitionSpec(), rows, rows)] * len(outputs)
+    views = [(rows, rows, PartitionSpec(), *[rows] * (len(view) - 3)) for view in outputs]
     detect = lambda outputs: end(find(outputs))
     return outputs, jax.shard_map(detect, mesh=self.mesh, in_specs=(views,), out_specs=rows)(outputs)
 

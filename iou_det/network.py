@@ -14,11 +14,11 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from iou_det.config import evaluation_views, input_size, strides
 from iou_det.data.preprocess import Inputs, mirrored, preprocess
+from iou_det.forms import forms
 from iou_det.models.retinanet import RetinaNet
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops.detection import Candidates, find_candidates
-from iou_det.ops.nms import BLOCK
-from iou_det.parallel import BATCH, replicated, split_batch
+from iou_det.parallel import BATCH
 
 
 def make_model(config: ConfigDict, num_classes: int) -> RetinaNet:
@@ -38,28 +38,22 @@ def variable_shapes(config: ConfigDict, num_classes: int) -> PyTree:
 
 def forward(
   model: RetinaNet, variables: PyTree, images: Float[Array, "b h w 3"], mesh: Mesh | None
-) -> tuple[list[Float[Array, "b _ _ _"]], list[Float[Array, "b _ _ _"]]]:
-  """Logits and box offsets by level, see `RetinaNet`; parameters are gathered, images split over `space`."""
+) -> tuple[list[Float[Array, "b _ _ _"]], ...]:
+  """What a `RetinaNet` returns, see there."""
+  model = model.clone(forms=forms(mesh))
   if mesh is None or mesh.size == 1:
     outputs: Any = model.apply(variables, images)
     return outputs
-  constrain = jax.lax.with_sharding_constraint
-  variables = constrain(variables, replicated(mesh))
 
   def on_device(variables, images):
     # Made different on each device once, for all uses: so gradients are summed over the levels that share the
     # heads before they are exchanged.
     variables = jax.lax.pcast(variables, BATCH, to="varying")
-    if mesh.shape["space"] > 1:
-      images = constrain(images, PartitionSpec(None, "space"))
     return model.apply(variables, images)
 
-  # The batch is split by hand: where XLA splits both batch and rows, its gradients of kernels are wrong.
   batch = PartitionSpec(BATCH)
-  split = jax.shard_map(
-    on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch, axis_names=set(BATCH)
-  )
-  return constrain(split(variables, images), split_batch(mesh))
+  split = jax.shard_map(on_device, mesh=mesh, in_specs=(PartitionSpec(), batch), out_specs=batch)
+  return split(variables, images)
 
 
 def make_anchors(
@@ -92,7 +86,7 @@ def anchors_inside(
 
 
 def network_inputs(
-  config: ConfigDict, batch: dict[str, Array], portrait: bool, *, train: bool
+  config: ConfigDict, batch: dict[str, Array], portrait: bool, mesh: Mesh | None, *, train: bool
 ) -> tuple[Inputs, Float[Array, "anchors 4"], tuple[int, ...]]:
   """What the network sees of a batch of the pipeline, its anchors and their number per level.
 
@@ -101,7 +95,7 @@ def network_inputs(
   """
   size = input_size(config, portrait)
   key = jax.random.key(config.seed) if train else None
-  inputs = preprocess(batch, config.data, size, config.anchors.convention, key)
+  inputs = preprocess(batch, config.data, size, config.anchors.convention, key, forms(mesh))
   return inputs, *make_anchors(config, size)
 
 
@@ -123,10 +117,10 @@ def look(
   find: list[Callable[..., Candidates]] = []
   outputs: list[tuple[Any, ...]] = []
   for view, mirror in evaluation_views(config):
-    inputs, anchors, _ = network_inputs(view, batch, portrait, train=False)
+    inputs, anchors, _ = network_inputs(view, batch, portrait, mesh, train=False)
     inputs = mirrored(inputs) if mirror else inputs
-    logits, deltas = forward(model, variables, inputs.images, mesh)
-    outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale))
+    logits, deltas, *ious = forward(model, variables, inputs.images, mesh)
+    outputs.append((logits, deltas, anchors, inputs.image_size, inputs.scale, *ious))
 
     def find_in(*outputs, view=view, mirror=mirror) -> Candidates:
       return find_candidates(
@@ -148,5 +142,4 @@ def suppression(e: ConfigDict, mesh: Mesh | None) -> dict[str, Any]:
     mesh: None for a program that must suit any platform.
   """
   names = ("score_threshold", "nms_iou", "max_detections", "nms", "class_agnostic")
-  on_gpu = mesh is not None and mesh.devices.flat[0].platform == "gpu"
-  return {name: e[name] for name in names} | {"nms_block": BLOCK if on_gpu else None}
+  return {name: e[name] for name in names} | {"nms_block": forms(mesh).nms_block}

@@ -4,7 +4,7 @@ import itertools
 
 from iou_det.ops.detection import find_candidates, suppress
 
-FIND = ("anchors", "image_size", "scale", "inside", "convention", "candidates_per_level", "mirror")
+FIND = ("ious", "anchors", "image_size", "scale", "inside", "convention", "candidates_per_level", "mirror")
 
 
 def levels(rows, sizes):
@@ -13,8 +13,10 @@ def levels(rows, sizes):
   return [rows[:, end - size : end][:, :, None] for size, end in zip(sizes, ends, strict=True)]
 
 
-def candidates(logits, deltas, *arrays, level_sizes, **settings):
+def candidates(logits, deltas, *arrays, level_sizes, ious=None, **settings):
   """`find_candidates` of outputs in one array each."""
+  if ious is not None:
+    settings["ious"] = levels(ious, level_sizes)
   return find_candidates(levels(logits, level_sizes), levels(deltas, level_sizes), *arrays, **settings)
 
 

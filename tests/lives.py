@@ -149,7 +149,6 @@ class Undisturbed(NamedTuple):
 
 def undisturbed(out: Path, name: str, config: Any, processes: int) -> Undisturbed:
   """Runs it twice, as fast as it is when all is compiled; and a third time, with nothing left to train."""
-  config.mesh.fsdp = processes  # parameters lie in all
   file = out / f"{name}.py"
   file.write_text(CONFIG.format(json.dumps(config.to_dict())))
   folders = [out / f"{name}_{i}" for i in range(2)]

@@ -40,16 +40,30 @@ def giou_loss(box, target):
   return 1 - (iou - (hull - union) / hull if hull > 0 else iou)
 
 
-def gradient_harmonizing_weights(d, positive, mu, bins):
-  def part(x):
-    return min(int(abs(x) / math.sqrt(x * x + mu * mu) * bins), bins - 1)
+def binary_entropy(logit, target):
+  """-t log(p) - (1 - t) log(1 - p); only for logits that float64's exp can take."""
+  p = 1 / (1 + math.exp(-logit))
+  return -target * math.log(p) - (1 - target) * math.log1p(-p)
 
-  examples = [(*i, k) for i in np.ndindex(positive.shape) if positive[i] for k in range(4)]
-  counts = Counter(part(float(d[i])) for i in examples)
-  weights = np.zeros(d.shape)
-  for i in examples:
-    weights[i] = len(examples) / (counts[part(float(d[i]))] * bins)
-  return weights
+
+def quality_focal_loss(logit, quality, beta):
+  return abs(quality - 1 / (1 + math.exp(-logit))) ** beta * binary_entropy(logit, quality)
+
+
+def varifocal_loss(logit, positive, quality, alpha, gamma, weighted):
+  if positive:
+    return binary_entropy(logit, quality) * (quality if weighted else 1)
+  p = 1 / (1 + math.exp(-logit))
+  return alpha * p**gamma * -math.log1p(-p)
+
+
+def concordance_loss(scores, iou, positive):
+  """By numpy's covariance matrix of the positives."""
+  s, u = (np.asarray(x, np.float64)[positive] for x in (scores, iou))
+  if len(s) < 2:
+    return 0.0
+  (var_s, cov), (_, var_u) = np.cov(s, u, ddof=0)
+  return 1 - 2 * cov / (var_s + var_u + (s.mean() - u.mean()) ** 2)
 
 
 def isr_weights(loss, iou, target, box_index, gamma, beta):

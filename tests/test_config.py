@@ -122,15 +122,24 @@ def test_values_that_config_json_may_not_have_are_named(field, value):
     from_dict(values)
 
 
+def test_a_run_with_a_loss_that_is_gone_is_refused_with_what_to_do():
+  values = json.loads(json.dumps(shapes_config().to_dict()))
+  values["loss"]["localization"] = "ghm_r"
+  with pytest.raises(
+    UserError, match=r"'ghm_r' is an earlier version's.*version 0\.1\.0, or train anew with"
+  ):
+    from_dict(values)
+
+
 def test_a_config_of_an_earlier_version_gets_the_defaults_of_the_fields_that_it_lacks(caplog):
   config = shapes_config()
   config.loss.eta = 1.5
   old = json.loads(json.dumps(config.to_dict()))
-  del old["mesh"], old["model"]["remat"], old["loss"]["eta"], old["seed"]
+  del old["model"]["remat"], old["loss"]["eta"], old["seed"]
   with caplog.at_level("INFO", logger="absl"):
     read = from_dict(old)
   assert differences(read, config) == ["loss.eta: 0.0 != 1.5"]
-  for name in ("seed", "model.remat", "loss.eta", "mesh.fsdp", "mesh.space"):
+  for name in ("seed", "model.remat", "loss.eta"):
     assert name in caplog.text
 
 

@@ -33,12 +33,11 @@ get_config = lambda: from_dict(json.loads({!r}))
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory, shapes_folder):
-  """The tiny config, with parameters split over `fsdp`, as a file for the command line.
+  """The tiny config as a file for the command line.
 
   The smallest: JAX keeps no compiled programs of several processes on the CPU, so every run compiles.
   """
   config = tinier_config(shapes_folder)
-  config.mesh.fsdp = 8  # parameters lie in both processes
   path = tmp_path_factory.mktemp("config") / "tiny.py"
   path.write_text(CONFIG.format(json.dumps(config.to_dict())))
   return path

@@ -70,7 +70,7 @@ def test_reproduce_needs_no_clone(installed, tmp_path):
   ("config", "message"),
   [
     ("shapes:eta=0,lambd=0", "data path nowhere is not a folder"),  # the config is found
-    ("paper:run=ghm_r,preset=shapes", "data path nowhere is not a folder"),
+    ("paper:run=balanced_l1,preset=shapes", "data path nowhere is not a folder"),
     ("shape", "no such file; known: bccd, deeppcb, finetune, own, paper, "),
   ],
 )

@@ -21,10 +21,12 @@ from typing import NamedTuple
 from iou_det.aot.hlo import Array, Computation, Instruction, Program, read
 from iou_det.aot.parts import NETWORK, Part, Parts
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# recv: what a TPU gets from other slices; as much is sent.
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "recv")
 FREE = {
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
   "opt-barrier", "add-dependency", "domain", "get-dimension-size",
+  "send",
 }  # fmt: skip
 WHOLE = {
   "dot", "convolution", "reduce-window", "sort", "custom-call", "call", "while", "conditional", "cholesky",
@@ -32,6 +34,7 @@ WHOLE = {
 }  # fmt: skip
 # TPU: buffers that the compiler reserves, no work.
 RESERVED = ("AllocateBuffer", "AssumeGatherIndicesInBound")
+CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
 
 
@@ -42,6 +45,7 @@ class Kernel(NamedTuple):
   flops: int
   part: Part
   convolutions: int  # bytes of operands and results of the convolutions in it, each once, without side inputs
+  cycles: int = 0  # that XLA's TPU compiler reckons with
 
 
 class Collective(NamedTuple):
@@ -73,6 +77,10 @@ class Count:
   def convolution_floor(self) -> int:
     """Bytes of the network's convolutions alone: what they read and write, once."""
     return sum(k.times * k.convolutions for k in self.kernels if k.part.name in NETWORK)
+
+  @property
+  def cycles(self) -> int:
+    return sum(k.times * k.cycles for k in self.kernels)
 
   def bound(self, flops: float, bandwidth: float) -> float:
     """Seconds below which no such chip is if caches save nothing: one kernel after another, at full speed.
@@ -166,6 +174,7 @@ class Counter:
           sum(flops(j, within) for j, within in inner),
           self.parts.of(i, name),
           sum(convolution_bytes(j, within) for j, within in inner),
+          int((CYCLES.search(i.attributes) or [0, 0])[1]),
         )
       )
 
@@ -190,6 +199,8 @@ class Counter:
   @staticmethod
   def yielded(i: Instruction, kind: str) -> tuple[Array, ...]:
     """A collective's results; what is started names operands before them, and counters behind."""
+    if kind == "recv":
+      return i.arrays[:1]
     if i.op.endswith("-start") and kind == "collective-permute":
       return i.arrays[len(i.operands) : 2 * len(i.operands)]
     if i.op.endswith("-start") and kind != "all-reduce":
@@ -234,6 +245,8 @@ class Counter:
       own = self.size(
         self.yielded(i, kind)
       )  # without the operands that what is started names among its results
+      if kind == "recv":
+        return 2 * own
     if i.op in ("slice", "dynamic-slice", "gather"):
       return 2 * own
     if i.op in ("dynamic-update-slice", "scatter"):

@@ -17,7 +17,6 @@ from iou_det.aot.count import Count, count, taps
 from iou_det.aot.target import Target, quiet
 from iou_det.data.plan import images_per_step
 from iou_det.detector import Detector
-from iou_det.errors import UserError
 from iou_det.models.retinanet import trainable_mask
 from iou_det.network import make_model
 from iou_det.parallel import abstract, device_mesh, split_batch
@@ -39,7 +38,6 @@ class Memory:
 @dataclass(frozen=True)
 class Compiled:
   target: Target
-  mesh: Mesh
   what: str
   images: int  # of a step, on all chips
   refused: str  # why the compiler found no place in a chip's memory, or nothing
@@ -56,7 +54,7 @@ class Compiled:
 
 
 def compile_for(target: Target, config: ConfigDict, classes: int, what: str) -> Compiled:
-  """For landscape images. A UserError if chips, slices, mesh and batch do not go together.
+  """For landscape images. A UserError if chips and batch do not go together.
 
   Args:
     what: train: a step of images_per_step(config.train) images; detect: a batch of config.eval.batch_size.
@@ -64,14 +62,7 @@ def compile_for(target: Target, config: ConfigDict, classes: int, what: str) -> 
   config = ConfigDict(config.to_dict())
   if config.model.dtype == "auto":  # of the target, not of this process
     config.model.dtype = "float32" if target.cpu else "bfloat16"
-  axes = config.mesh.to_dict()
-  if (in_slice := len(target.devices) // target.slices) % math.prod(axes.values()):
-    split = " times ".join(f"config.mesh.{name}={n}" for name, n in axes.items())
-    raise UserError(
-      f"{split} does not divide the {in_slice} chips of a slice; they must not reach beyond one"
-    )
-  images = images_per_step(config.train) if what == "train" else config.eval.batch_size
-  mesh = device_mesh(images, target.devices, **axes, setting="--batch_size")
+  images, mesh = mesh_of(target, config, what)
   start = time.perf_counter()
   state, traced = trace(config, classes, what, images, mesh)
   written = trace(without_remat(config), classes, what, images, mesh)[1] if config.model.remat else traced
@@ -89,17 +80,22 @@ def compile_for(target: Target, config: ConfigDict, classes: int, what: str) -> 
   end = time.perf_counter()
   return Compiled(
     target=target,
-    mesh=mesh,
     what=what,
     images=images,
     refused=refused,
     memory=program and planned(program.memory_analysis()),
     counted=program and count(program.as_text(), one_memory=not target.tpu),
-    model_flops=model_flops(written.jaxpr.jaxpr, mesh),
+    model_flops=model_flops(written.jaxpr.jaxpr, mesh.size),
     optimizer_floor=optimizer_floor(state, config) if what == "train" else nbytes(state.variables),
     lower_seconds=lowered_at - start,
     compile_seconds=end - lowered_at,
   )
+
+
+def mesh_of(target: Target, config: ConfigDict, what: str) -> tuple[int, Mesh]:
+  """Images of a step, and the mesh; a UserError if they do not go together."""
+  images = images_per_step(config.train) if what == "train" else config.eval.batch_size
+  return images, device_mesh(images, target.devices, setting="--batch_size")
 
 
 def without_remat(config: ConfigDict) -> ConfigDict:
@@ -124,7 +120,7 @@ def trace(
   batch = batch_shapes(config, images, mesh)
   if what == "detect":
     return state, Detector(config, model, mesh, ()).step.trace(state.variables, batch, False)  # type: ignore
-  step: Any = make_train_step(config, model, optimizers[0], STEPS_PER_EPOCH, mesh)
+  step: Any = make_train_step(config, model, optimizers[0], STEPS_PER_EPOCH, mesh, state)
   return state, step.trace(state, batch, False)
 
 
@@ -168,26 +164,24 @@ def optimizer_floor(state: TrainState, config: ConfigDict) -> int:
   return nbytes(state.params) + 2 * nbytes(state.opt_state) + 2 * nbytes(trained)
 
 
-def model_flops(jaxpr: Any, mesh: Mesh, mapped: bool = False) -> float:
+def model_flops(jaxpr: Any, devices: int) -> float:
   """Of convolutions and matrix products of a program as it is written, a device's share.
 
   Args:
-    mapped: within a `shard_map`: arrays have a device's shape, but that `space` divides it further. Without,
-      convolutions are divided among all; products are the optimizer's, which each device does whole.
+    devices: that share its convolutions; products are the optimizer's, which each device does whole.
   """
-  total, part = 0.0, mesh.shape["space"] if mapped else mesh.size
+  total = 0.0
   for equation in jaxpr.eqns:
     params, name = equation.params, equation.primitive.name
     if name == "dot_general":
       (contracted, _), _ = params["dimension_numbers"]
       left = equation.invars[0].aval.shape
-      total += (
-        2 * equation.outvars[0].aval.size * math.prod(left[k] for k in contracted) / (part if mapped else 1)
-      )
+      total += 2 * equation.outvars[0].aval.size * math.prod(left[k] for k in contracted)
     elif name == "conv_general_dilated":
-      total += convolution_flops(equation) / part
+      total += convolution_flops(equation) / devices
     times = params["length"] if name == "scan" else 1
-    parts = [model_flops(j, mesh, mapped or name == "shard_map") for j in subprograms(params)]
+    within = 1 if name == "shard_map" else devices  # there arrays have a device's shape
+    parts = [model_flops(j, within) for j in subprograms(params)]
     total += times * (max(parts, default=0.0) if name == "cond" else sum(parts))
   return total
 
@@ -237,7 +231,8 @@ def largest_batch(peak_of: Callable[[int], int | None], first: int, peak: int | 
       a, b = (most, beyond) if beyond else fitting[-2:]
       low, high = peaks[a] or 0, peaks[b] or 0
       number = a + int((memory - low) * (b - a) / max(high - low, 1))
-      if not beyond:  # a little more may take a little less: of such a line no end can be told
+      # A little more may take a little less: of such a line no end can be told. That from 0 ends too early.
+      if not beyond and a:
         number = min(number, 2 * most)
     number = max(number, most + 1)
     number = min(number, beyond - 1) if beyond else number

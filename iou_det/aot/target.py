@@ -42,9 +42,11 @@ HOPPER = {"major": 9, "cores": 132, "units": 128, "clock": 1.98, "cache": 524288
 AMPERE = {"major": 8, "cores": 108, "units": 64, "clock": 1.41, "cache": 41943040, "shared": 167936}
 GPUS = {"h100": HOPPER, "h200": HOPPER, "a100": AMPERE}
 CUDNN = (9, 10)  # the version that is compiled for
+# Slices that Google rents of v5e (v5litepod-1 to -256) and v6e; of v5p any number of hosts.
+FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 FORMS = (
-  f"{', '.join(CHIPS)}, with their number behind a colon: v5e:4x4, v5p:2x2x4 (a TPU's topology), "
-  "h100:2x8 (hosts x chips), cpu:4"
+  f"{', '.join(CHIPS)}, with their number behind a colon: h100:2x8 (hosts x chips), cpu:4, a TPU's topology: "
+  "v5e:4x4 (Google's v5litepod-16), v6e:4x4 (v6e-16), v5p:2x2x4 (v5p-32)"
 )
 
 
@@ -107,12 +109,14 @@ def tpus(text: str, sides: list[int], slices: int) -> Sequence[jax.Device]:
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  axes, name = (3 if text.startswith("v5p") else 2), text.partition(":")[0]
-  like = f"{name}:2x2x1, {name}:2x2x4" if axes == 3 else f"{name}:2x2, {name}:4x4"
+  name, cube = text.partition(":")[0], text.startswith("v5p")
   if not sides:
-    text, sides = f"{name}:{'x'.join('1' * axes)}", [1] * axes
-  if len(sides) != axes:
-    raise UserError(f"--target={text}: its chips lie along {axes} axes; allowed are {like}, ...")
+    sides = [1] * (3 if cube else 2)
+    text = f"{name}:{'x'.join(map(str, sides))}"
+  if cube and len(sides) != 3:
+    raise UserError(f"--target={text}: its chips lie along 3 axes; allowed are v5p:2x2x1, v5p:2x2x4, ...")
+  if not cube and (shape := "x".join(map(str, sides))) not in FLAT:
+    raise UserError(f"--target={text}: there is no slice of {shape} chips; there are {', '.join(FLAT)}")
   options: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
   if set(sides) == {1}:
     options["chips_per_host_bounds"] = (1, 1, 1)
@@ -121,7 +125,7 @@ def tpus(text: str, sides: list[int], slices: int) -> Sequence[jax.Device]:
       return topologies.get_topology_desc(text, "tpu", **options).devices
   except jax.errors.JaxRuntimeError as error:
     why = str(error).splitlines()[0].removeprefix("INVALID_ARGUMENT: ")
-    raise UserError(f"--target={text}: {why}; allowed are whole hosts, as {like}") from None
+    raise UserError(f"--target={text}: {why}; allowed are whole hosts, as v5p:2x2x4") from None
 
 
 def gpus(name: str, hosts: int, per_host: int) -> Sequence[jax.Device]:

@@ -30,7 +30,7 @@ def bench_scaling(
 ) -> list[Line]:
   """Reports training steps with one thing changed at a time; returns the lines that were measured.
 
-  On one device: batch, image size, boxes, classes. On several: number of devices and mesh axes, with what
+  On one device: batch, image size, boxes, classes. On several: number of devices, with what
   the compiled step exchanges, and from it an estimate for more chips. Draws `out` with the ending .png.
   """
   devices_there, batch_size, d = jax.device_count(), images_per_step(config.train), config.data
@@ -50,7 +50,6 @@ def bench_scaling(
     ]
   else:
     steps = [step("devices", devices=n) for n in (1, 2, 4, 8) if n <= devices_there]
-    steps += [step("mesh", {axis: 2}, devices=devices_there) for axis in ("mesh.fsdp", "mesh.space")]
   rows = [measure_step(make_case(), what, repeats=repeats, out=out) for what, make_case in steps]
   several = [row for row in rows if row["what"] == "devices"]
   if several:
@@ -67,8 +66,7 @@ def measure_step(case: Case, what: str, *, repeats: int, out: Path | None) -> Li
   timing, _ = case.time_step(compilation, repeats)
   one_memory = case.mesh.devices.flat[0].platform != "tpu"
   collectives = exchanged(count(compilation.program.as_text(), one_memory=one_memory))
-  fields = {"mesh": dict(case.mesh.shape), "collectives": collectives}
-  return case.measurement("scaling", what, timing, compilation, **fields).print(out)
+  return case.measurement("scaling", what, timing, compilation, collectives=collectives).print(out)
 
 
 def estimates(gradient_bytes: int) -> Iterator[Line]:
@@ -90,7 +88,7 @@ def plot(rows: list[Line], path: Path) -> None:
     "image size": ("thousand pixels of the input", lambda r: math.prod(r["shapes"]["network_input"]) / 1e3),
     "boxes": ("boxes of an image", lambda r: r["shapes"]["boxes"]),
     "classes": ("classes", lambda r: r["shapes"]["classes"]),
-    "devices": ("devices (simulated ones share the cores)", lambda r: r["mesh"]["data"]),
+    "devices": ("devices (simulated ones share the cores)", lambda r: r["hardware"]["devices"]),
   }
   shown = {what: mine for what in figures if (mine := [r for r in rows if r["what"] == what])}
   across = min(2, len(shown))

@@ -11,11 +11,12 @@ from ml_collections import ConfigDict
 
 from iou_det.bench import measure
 from iou_det.bench.measure import Line, Timing, compile_program, fresh_cache, time_calls
-from iou_det.bench.synthetic import Case, changed, scored_dataset
+from iou_det.bench.synthetic import Case, scored_dataset
 from iou_det.data.pipeline import Stack, picture_row
 from iou_det.data.source import Category
 from iou_det.detector import Detector
 from iou_det.evaluation import coco
+from iou_det.forms import forms
 from iou_det.models import backbone_class
 from iou_det.network import forward, make_model, network_inputs
 from iou_det.ops import matching
@@ -61,7 +62,7 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
   """The parts of a landscape step: name -> function and its arguments; `config` may change no shape."""
   model, state = make_model(config, case.num_classes), case.state
   params, stats = state.params, state.batch_stats
-  make_inputs = lambda b: network_inputs(config, b, False, train=True)
+  make_inputs = lambda b: network_inputs(config, b, False, case.mesh, train=True)
   inputs, anchors, level_sizes = jax.jit(make_inputs)(case.arrays)
   level_sizes = tuple(int(n) for n in level_sizes)
 
@@ -83,9 +84,9 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
 
   def loss(out, inputs):
     targets = make_targets(config, inputs, anchors, level_sizes, False)
-    logits, deltas = out
-    terms = detection_losses(loss_terms(logits, deltas, targets, config), config.loss)
-    return terms.classification + terms.localization
+    logits, deltas, *ious = out
+    terms = loss_terms(logits, deltas, targets, config, forms(case.mesh), *ious)
+    return detection_losses(terms, config.loss).total
 
   match = lambda boxes, valid: matching.match(anchors, boxes, valid, **config.match.to_dict())
   out = jax.jit(network)(params, inputs.images)
@@ -111,7 +112,7 @@ def bench_predict(
   rows = []
   for batch_size in dict.fromkeys((config.eval.batch_size, 1)):
     if latency := batch_size == 1:
-      case = Case(changed(config, {"mesh.fsdp": 1, "mesh.space": 1}), num_classes, 0, 1, devices[:1])
+      case = Case(config, num_classes, 0, 1, devices[:1])
     else:
       case = Case(config, num_classes, 0, batch_size, devices)
     step = Detector(case.config, case.model, case.mesh, ()).step

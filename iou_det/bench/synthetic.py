@@ -75,8 +75,8 @@ class Case:
   devices: Sequence[jax.Device] | None = None  # default: all
 
   def __post_init__(self) -> None:
-    config, axes = self.config, self.config.mesh.to_dict()
-    self.mesh = device_mesh(self.batch_size, self.devices, **axes, setting="--batch_size")
+    config = self.config
+    self.mesh = device_mesh(self.batch_size, self.devices, setting="--batch_size")
     self.model = make_model(config, self.num_classes)
     made = create_state(config, self.model, STEPS_PER_EPOCH, self.mesh, None)
     self.state, self.optimizer = made
@@ -92,7 +92,7 @@ class Case:
 
   def _step(self, config: ConfigDict) -> Any:
     model = make_model(config, self.num_classes)
-    return make_train_step(config, model, self.optimizer, STEPS_PER_EPOCH, self.mesh)
+    return make_train_step(config, model, self.optimizer, STEPS_PER_EPOCH, self.mesh, self.state)
 
   def without_remat(self) -> ConfigDict | None:
     """The config of the same work with nothing done again; None if that is the case's own."""

@@ -1,7 +1,7 @@
 """Compiles the training step, or detection, for chips that are not here, and says what it needs of them.
 
 usage: iou-det compile --config=retinanet:short=800 --target=v5e:4x4,h100:1x8 [--batch_size=64]
-       iou-det compile --config=shapes --target=v5e:2x2 --slices=2 --config.mesh.fsdp=2
+       iou-det compile --config=shapes --target=v5e:2x2 --slices=2
        iou-det compile --config=retinanet:short=800 --target=a100 --what=detect --largest
 
 Targets: v5e:4x4, v6e:4x4, v5p:2x2x4 (a TPU's topology; needs the extra aot-tpu), h100:2x8, h200, a100 (hosts
@@ -39,30 +39,32 @@ def main() -> None:
   jax.config.update("jax_platforms", "cpu")  # before JAX looks for devices: another run may have them
   jax.config.update("jax_enable_compilation_cache", False)  # compile seconds are of compiling
   config = compiled_config()
-  from iou_det.aot.program import compile_for, largest_batch
+  from iou_det.aot.program import compile_for, largest_batch, mesh_of
   from iou_det.aot.report import figures, page
   from iou_det.aot.target import FORMS, get_target
 
   if not TARGET.value:
     raise UserError(f"--target is empty; give one or more of {FORMS}")
-  for target in [get_target(text, SLICES.value) for text in TARGET.value]:
-    logging.info(f"compiling for {target.name}")
+  targets = [get_target(text, SLICES.value) for text in TARGET.value]
+  for target in targets:  # refused before minutes are spent on another
+    mesh_of(target, config, WHAT.value)
+  for target in targets:
+    logging.info(f"compiling for {target.name}{', which takes minutes' if target.tpu else ''}")
     found = compile_for(target, config, CLASSES.value, WHAT.value)
-    largest: float | None = None
+    largest: int | None = None
     if LARGEST.value:
-      shares = found.mesh.size // found.mesh.shape["space"]
+      chips = len(target.devices)
 
-      def peak_of(images: int, target=target, shares=shares) -> int | None:
+      def peak_of(images: int, target=target, chips=chips) -> int | None:
         logging.info(f"compiling for {target.name} with {images} images a chip")
-        sized = with_batch(config, images * shares)
+        sized = with_batch(config, images * chips)
         memory = compile_for(target, sized, CLASSES.value, WHAT.value).memory
         return memory.peak if memory else None
 
       size = config.train.batch_size if WHAT.value == "train" else config.eval.batch_size
       peak = found.memory.peak if found.memory else None
       parts = config.train.accumulate if WHAT.value == "train" else 1
-      most = largest_batch(peak_of, size // shares, peak, target.chip.memory)
-      largest = most * shares * parts / found.mesh.size
+      largest = parts * largest_batch(peak_of, size // chips, peak, target.chip.memory)
     row = figures(found, largest)
     print(page(row))
     print(json.dumps(row), flush=True)

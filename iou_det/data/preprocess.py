@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from ml_collections import ConfigDict
 
 from iou_det.data.colour import jitter_colour, jitters_colour
+from iou_det.forms import ANY, Forms
 from iou_det.ops.boxes import mirrored as mirrored_boxes
 
 TOLERANCE = 1e-3  # pixels: rounding of a box that ends with its image is no crop
@@ -37,6 +38,7 @@ def preprocess(
   size: tuple[int, int],
   convention: str,
   key: Key[Array, ""] | None = None,
+  forms: Forms = ANY,
 ) -> Inputs:
   """Turns a batch of canvases (see `pipeline.train_batches`) into the network's input.
 
@@ -80,7 +82,9 @@ def preprocess(
     else:
       boxes = boxes * jnp.tile(ratio[::-1], 2)
     boxes = boxes - jnp.tile(offset[::-1], 2)
-    y, x = jnp.arange(size[0]), jnp.arange(size[1])
+    # Up to their last line images have rows and columns in the order that suits what comes next.
+    rows, columns = (_by_phase(side) if forms.products else jnp.arange(side) for side in size)
+    y, x = rows, columns
     if key is not None:
       flip_x, flip_y = random[0] < data.flip_horizontal, random[1] < data.flip_vertical
       y = jnp.where(flip_y, seen[0] - 1 - y, y)
@@ -90,13 +94,20 @@ def preprocess(
       y1, y2 = jnp.where(flip_y, seen[0] - y2, y1), jnp.where(flip_y, seen[0] - y1, y2)
       boxes = jnp.stack([x1, y1, x2, y2], axis=-1)
 
-    pixels = _sample(image, y + offset[0], image_size[0], resized[0])
-    pixels = _sample(pixels.swapaxes(0, 1), x + offset[1], image_size[1], resized[1])
-    pixels = pixels.swapaxes(0, 1)
+    if forms.products:
+      down = _shares(y + offset[0], image_size[0], resized[0], image.shape[0])
+      across = _shares(x + offset[1], image_size[1], resized[1], image.shape[1])
+      # Three products of bfloat16 each: pixels are such, and so no share loses more than its 17th bit.
+      pixels = jnp.einsum("yh,hwc->cyw", down, image.astype(jnp.float32), precision="high")
+      pixels = jnp.einsum("cyw,xw->cyx", pixels, across, precision="high").transpose(1, 2, 0)
+    else:
+      pixels = _sample(image, y + offset[0], image_size[0], resized[0])
+      pixels = _sample(pixels.swapaxes(0, 1), x + offset[1], image_size[1], resized[1])
+      pixels = pixels.swapaxes(0, 1)
+    inside = (rows < seen[0])[:, None] & (columns < seen[1])
     if key is not None and jitters_colour(data):
-      pixels = jitter_colour(pixels, _inside(size, seen), data, jax.random.fold_in(own_key, 1))
+      pixels = jitter_colour(pixels, inside, data, jax.random.fold_in(own_key, 1))
     pixels = (pixels - mean) / std
-    inside = _inside(size, seen)
     pixels = jnp.where(inside[..., None], pixels, 0.0)
 
     cropped = jnp.zeros((), jnp.int32)
@@ -113,6 +124,7 @@ def preprocess(
         seen = jnp.where(turn, seen[::-1], seen)
     scale = resized / original_size
     boxes = jnp.where(valid[:, None], boxes, 0.0)
+    pixels = _in_order(pixels) if forms.products else pixels
     return pixels, boxes, valid, cropped, seen, scale
 
   images, boxes, valid, cropped, image_size, scale = jax.vmap(one)(batch)
@@ -130,11 +142,6 @@ def mirrored(inputs: Inputs) -> Inputs:
 
   images, boxes = jax.vmap(one)(inputs.images, inputs.boxes, inputs.valid, inputs.image_size)
   return inputs._replace(images=images, boxes=boxes)
-
-
-def _inside(size: tuple[int, int], content: Int[Array, "2"]) -> Bool[Array, "height width"]:
-  """Which pixels of an input of `size` belong to the content, its height and width."""
-  return (jnp.arange(size[0]) < content[0])[:, None] & (jnp.arange(size[1]) < content[1])
 
 
 def _resized(image_size: Int[Array, "2"], short: int, long: int, rounding: str) -> Int[Array, "2"]:
@@ -183,10 +190,41 @@ def _sample(
   rows: Shaped[Array, "rows ..."], at: Int[Array, " n"], old: Int[Array, ""], new: Int[Array, ""]
 ) -> Float[Array, "n ..."]:
   """Rows `at` of the first `old` rows resized to `new` rows by linear interpolation."""
+  first, second, share = _neighbours(at, old, new)
+  share = share[:, None, None]
+  return rows[first] * (1.0 - share) + rows[second] * share
+
+
+def _shares(
+  at: Int[Array, " n"], old: Int[Array, ""], new: Int[Array, ""], rows: int
+) -> Float[Array, "n rows"]:
+  """`_sample` as a matrix to multiply with."""
+  first, second, share = (x[:, None] for x in _neighbours(at, old, new))
+  row = jnp.arange(rows)
+  return jnp.where(first == row, 1.0 - share, 0.0) + jnp.where(second == row, share, 0.0)
+
+
+def _neighbours(
+  at: Int[Array, " n"], old: Int[Array, ""], new: Int[Array, ""]
+) -> tuple[Int[Array, " n"], Int[Array, " n"], Float[Array, " n"]]:
+  """The two of `old` rows that each of `new` rows lies between, and the second one's share."""
   # (at + 0.5) * old / new - 0.5, as a whole number and a rest.
   numerator = (2 * at + 1) * old - new
   first = numerator // (2 * new)
-  share = ((numerator - first * 2 * new) / (2 * new)).astype(jnp.float32)[:, None, None]
-  second = jnp.clip(first + 1, 0, old - 1)
-  first = jnp.clip(first, 0, old - 1)
-  return rows[first] * (1.0 - share) + rows[second] * share
+  share = ((numerator - first * 2 * new) / (2 * new)).astype(jnp.float32)
+  return jnp.clip(first, 0, old - 1), jnp.clip(first + 1, 0, old - 1), share
+
+
+PHASES = 4  # the side of the stem's blocks of pixels, or a multiple of it; every input's side is one
+
+
+def _by_phase(side: int) -> Int[Array, " {side}"]:
+  """The places 0, 4, 8, ..., then 1, 5, 9, ...: blocks of 4x4 pixels as channels are whole planes then."""
+  return jnp.arange(side).reshape(-1, PHASES).T.reshape(-1)
+
+
+def _in_order(pixels: Float[Array, "height width 3"]) -> Float[Array, "height width 3"]:
+  """The inverse of `_by_phase` for rows and columns; a compiler joins it with the stem's cut into blocks."""
+  height, width, _ = pixels.shape
+  planes = pixels.reshape(PHASES, height // PHASES, PHASES, width // PHASES, 3)
+  return planes.transpose(1, 0, 3, 2, 4).reshape(height, width, 3)

@@ -99,11 +99,30 @@ class Results:
     return read_json(path, "train in a new --workdir")["w_loc"]
 
   @property
+  def w_cls(self) -> float:
+    return self.config.loss.w_cls
+
+  @property
   def effective_weight(self) -> float:
-    """Localization loss over what it is with weights of 1, averaged over all training steps."""
+    """Localization loss over smooth L1 with weights of 1, averaged over all training steps."""
     steps = np.array([row["step"] for row in self.training])
     weights = [row["localization_weight"] for row in self.training]
     return float(np.average(weights, weights=np.diff(steps, prepend=0)))
+
+  @property
+  def classification_gradient(self) -> float | None:
+    """Mean norm of the loss's gradient of backbone and FPN, over the steps with diagnostics; None: there
+    are none, or an earlier version made them."""
+    return self._gradient("classification")
+
+  @property
+  def localization_gradient(self) -> float | None:
+    return self._gradient("localization")
+
+  def _gradient(self, loss: str) -> float | None:
+    name = f"{loss}_gradient_norm"
+    norms = [row[name] for row in self.rows if name in row]
+    return float(np.mean(norms)) if norms else None
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""The network. A backbone is a module of this folder with a Flax class, made of (config.model, dtype).
+"""The network. A backbone is a module of this folder with a Flax class, made of (config.model, dtype, forms).
 
 It returns C2 to C5 (strides 4, 8, 16 and 32) and stops the gradient behind frozen stages (`stop_frozen`).
 `stage_of(name)` says of which stage a submodule is, 0 for the stem; `torch_name(path)` what a variable is

@@ -144,3 +144,19 @@ def _pool_backward(
 
 
 max_pool.defvjp(_pool_forward, _pool_backward)
+
+
+def max_pool_of_blocks(x: Float[Array, "b h w _"]) -> Float[Array, "b h w c"]:
+  """`max_pool` of maps whose 2x2 pixels are channels, as (row, column, c) from the slowest on."""
+
+  def with_before(x: Maps, axis: int) -> Maps:
+    """The larger of each block's and the one's before it."""
+    one, low = [1] * 4, [(0, 0)] * 4
+    window = tuple(one[:axis] + [2] + one[axis + 1 :])
+    padding = tuple(low[:axis] + [(1, 0)] + low[axis + 1 :])
+    return jax.lax.reduce_window(x, jnp.full((), -jnp.inf, x.dtype), jax.lax.max, window, (1,) * 4, padding)
+
+  for axis in (1, 2):  # a window has the block's first row (or column), its second, and the second before
+    first, second = jnp.split(x, 2, axis=3)
+    x = jnp.maximum(first, with_before(second, axis))
+  return x

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from iou_det.models.layers import EPS, GroupNorm, max_pool, relu
+from iou_det.forms import ANY, Forms
+from iou_det.models.layers import EPS, GroupNorm, max_pool, max_pool_of_blocks, relu
 
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -67,19 +68,26 @@ def patches(x: Float[Array, "b h w c"], side: int) -> Float[Array, "b h2 w2 d"]:
 
 
 def stem_convolution(
-  x: Float[Array, "b h w c"], weights: Float[Array, "7 7 c d"]
-) -> Float[Array, "b h2 w2 d"]:
-  """The 7x7 convolution of stride 2 as a 4x4 one of stride 1 on 2x2 blocks of pixels (space to depth).
+  x: Float[Array, "b h w c"], weights: Float[Array, "7 7 c d"], block: int = 2
+) -> Float[Array, "b h2 w2 d2"]:
+  """The 7x7 convolution of stride 2 as one of stride 1 on blocks of pixels (space to depth).
 
-  Few input channels leave matrix units idle; the blocks have four times as many. Equal up to rounding.
+  Few input channels leave matrix units idle; the blocks have more. Equal up to rounding.
+
+  Args:
+    block: side of a block. 2: a 4x4 convolution. 4: a 3x3 one, whose channels are 2x2 pixels of the output
+      (`max_pool_of_blocks` takes them); sides must be multiples of 4.
   """
-  channels = x.shape[-1]
-  blocks = patches(x, 2)  # what fills them up is what the convolution pads with anyway
-  # A row and column of zeros before the kernel make it 8x8: pixel 2i + k - 4 is row k % 2 of block
-  # i + k // 2 - 2.
-  kernel = jnp.pad(weights, ((1, 0), (1, 0), (0, 0), (0, 0))).reshape(4, 2, 4, 2, channels, -1)
-  kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(4, 4, 4 * channels, -1)
-  return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), [(2, 1)] * 2, dimension_numbers=LAYOUT)
+  channels, side = x.shape[-1], {2: 4, 4: 3}[block]
+  blocks = patches(x, block)  # what fills them up is what the convolution pads with anyway
+  # Pixels 2i - 3 to 2i + 3 are within `side` blocks of which the first begins at 2i - 4: zeros elsewhere.
+  outputs = range(block // 2)
+  pad = lambda i: (1 + 2 * i, side * block - 8 - 2 * i)
+  kernels = [jnp.pad(weights, (pad(i), pad(j), (0, 0), (0, 0))) for i in outputs for j in outputs]
+  kernel = jnp.stack(kernels, axis=3).reshape(side, block, side, block, channels, -1)
+  kernel = kernel.transpose(0, 2, 1, 3, 4, 5).reshape(side, side, block * block * channels, -1)
+  padding = [(4 // block, 1)] * 2
+  return jax.lax.conv_general_dilated(blocks, kernel, (1, 1), padding, dimension_numbers=LAYOUT)
 
 
 @dataclass(frozen=True)
@@ -87,10 +95,14 @@ class ConvNorm:
   """Makes a convolution, its norm, "frozen_bn" or "gn", and perhaps a ReLU.
 
   The first two are submodules `names` of the calling module.
+
+  Attributes:
+    stem_block: of the one 7x7 convolution, see `stem_convolution`.
   """
 
   norm: str
   dtype: DTypeLike
+  stem_block: int = 2
 
   def __call__(
     self,
@@ -108,7 +120,8 @@ class ConvNorm:
     weights, shift = self.folded((kernel, kernel, x.shape[-1], features), names)
     x = x.astype(self.dtype)
     if kernel == 7:
-      x = stem_convolution(x, weights)
+      x = stem_convolution(x, weights, self.stem_block)
+      shift = jnp.tile(shift, x.shape[-1] // features)
     else:
       padding, strides = [(kernel // 2, kernel // 2)] * 2, (stride, stride)
       x = jax.lax.conv_general_dilated(x, weights, strides, padding, dimension_numbers=LAYOUT)
@@ -190,19 +203,25 @@ class ResNet(nn.Module):
   Attributes:
     settings: config.model.
     dtype: of the computation; parameters are float32.
+    forms: those that suit the platform.
   """
 
   settings: Any
   dtype: DTypeLike = jnp.float32
+  forms: Forms = ANY
 
   @nn.compact
   def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
-    s, layer = self.settings, ConvNorm(self.settings.norm, self.dtype)
+    s = self.settings
+    # Only a frozen stem's: in `max_pool_of_blocks` equals share the gradient.
+    blocks = s.norm == "frozen_bn" and s.frozen_stages >= 0 and not any(n % 4 for n in images.shape[1:3])
+    side = self.forms.stem_block if blocks else 2
+    layer, pool = ConvNorm(s.norm, self.dtype, side), max_pool if side == 2 else max_pool_of_blocks
     block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
     if s.stem == "patchify":
       x = stop_frozen(layer(patches(images, 4), s.width, 3, 1, ("conv1", "bn1"), activate=True), 0, s)
     else:
-      x = max_pool(stop_frozen(layer(images, s.width, 7, 2, ("conv1", "bn1"), activate=True), 0, s))
+      x = pool(stop_frozen(layer(images, s.width, 7, 2, ("conv1", "bn1"), activate=True), 0, s))
     maps = []
     for stage, blocks in enumerate(BLOCKS[s.depth], start=1):
       features = s.width * 2 ** (stage - 1)

@@ -40,6 +40,7 @@ def find_candidates(
   anchors: Float[Array, "anchors 4"],
   image_size: Int[Array, "batch 2"],
   scale: Float[Array, "batch 2"],
+  ious: Sequence[Float[Array, "batch _ _ _"]] | None = None,
   *,
   inside: Bool[Array, "batch anchors"] | None = None,
   convention: str,
@@ -50,7 +51,8 @@ def find_candidates(
   clipped to the image and mapped to original pixels.
 
   Args:
-    logits, deltas: of each level, as `RetinaNet` returns them; no array of all of them is made.
+    logits, deltas, ious: of each level, as `RetinaNet` returns them; no array of all of them is made. With
+      an IoU branch a score is p^0.5 iou^0.5 (arXiv:1912.05992, alpha 0.5), for the choice of anchors too.
     anchors: in network pixels, level by level.
     image_size: height and width of the image's content in network pixels (without padding).
     scale: network pixels per original pixel, y and x.
@@ -64,35 +66,48 @@ def find_candidates(
     raise ValueError(f"levels of {sizes} are {sum(sizes)} anchors, not {len(anchors)}")
 
   def best(
-    logits: Float[Array, "_ _ _"],
-    deltas: Float[Array, "_ _ _"],
     anchors: Float[Array, "n 4"],
     inside: Bool[Array, " n"] | None,
-  ) -> tuple[Float[Array, "k classes"], Float[Array, "k 4"], Float[Array, "k 4"]]:
+    logits: Float[Array, "_ _ _"],
+    deltas: Float[Array, "_ _ _"],
+    iou: Float[Array, "_ _ _"] | None = None,
+  ) -> tuple[Float[Array, "k _"], ...]:
     logits, deltas = logits.reshape(len(anchors), -1), deltas.reshape(-1, 4)
     highest = jnp.max(logits, axis=-1)  # of the logits: the sigmoid is monotonic and saturates
+    if iou is not None:
+      highest = score(highest, iou := iou.reshape(-1))
     if inside is not None:
       highest = jnp.where(inside, highest, -jnp.inf)
     values, chosen = top_k(highest, min(candidates_per_level, len(anchors)))
     logits = logits[chosen]
     if inside is not None:
       logits = jnp.where(values[:, None] == -jnp.inf, -jnp.inf, logits)
-    return logits, deltas[chosen], anchors[chosen]
+    rows = anchors[chosen], logits, deltas[chosen]
+    return rows if iou is None else (*rows, iou[chosen, None])
 
-  def one_image(logits, deltas, image_size, scale, inside):
+  def one_image(outputs, inside, image_size, scale):
     ends = list(itertools.accumulate(sizes))
     of_levels = [anchors[end - size : end] for size, end in zip(sizes, ends, strict=True)]
     masks = [None] * len(sizes) if inside is None else jnp.split(inside, ends[:-1])
-    levels = [best(*level) for level in zip(logits, deltas, of_levels, masks, strict=True)]
+    levels = [best(*level) for level in zip(of_levels, masks, *outputs, strict=True)]
     parts = (jnp.concatenate(part).astype(jnp.float32) for part in zip(*levels, strict=True))
-    chosen_logits, chosen_deltas, chosen_anchors = parts
+    chosen_anchors, chosen_logits, chosen_deltas, *iou = parts
     boxes = _clip_to_image(decode(chosen_deltas, chosen_anchors), image_size, convention)
     if mirror:
       boxes = mirrored(boxes, image_size[1])
     boxes = unscale_boxes(boxes, scale, convention=convention)
-    return Candidates(boxes, jax.nn.sigmoid(chosen_logits))
+    return Candidates(boxes, score(chosen_logits, *iou))
 
-  return jax.vmap(one_image)(list(logits), list(deltas), image_size, scale, inside)
+  outputs = [list(output) for output in (logits, deltas, ious) if output is not None]
+  return jax.vmap(one_image)(outputs, inside, image_size, scale)
+
+
+def score(
+  logits: Float[Array, "*shape"], iou: Float[Array, "*#shape"] | None = None
+) -> Float[Array, "*shape"]:
+  """Of logits of classes and, where there is an IoU branch, of the IoU; float32."""
+  p = jax.nn.sigmoid(logits.astype(jnp.float32))
+  return p if iou is None else jnp.sqrt(p * jax.nn.sigmoid(iou.astype(jnp.float32)))
 
 
 def suppress(

@@ -15,15 +15,21 @@ def sigmoid_focal_loss(
     alpha: weight of the targets that are 1; the others weigh 1 - alpha.
     gamma: exponent >= 0; 0 gives the weighted cross entropy.
   """
-  z = logits * (2.0 * targets - 1.0)  # p_t = sigmoid(z)
-  # log(1 + e^z) and log(1 + e^-z) from one exponential that cannot overflow. (1 - p_t)^gamma as
-  # exp(-gamma log(1 + e^z)) has a finite slope for every gamma and logit.
-  # By `where`, not by abs and maximum: their slopes at 0 do not add up to the loss's.
+  softplus, cross_entropy = softplus_pair(logits * (2.0 * targets - 1.0))  # of z with p_t = sigmoid(z)
+  alpha_t = alpha * targets + (1.0 - alpha) * (1.0 - targets)
+  # (1 - p_t)^gamma as exp(-gamma log(1 + e^z)) has a finite slope for every gamma and logit.
+  return alpha_t * jnp.exp(-gamma * softplus) * cross_entropy
+
+
+def softplus_pair(z: Float[Array, "*shape"]) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+  """log(1 + e^z) and log(1 + e^-z), which are -log(1 - p) and -log(p) of p = sigmoid(z).
+
+  From one exponential that cannot overflow. By `where`, not by abs and maximum: their slopes at 0 do not add
+  up to the loss's.
+  """
   right = z >= 0.0
   tail = jnp.log1p(jnp.exp(-jnp.where(right, z, -z)))
-  softplus, cross_entropy = jnp.where(right, z, 0.0) + tail, jnp.where(right, 0.0, -z) + tail
-  alpha_t = alpha * targets + (1.0 - alpha) * (1.0 - targets)
-  return alpha_t * jnp.exp(-gamma * softplus) * cross_entropy
+  return jnp.where(right, z, 0.0) + tail, jnp.where(right, 0.0, -z) + tail
 
 
 def smooth_l1(d: Float[Array, "*shape"], *, delta: float) -> Float[Array, "*shape"]:

@@ -1,10 +1,12 @@
-"""The methods that arXiv:1908.05641 sets itself against, and the tables of the losses to choose from.
+"""What IoU-balanced losses are compared with, and the tables of the losses to choose from.
 
-balanced_l1                                          Libra R-CNN, arXiv:1904.02701
-bounded_iou_loss                                     Tychsen-Smith and Petersson, arXiv:1711.00164
-giou_loss                                            Rezatofighi et al., arXiv:1902.09630
-authentic_smooth_l1, gradient_harmonizing_weights    GHM-R, arXiv:1811.05181
-isr_weights                                          PISA, arXiv:1904.04821
+balanced_l1           Libra R-CNN, arXiv:1904.02701
+bounded_iou_loss      Tychsen-Smith and Petersson, arXiv:1711.00164
+giou_loss             Rezatofighi et al., arXiv:1902.09630
+quality_focal_loss    Generalized focal loss, arXiv:2006.04388
+varifocal_loss        VarifocalNet, arXiv:2008.13367
+concordance_loss      Correlation loss, arXiv:2301.01019
+isr_weights           PISA, arXiv:1904.04821
 """
 
 import math
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from iou_det.ops import boxes as box_ops
-from iou_det.ops.losses import sigmoid_focal_loss, smooth_l1
+from iou_det.ops.losses import sigmoid_focal_loss, smooth_l1, softplus_pair
 
 
 def balanced_l1(
@@ -94,47 +96,65 @@ def giou_loss(
   return 1.0 - iou + apart
 
 
-def authentic_smooth_l1(d: Float[Array, "*shape"], *, mu: float = 0.02) -> Float[Array, "*shape"]:
-  """Authentic smooth L1, arXiv:1811.05181 Section "GHM-R": sqrt(d^2 + mu^2) - mu.
-
-  Its slope d / sqrt(d^2 + mu^2) tells large differences apart, which smooth L1's (1 for all) does not.
-  """
-  size = jnp.abs(d)
-  inner = jnp.minimum(size, 1e4 * mu)  # beyond, the slope is 1 in float32 and the square may overflow
-  # As a quotient, because the difference of two roots near mu would keep few digits.
-  return inner * inner / (jnp.sqrt(inner * inner + mu * mu) + mu) + (size - inner)
+def cross_entropy(logits: Float[Array, "*shape"], targets: Float[Array, "*#shape"]) -> Float[Array, "*shape"]:
+  """Of a score with a target anywhere in [0, 1]: -t log(p) - (1 - t) log(1 - p)."""
+  negative, positive = softplus_pair(logits)
+  return targets * positive + (1.0 - targets) * negative
 
 
-def gradient_harmonizing_weights(
-  d: Float[Array, "*batch anchors 4"],
-  positive: Bool[Array, "*batch anchors"],
-  *,
-  mu: float = 0.02,
-  bins: int = 10,
-) -> Float[Array, "*batch anchors 4"]:
-  """Weights of GHM-R, arXiv:1811.05181: N / GD(g), to be multiplied with `authentic_smooth_l1`.
-
-  g = |d| / sqrt(d^2 + mu^2) in [0, 1) is the gradient norm. Its density GD(g) is taken by unit regions,
-  Eq. (9)-(10): `bins` times the number of the examples whose g lies in the same of `bins` equal parts of
-  [0, 1]. An example is one of a positive's 4 offsets, and N is their number. Evenly spread gradients give
-  weights of 1; every part that is not empty gets the same total, N / bins. (The authors' code divides by
-  the number of parts that are not empty instead of `bins`.) The counts are this batch's, without the moving
-  average over steps that the paper adds. Weights are 0 where not positive.
+def quality_focal_loss(
+  logits: Float[Array, "*shape"], quality: Float[Array, "*#shape"], *, beta: float = 2.0
+) -> Float[Array, "*shape"]:
+  """Quality focal loss, arXiv:2006.04388 Eq. (2): |t - p|^beta times the cross entropy of p with t.
 
   Args:
-    d: differences of box offsets.
-    mu: that of the loss, > 0.
-    bins: number of unit regions, >= 1; the paper calls it M.
+    quality: t, the IoU on the class of a positive, 0 elsewhere.
+    beta: exponent, 0 or from 1 on (between, its slope at p = t is infinite).
   """
-  counted = jnp.broadcast_to(positive[..., None], d.shape)
-  size = jnp.where(counted, jnp.abs(d), 0.0)
-  norm = 1.0 / jnp.sqrt(1.0 + (mu / size) ** 2)  # exact at 0 and at infinity
-  # A norm of 1 belongs to the last part. From here on all are integers, so no gradient gets through.
-  part = jnp.clip((norm * bins).astype(jnp.int32), 0, bins - 1)
-  examples = counted[..., None] & (part[..., None] == jnp.arange(bins))
-  count = examples.sum(axis=tuple(range(d.ndim)))
-  density = bins * count[part].astype(d.dtype)
-  return jnp.where(counted, counted.sum() / jnp.maximum(density, 1.0), 0.0)
+  return jnp.abs(quality - jax.nn.sigmoid(logits)) ** beta * cross_entropy(logits, quality)
+
+
+def varifocal_loss(
+  logits: Float[Array, "*shape"],
+  positive: Bool[Array, "*#shape"],
+  quality: Float[Array, "*#shape"],
+  *,
+  alpha: float = 0.75,
+  gamma: float = 2.0,
+  weighted: bool = True,
+) -> Float[Array, "*shape"]:
+  """Varifocal loss, arXiv:2008.13367 Eq. (2): the cross entropy of p with q, times
+
+      q    on the class of a positive (1 where not `weighted`)
+      alpha p^gamma    everywhere else
+
+  Args:
+    positive: whether it is the class of a positive.
+    quality: q, the IoU there; read nowhere else.
+  """
+  quality = jnp.where(positive, quality, 0.0)
+  p_gamma = jnp.exp(-gamma * softplus_pair(logits)[1])
+  weight = jnp.where(positive, quality if weighted else 1.0, alpha * p_gamma)
+  return weight * cross_entropy(logits, quality)
+
+
+def concordance_loss(
+  scores: Float[Array, "*shape"], iou: Float[Array, "*shape"], positive: Bool[Array, "*shape"]
+) -> Float[Array, ""]:
+  """1 - the concordance correlation of the positives' scores and IoUs: arXiv:2301.01019 with Lin's
+  coefficient (Biometrics 45, 1989), which asks for equality, not for an order, so that nothing is sorted.
+
+      ccc = 2 cov(s, u) / (var(s) + var(u) + (mean(s) - mean(u))^2)
+
+  In [0, 2]; 0 for fewer than two positives. No gradient flows to the boxes, as in the authors' code.
+  """
+  iou = jax.lax.stop_gradient(iou)
+  count = jnp.maximum(positive.sum(), 1)
+  mean = lambda x: jnp.sum(x, where=positive) / count
+  s, u = scores - mean(scores), iou - mean(iou)
+  spread = mean(s * s) + mean(u * u) + (mean(scores) - mean(iou)) ** 2
+  known = (positive.sum() > 1) & (spread > 0.0)  # without any spread both are one number: nothing is wrong
+  return jnp.where(known, 1.0 - 2.0 * mean(s * u) / jnp.where(known, spread, 1.0), 0.0)
 
 
 def isr_weights(
@@ -236,12 +256,18 @@ LOCALIZATION: dict[str, Callable[[BoxPairs, Any], Float[Array, "batch anchors"]]
   "giou": lambda pairs, loss: giou_loss(pairs.boxes, pairs.target_boxes),
   "balanced_l1": lambda pairs, loss: balanced_l1(pairs.errors, beta=loss.delta).sum(axis=-1),
   "bounded_iou": lambda pairs, loss: bounded_iou_loss(pairs.deltas, pairs.target_deltas).sum(axis=-1),
-  "ghm_r": lambda pairs, loss: (
-    authentic_smooth_l1(pairs.errors) * gradient_harmonizing_weights(pairs.errors, pairs.positive)
-  ).sum(axis=-1),
 }
 CLASSIFICATION: dict[str, Callable[[Array, Array, Array, Any], Float[Array, "..."]]] = {
   "focal": lambda logits, target, iou, loss: sigmoid_focal_loss(
     logits, target.astype(logits.dtype), alpha=loss.alpha, gamma=loss.gamma
+  ),
+  "quality_focal": lambda logits, target, iou, loss: quality_focal_loss(
+    logits, jnp.where(target, iou, 0.0), beta=loss.gamma
+  ),
+  "varifocal": lambda logits, target, iou, loss: varifocal_loss(
+    logits, target, iou, alpha=loss.alpha, gamma=loss.gamma
+  ),
+  "varifocal_unweighted": lambda logits, target, iou, loss: varifocal_loss(
+    logits, target, iou, alpha=loss.alpha, gamma=loss.gamma, weighted=False
   ),
 }

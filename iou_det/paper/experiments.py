@@ -1,17 +1,19 @@
 """The tables and figures as data, with what arXiv:1908.05641 printed, and their making from finished runs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from iou_det.errors import UserError
+from iou_det.evaluation.overlap import LOCATED, best_ious, rank_correlation
 from iou_det.evaluation.results import Results
 from iou_det.paper import plots, report, results
 from iou_det.paper.figures import figure1, figure2, figure3
 from iou_det.paper.output import Cell, Output, Plot
 from iou_det.paper.report import Intervals, Row
+from iou_det.paper.results import NO_THRESHOLD
 from iou_det.paper.runs import SWEEP, Reproduction, Run, run_config
 from iou_det.processes import by_process_0
 from iou_det.storage import AnyPath, local_path
@@ -27,7 +29,7 @@ class Line(NamedTuple):
   label: str  # with {depth} of the backbone
   paper: tuple[float, ...] = ()  # printed in the table's first columns: AP on COCO, percent
   large: bool = False  # the run with the larger backbone
-  soft_nms: str = ""  # "linear" or "gaussian": its detections made with soft-NMS
+  published: str = ""  # what others report on COCO, with source
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,10 @@ class Table:
   caption: str  # with {source} of the numbers
   compared: str = "AP"  # figure of differences, spreads and the paper's columns
   weights: bool = True  # columns w_loc and effective weight
+  details: bool = False  # columns w_cls, gradients, Spearman and published
   bars: str = ""  # title of the table as a plot; "": none
   differences: bool = False  # a plot of the differences of AP at each IoU
+  contrasts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # runs, each minus others
 
 
 BASELINE = Line("baseline", "RetinaNet", (34.4, 53.9, 36.6, 17.2, 38.2, 48.0))
@@ -54,7 +58,7 @@ CONTROLS = (
   Line("loc_eq5", "+ loc by Eq. (5)"),
   Line("both_eq5", "+ both by Eq. (5)"),
 )
-CONTRASTS = {
+CONTRASTS: dict[str, tuple[str, ...]] = {
   "loc": ("baseline_effective", "baseline_w_loc"),
   "loc_eq5": ("baseline",),
   "both_eq5": ("cls",),
@@ -79,6 +83,7 @@ TABLES = {
     "Table 2. {source}. Paper: COCO val-2017, R50.",  # at [600,1000], as Tables 3 and 4
     bars="Table 2",
     differences=True,
+    contrasts=CONTRASTS,
   ),
   "table3": Table(
     (
@@ -112,22 +117,39 @@ TABLES = {
   ),
   "comparison": Table(
     (
-      BASELINE,
-      BOTH,
-      Line("balanced_l1", "balanced L1 (Libra R-CNN)"),
-      Line("ghm_r", "GHM-R"),
-      Line("bounded_iou", "bounded IoU loss"),
-      Line("isr", "ISR (PISA)"),
-      Line("baseline", "RetinaNet, soft-NMS (linear)", soft_nms="linear"),
-      Line("both", "+ both, soft-NMS (linear)", soft_nms="linear"),
-      Line("baseline", "RetinaNet, soft-NMS (gaussian)", soft_nms="gaussian"),
-      Line("both", "+ both, soft-NMS (gaussian)", soft_nms="gaussian"),
+      BASELINE._replace(paper=(34.4, 36.6, 11.2)),
+      CLS._replace(paper=(35.1, 37.5, 11.4)),
+      Line("isr", "ISR", published="with CARL 35.6 -> 36.9 (mmdetection, configs/pisa)"),
+      Line("quality_focal", "quality focal"),
+      Line("quality_focal_scaled", "quality focal, scaled"),
+      Line("varifocal", "varifocal", published="36.5 -> 37.4 (its authors' repository)"),
+      Line("varifocal_scaled", "varifocal, scaled"),
+      Line("varifocal_unweighted", "varifocal without q"),
+      Line("varifocal_unweighted_scaled", "varifocal without q, scaled"),
+      Line("iou_branch", "IoU branch", published="+1.7 to +1.9 on test-dev (arXiv:1912.05992)"),
+      Line("iou_branch_attached", "IoU branch, gradient to its target"),
+      Line("concordance", "concordance"),
+      CONTROLS[0],
+      LOC._replace(paper=(35.2, 37.6, 13.1)),
+      Line("balanced_l1", "balanced L1, its authors' weight"),
+      Line("balanced_l1_effective", "balanced L1, effective weight of loc"),
+      Line("bounded_iou", "bounded IoU, fitted weight"),
+      Line("bounded_iou_effective", "bounded IoU, effective weight of loc"),
+      Line("giou", "GIoU, fitted weight"),
+      Line("giou_effective", "GIoU, effective weight of loc"),
     ),
-    (*SIZES, "AP90"),
-    "Other methods beside IoU-balanced losses. {source}. Balanced L1 and GHM-R have their authors' weights "
-    "for RetinaNet, the other localization losses one fitted on the matched anchors. Paper: COCO val-2017, "
-    "R50, its Table 2.",
+    ("AP", "AP75", "AP90"),
+    "Ways of tying scores to IoU, then box losses. {source}; scores above {threshold} count. Smooth L1 and "
+    "focal loss where nothing else is said. Scaled: with the w_cls that gives the gradient norm which the "
+    "focal loss had over its training. Spearman: of score and IoU, detections with an IoU of 0.5 or more, "
+    "mean over seeds. Gradients: mean norms, of backbone and FPN. Published: AP on COCO val-2017 with R50 "
+    "unless they say otherwise, in other code. Paper: COCO val-2017, R50.",
     bars="Methods compared",
+    details=True,
+    contrasts={
+      name: ("baseline_effective",)
+      for name in ("loc", "balanced_l1_effective", "bounded_iou_effective", "giou_effective")
+    },
   ),
 }
 WITHOUT, WITH = "without IoU balancing (lambda 0)", "with IoU balancing (lambda 1.5)"
@@ -152,9 +174,8 @@ def detect_more(experiment: str, reproduction: Reproduction, runs: Sequence[Run]
   text = ""
   for run in runs:
     workdir = reproduction.folder(run)
-    for line in EXPERIMENTS[experiment]:
-      if line.soft_nms and (line.run, line.large) == (run.name, run.large):
-        results.soft_nms(workdir, line.soft_nms)
+    if experiment == "comparison":
+      results.score_without_threshold(workdir)
     if experiment == "fig2":
       results.find_candidates(workdir)
     if experiment == "table1" and reproduction.preset == "coco":
@@ -192,6 +213,10 @@ def write(experiment: str, reproduction: Reproduction, runs: Sequence[Run], comm
   rows = make_rows(experiment, groups)
   if experiment in TABLES:
     text = write_table(experiment, rows, output)
+    if experiment == "comparison":  # thresholds cut losses differently: their scores have other scales
+      text += "\n" + write_table(
+        experiment, make_rows(experiment, groups, NO_THRESHOLD), output, NO_THRESHOLD
+      )
   else:
     text = {"fig2": figure2, "fig3": figure3, "wloc_sweep": wloc_sweep}[experiment](rows, output)
   return f"{text}\nwrote {folder}"
@@ -229,21 +254,25 @@ def scored_rows(workdirs: Sequence[AnyPath]) -> list[Row]:
   return rows
 
 
-def make_rows(experiment: str, groups: Mapping[tuple[str, bool], list[Results]]) -> list[Row]:
-  """Rows of the lines whose runs, by name and size, are there."""
+def make_rows(
+  experiment: str, groups: Mapping[tuple[str, bool], list[Results]], variant: str = ""
+) -> list[Row]:
+  """Rows of the lines whose runs, by name and size, are there; `variant`: see `Results.read`."""
   table = TABLES.get(experiment)
   rows: list[Row] = []
   baselines: dict[bool, Row] = {}
-  for run, label, paper, large, method in EXPERIMENTS[experiment]:
+  for run, label, paper, large, published in EXPERIMENTS[experiment]:
     found = groups.get((run, large), [])
     if not found:  # a control that was not asked for
       continue
-    if method:
-      found = [Results.read(r.workdir, f"soft_nms_{method}") for r in found]
+    if variant:
+      found = [Results.read(r.workdir, variant) for r in found]
     cells: dict[str, Cell] = {}
     if table is None or table.weights:  # means over seeds: as trained, and over training
       cells["w_loc"] = float(np.mean([r.w_loc for r in found]))
       cells["effective weight"] = float(np.mean([r.effective_weight for r in found]))
+    if table is not None and table.details:
+      cells |= details(found) | {"published": published or None}
     label = label.format(depth=found[0].config.model.depth)
     printed = dict(zip(table.figures, paper, strict=False)) if table else {}
     rows.append(Row(label, found, printed, baselines.get(large), cells))
@@ -251,13 +280,24 @@ def make_rows(experiment: str, groups: Mapping[tuple[str, bool], list[Results]])
   return rows
 
 
-def write_table(experiment: str, rows: Sequence[Row], output: Output) -> str:
+def details(found: Sequence[Results]) -> dict[str, Cell]:
+  """Means over seeds of what the losses do beside AP; None where a seed has no such number."""
+  of_seeds: dict[str, list[float | None]] = {
+    "w_cls": [r.w_cls for r in found],
+    "cls gradient": [r.classification_gradient for r in found],
+    "loc gradient": [r.localization_gradient for r in found],
+    "Spearman": [rank_correlation(best_ious(r.truth, r.detections()), min_iou=LOCATED) for r in found],
+  }
+  return {name: None if None in x else float(np.mean(np.array(x, float))) for name, x in of_seeds.items()}
+
+
+def write_table(experiment: str, rows: Sequence[Row], output: Output, variant: str = "") -> str:
   table = TABLES[experiment]
+  name = "_".join(filter(None, (experiment, variant)))
   intervals = Intervals(rows, smoke=output.smoke)
-  caption = table.caption.format(source=output.source)
-  text = report.ap_table(
-    output, experiment, intervals, table.figures, caption=caption, compared=table.compared
-  )
+  threshold = 0 if variant else rows[0].results[0].config.eval.score_threshold
+  caption = table.caption.format(source=output.source, threshold=threshold)
+  text = report.ap_table(output, name, intervals, table.figures, caption=caption, compared=table.compared)
   if table.differences:
     report.ap_differences(output, intervals)
   if table.bars:
@@ -265,15 +305,18 @@ def write_table(experiment: str, rows: Sequence[Row], output: Output) -> str:
     for base in baselines:
       shown = [row for row in rows if row is base or row.baseline is base]
       depth = base.results[0].config.model.depth
-      name, title = ("", "") if len(baselines) == 1 else (f"_r{depth}", f", R{depth}")
-      report.ap_bars(output, f"{experiment}{name}_bars", shown, table.bars + title)
+      size, title = ("", "") if len(baselines) == 1 else (f"_r{depth}", f", R{depth}")
+      report.ap_bars(output, f"{name}{size}_bars", shown, table.bars + title)
+  row_of = {line.run: row for line in table.lines for row in rows if row.label == line.label}
   if experiment == "table2":
-    row_of = {line.run: row for line in table.lines for row in rows if row.label == line.label}
     for run in ("baseline", "loc"):
       report.diagnostics(output, f"diagnostics_{run}", row_of[run])
-    pairs = [(row_of[a], row_of[b]) for a in CONTRASTS for b in CONTRASTS[a] if a in row_of and b in row_of]
-    caption = f"Differences between the rows of Table 2. {output.source}."
-    text += "\n" + report.contrast_table(output, "contrasts", intervals, pairs, caption=caption)
+  contrasts = [(a, b) for a, others in table.contrasts.items() for b in others if {a, b} <= row_of.keys()]
+  if contrasts:
+    pairs = [(row_of[a], row_of[b]) for a, b in contrasts]
+    caption = f"Differences between rows of {name}. {output.source}."
+    file = "_".join(filter(None, ("contrasts", variant)))
+    text += "\n" + report.contrast_table(output, file, intervals, pairs, caption=caption)
   return text
 
 

@@ -94,6 +94,7 @@ def ap_table(
     body.append([*cells, row.spread(compared), paper, paper - printed if paper and printed else None])
   formats = {name: "+z.1f" for name in (*differences[:3], "paper difference")}
   formats |= {name: ".2f" for name in ("difference spread", "spread", *extra)}
+  formats |= {name: ".3f" for name in extra if name == "Spearman" or name.endswith(" gradient")}
   caption += (
     " Difference: to the baseline, with a 95% bootstrap over images, paired by image and seed, without "
     "the seeds' spread. Spreads: standard deviations over seeds, of the difference paired by seed and of the "

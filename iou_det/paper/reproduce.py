@@ -23,20 +23,28 @@ from iou_det.training.loop import train
 from iou_det.workdir.metrics import read_metrics
 from iou_det.workdir.run import read_config
 
-SMOKE_SWEEP = ("baseline", "weight2.0", "loc_weight1.0", "loc_weight2.0")
+# What is trained at toy size of the experiments with many runs.
+SMOKE_RUNS = {
+  "wloc_sweep": ("baseline", "weight2.0", "loc_weight1.0", "loc_weight2.0"),
+  "comparison": (
+    "baseline", "quality_focal", "quality_focal_scaled", "iou_branch_attached",
+    "loc", "giou", "giou_effective",
+  ),
+}  # fmt: skip
 
 
 def plan(experiment: str, reproduction: Reproduction, *, seeds: int, controls: bool) -> list[Run]:
-  """The runs of an experiment, seed by seed; a run comes after the one that it needs."""
+  """The runs of an experiment, seed by seed; a run comes after those that it needs."""
   full_size = experiment == "table1" and reproduction.preset == "coco"
   runs: list[Run] = []
   for seed in range(seeds):
     for line in EXPERIMENTS[experiment]:
-      short_sweep = reproduction.smoke and experiment == "wloc_sweep"
-      if (line in CONTROLS and not controls) or (short_sweep and line.run not in SMOKE_SWEEP):
+      if experiment == "table2" and line in CONTROLS and not controls:
+        continue
+      if reproduction.smoke and line.run not in SMOKE_RUNS.get(experiment, (line.run,)):
         continue
       run = Run(line.run, seed, line.large, full_size)
-      runs += [r for r in (run.needs, run) if r is not None and r not in runs]
+      runs += [r for r in (*run.needs, run) if r not in runs]
   return runs
 
 
@@ -68,12 +76,12 @@ def config_to_train(run: Run, reproduction: Reproduction, number: str) -> dict[s
 
 def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
   """What would run: state, images, steps, and hours where a begun run of the same size tells the speed."""
-  lines = [f"{'run':<32} {'state':<12} {'images':>10} {'steps':>8}"]
+  lines = [f"{'run':<36} {'state':<12} {'images':>10} {'steps':>8}"]
   rates: dict[tuple, list[np.floating]] = {}  # images/s of runs that were begun, by network and image size
   left: dict[tuple, int] = {}  # images to do
   steps_per_epoch: dict[tuple, int] = {}
   for run in runs:
-    waits = run.needs is not None and not done(run.needs, reproduction)
+    waits = not all(done(needed, reproduction) for needed in run.needs)
     config = reproduction.config(Run("baseline", run.seed, run.large, run.full_size) if waits else run)
     key = (config.data.path, images_per_step(config.train))
     if key not in steps_per_epoch:
@@ -89,7 +97,7 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
     else:
       left[size] = left.get(size, 0) + images
       state = "interrupted" if (reproduction.folder(run) / "checkpoints").is_dir() else "to do"
-    lines.append(f"{run.folder:<32} {state:<12} {images:>10,} {steps:>8,}")
+    lines.append(f"{run.folder:<36} {state:<12} {images:>10,} {steps:>8,}")
   known = sum(n / min(rates[size]) / 3600 for size, n in left.items() if size in rates)
   unknown = sum(n for size, n in left.items() if size not in rates)
   hours = [f"{known:.2f} hours at the speed measured here"] if known or not unknown else []
@@ -100,7 +108,7 @@ def dry_run(runs: Sequence[Run], reproduction: Reproduction) -> str:
 
 
 def done(run: Run, reproduction: Reproduction) -> bool:
-  ready = run.needs is None or done(run.needs, reproduction)
+  ready = all(done(needed, reproduction) for needed in run.needs)
   return ready and finished(reproduction.config(run), reproduction.folder(run))
 
 

@@ -1,4 +1,4 @@
-"""Whether a run is finished; its detections with soft-NMS, before NMS, on COCO's test-dev."""
+"""Whether a run is finished; its detections without a threshold, before NMS, on COCO's test-dev."""
 
 import contextlib
 import json
@@ -34,29 +34,33 @@ def finished(config: ConfigDict, workdir: AnyPath) -> bool:
   return last["epoch"] >= config.train.epochs and results.metrics["step"] == last["step"]
 
 
-def soft_nms(workdir: AnyPath, method: str) -> None:
-  """Scores a run's last checkpoint with soft-NMS ("linear" or "gaussian"), unless that was done before.
+NO_THRESHOLD = "threshold0"  # the variant, see `Results.read`
+
+
+def score_without_threshold(workdir: AnyPath) -> None:
+  """Scores a run's last checkpoint with a score threshold of 0, unless that was done before.
 
   This, `find_candidates` and `test_dev` are for all processes: they detect together, process 0 says whether.
   """
-  variant = f"soft_nms_{method}"
 
   def wanted() -> int | None:
     step = Results.read(workdir).metrics["step"]
     with contextlib.suppress(FileNotFoundError):  # not done yet
-      return None if Results.read(workdir, variant).metrics["step"] == step else step
+      return None if Results.read(workdir, NO_THRESHOLD).metrics["step"] == step else step
     return step
 
   step = by_process_0(wanted)
   if step is None:
     return
   detector = load_detector(workdir, str(step))
-  detector.config.eval.nms = method
+  detector.config.eval.score_threshold = 0.0
   d, backend = detector.config.data, detector.config.eval.backend  # which scored the run itself
   scored = detector.evaluate(
     open_dataset(d.path, d.val_split, Reading.of(d)), d.val_annotations, backend=backend
   )
-  scored.write(workdir / "eval" / f"{d.val_split}_{variant}", step=detector.trained_steps, split=d.val_split)
+  scored.write(
+    workdir / "eval" / f"{d.val_split}_{NO_THRESHOLD}", step=detector.trained_steps, split=d.val_split
+  )
 
 
 def find_candidates(workdir: AnyPath, split: str = "") -> None:

@@ -19,8 +19,19 @@ from iou_det.storage import AnyPath
 PRESETS = ("coco", "deeppcb", "shapes")
 SWEEP = (0.5, 1.0, 2.0, 3.0, 4.5)  # localization weights of `wloc_sweep`
 # Losses by run name, as changes of the baseline. w_loc, where a run has an exponent lambd and names none, is
-# Table 4's on COCO and fitted on the training data elsewhere. A w_loc of (NAME, WHAT) comes from the results
-# of the run NAME of the same seed: its "w_loc", or its "effective_weight" averaged over training.
+# Table 4's on COCO and fitted on the training data elsewhere. A weight of (NAME, FIGURE) is a figure of the
+# results of the run NAME of the same seed ("w_loc", or "effective_weight", averaged over training); one of
+# (NAME, FIGURE, PILOT) is the weight of the run PILOT, times what makes its figure NAME's.
+QUALITY_LOSSES: dict[str, dict[str, Any]] = {  # with their authors' numbers
+  "quality_focal": {"classification": "quality_focal", "gamma": 2.0},
+  "varifocal": {"classification": "varifocal", "alpha": 0.75, "gamma": 2.0},
+  "varifocal_unweighted": {"classification": "varifocal_unweighted", "alpha": 0.75, "gamma": 2.0},
+}
+BOX_LOSSES: dict[str, dict[str, Any]] = {
+  "balanced_l1": {"localization": "balanced_l1", "w_loc": 1.0},  # the authors' for RetinaNet
+  "bounded_iou": {"localization": "bounded_iou", "w_loc": "auto"},
+  "giou": {"localization": "giou", "w_loc": "auto"},
+}
 RUNS: dict[str, dict[str, Any]] = {
   "baseline": {},
   "cls": {"eta": 1.5},
@@ -32,10 +43,20 @@ RUNS: dict[str, dict[str, Any]] = {
   "both_eq5": {"eta": 1.5, "lambd": 1.5, "loc_weights": "eq5", "w_loc": 1.0},
   "baseline_effective": {"w_loc": ("loc", "effective_weight")},
   "baseline_w_loc": {"w_loc": ("loc", "w_loc")},
-  "balanced_l1": {"localization": "balanced_l1", "w_loc": 1.0},  # the authors' for RetinaNet
-  "ghm_r": {"localization": "ghm_r", "w_loc": 2.5},  # the authors' 10 in a mean over the 4 offsets, not a sum
-  "bounded_iou": {"localization": "bounded_iou", "w_loc": "auto"},
   "isr": {"isr_gamma": 2.0},
+  **QUALITY_LOSSES,
+  **{
+    f"{name}_scaled": {**loss, "w_cls": ("baseline", "classification_gradient", name)}
+    for name, loss in QUALITY_LOSSES.items()
+  },
+  "iou_branch": {"model.iou_branch": True},
+  "iou_branch_attached": {"model.iou_branch": True, "iou_target": "attached"},
+  "concordance": {"concordance": 0.2},
+  **BOX_LOSSES,
+  **{
+    f"{name}_effective": {**loss, "w_loc": ("loc", "effective_weight", name)}
+    for name, loss in BOX_LOSSES.items()
+  },
   **{f"weight{w}": {"w_loc": w} for w in SWEEP if w != 1.0},
   **{f"loc_weight{w}": {"lambd": 1.5, "w_loc": w} for w in SWEEP},
 }
@@ -56,10 +77,10 @@ class Run:
     return f"{self.name}{size}/seed{self.seed}"
 
   @property
-  def needs(self) -> "Run | None":
-    """The run whose results this one's config is made of."""
-    w_loc = RUNS[self.name].get("w_loc")
-    return replace(self, name=w_loc[0]) if isinstance(w_loc, tuple) else None
+  def needs(self) -> "tuple[Run, ...]":
+    """The runs whose results this one's config is made of."""
+    sources = [value for value in RUNS[self.name].values() if isinstance(value, tuple)]
+    return tuple(replace(self, name=name) for name, _, *pilot in sources for name in (name, *pilot))
 
 
 @dataclass(frozen=True)
@@ -79,20 +100,24 @@ class Reproduction:
     return self.workdir / "runs" / self.name / run.folder
 
   def config(self, run: Run) -> ConfigDict:
-    """The run's config; the run that it needs must be finished."""
+    """The run's config; the runs that it needs must be finished."""
     config = run_config(run, self.preset)
     if self.data:
       config.data.path = self.data
     if self.smoke:
       shrink(config)
-    if run.needs is not None:
-      _, figure = RUNS[run.name]["w_loc"]
-      config = with_loss(config, w_loc=getattr(Results.read(self.folder(run.needs)), figure))
+    for name, source in RUNS[run.name].items():
+      if isinstance(source, tuple):
+        goal, *pilots = [self.folder(needed) for needed in run.needs]
+        weight = figure_of(goal, source[1])
+        for pilot in pilots:
+          weight *= figure_of(pilot, name) / figure_of(pilot, source[1])
+        config = with_loss(config, **{name: weight})
     return config
 
 
 def run_config(run: Run, preset: str) -> ConfigDict:
-  """The config of a run by the preset's own data path; w_loc stays 1 where it comes from another run."""
+  """The config of a run by the preset's own data path; a weight that comes from another run stays 1."""
   choose("preset", preset, PRESETS)
   file, arg = f"{preset}.py", "eta=0,lambd=0"
   if preset == "coco":
@@ -107,16 +132,30 @@ def run_config(run: Run, preset: str) -> ConfigDict:
   if preset == "shapes":
     config.data.val_split = "test"
     config.eval.update(nms="hard", score_threshold=0.05, tta_scales=(1.0,))  # the paper's
-    config.train.eval_epochs = config.train.epochs
+    # Two minutes a run: smaller images than the config's, and fewer of them.
+    config.data.update(short=150, long=192)
+    config.anchors.scale = 2.5
+    config.train.update(epochs=2, eval_epochs=2, warmup_steps=50)
   config.seed = run.seed
   config.train.diagnostics_every = 100 if preset != "coco" else 1000
   changes = dict(RUNS[run.name])
+  for name in [name for name in changes if name.startswith("model.")]:
+    config.model[name.removeprefix("model.")] = changes.pop(name)
   if "lambd" in changes and "w_loc" not in changes:
     paper = W_LOC_R101 if run.large and run.full_size else W_LOC[changes["lambd"]]
     changes["w_loc"] = paper if preset == "coco" else "auto"
-  if run.needs is not None:
-    del changes["w_loc"]
-  return with_loss(config, **changes)
+  return with_loss(config, **{k: v for k, v in changes.items() if not isinstance(v, tuple)})
+
+
+def figure_of(workdir: AnyPath, figure: str) -> float:
+  """A figure of a run's results, by its name in `Results`."""
+  value = getattr(Results.read(workdir), figure)
+  if value is None:
+    raise UserError(
+      f"{workdir / 'metrics.jsonl'} does not say {figure}, which other runs need: an earlier version trained "
+      "the run, or without train.diagnostics_every; delete the folder, or give another --workdir"
+    )
+  return value
 
 
 def choose(name: str, value: Any, allowed: Collection[Any]) -> None:

@@ -20,15 +20,15 @@ from iou_det.data.preprocess import Inputs
 from iou_det.errors import UserError
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import forward, network_inputs
-from iou_det.parallel import BATCH, split_batch, split_state
+from iou_det.parallel import BATCH, split_batch
 
-# Logits and offsets of a batch, by level.
-Outputs = tuple[list[Float[Array, "batch _ _ _"]], list[Float[Array, "batch _ _ _"]]]
+# Of a batch, by level: what a `RetinaNet` returns.
+Outputs = tuple[list[Float[Array, "batch _ _ _"]], ...]
 
 
 def split_parts(batch: PyTree, parts: int, mesh: Mesh) -> PyTree:
   """Arrays whose rows are split over the mesh -> [parts, rows of a part, ...]; each device keeps its rows."""
-  shares = mesh.size // mesh.shape["space"]
+  shares = mesh.size
 
   def split(x):
     if x.shape[0] % (parts * shares):
@@ -45,7 +45,7 @@ def split_parts(batch: PyTree, parts: int, mesh: Mesh) -> PyTree:
 
 def join_parts(parts: PyTree, mesh: Mesh) -> PyTree:
   """The inverse of `split_parts`: the rows of the whole, in the order that they had."""
-  shares = mesh.size // mesh.shape["space"]
+  shares = mesh.size
 
   def join(x):
     number, rows, *rest = x.shape
@@ -78,7 +78,7 @@ def network_outputs(
   """
 
   def run(_, part):
-    inputs = network_inputs(config, part, portrait, train=True)[0]
+    inputs = network_inputs(config, part, portrait, mesh, train=True)[0]
     outputs = forward(model, variables, inputs.images, mesh)
     return None, (inputs._replace(images=inputs.images[:, :0, :0]), outputs)
 
@@ -106,11 +106,10 @@ def pull_back(
 
   def add(total, part):
     rows, cotangents = part
-    images = network_inputs(config, rows, portrait, train=True)[0].images
+    images = network_inputs(config, rows, portrait, mesh, train=True)[0].images
     apply = lambda params: forward(model, variables | {"params": params}, images, mesh)
     (gradient,) = jax.vjp(apply, variables["params"])[1](cotangents)
-    total = jax.tree.map(jnp.add, total, gradient)
-    return jax.lax.with_sharding_constraint(total, split_state(mesh, total)), None
+    return jax.tree.map(jnp.add, total, gradient), None
 
   start = jax.tree.map(jnp.zeros_like, variables["params"])
   parts = split_parts(whole, config.train.accumulate, mesh)

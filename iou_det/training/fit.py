@@ -67,12 +67,12 @@ def device_memory(config: ConfigDict, classes: int, platform: str, devices: int)
   what it saves: of ResNet-50 at 800x1344 with 16 images on an H100 the count is 94 % of the compiler's
   figure, of configs/deeppcb.py there 99 %, of configs/shapes.py and bccd.py on a CPU 91 and 97 %.
   """
-  m, train = config.mesh, config.train
+  train = config.train
   for setting, batch in (
     ("config.train.batch_size", train.batch_size),
     ("config.eval.batch_size", config.eval.batch_size),
   ):
-    device_mesh(batch, jax.devices()[:1] * devices, fsdp=m.fsdp, space=m.space, setting=setting)
+    device_mesh(batch, jax.devices()[:1] * devices, setting=setting)
   if config.model.dtype == "auto":  # this process has no accelerator
     config = ConfigDict(config.to_dict())
     config.model.dtype = "float32" if platform == "cpu" else "bfloat16"
@@ -91,7 +91,7 @@ def device_memory(config: ConfigDict, classes: int, platform: str, devices: int)
   # The parameters are in what is kept, and in the state; a device has all of their gradients.
   kept = nbytes(pull) - nbytes(state.params) + nbytes(outputs) * train.accumulate + canvas
   kept *= AGAIN_ON_CPU if platform == "cpu" else 1
-  return DeviceMemory(nbytes(state) // m.fsdp, nbytes(state.params) + round(kept / devices))
+  return DeviceMemory(nbytes(state), nbytes(state.params) + round(kept / devices))
 
 
 def nbytes(tree: Any) -> int:

@@ -82,7 +82,7 @@ def train_unless(
   config = settle_run(config, workdir, devices, preemption.requested)
   config_lib.validate(config)
   lead = jax.process_index() == 0
-  make_mesh = lambda size, setting: device_mesh(size, devices, setting=setting, **config.mesh.to_dict())
+  make_mesh = lambda size, setting: device_mesh(size, devices, setting=setting)
   mesh = make_mesh(config.train.batch_size, "config.train.batch_size")
   make_mesh(config.eval.batch_size, "config.eval.batch_size")  # fail now, not at the first evaluation
 
@@ -128,7 +128,7 @@ def train_unless(
     note_epochs(workdir, t.epochs)
   if stops_early(checkpoints.scores, t.stop_after):
     last_step = start_step
-  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
+  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh, state)
   diagnose = make_diagnostics(config, model, mesh)
   millions = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
   what = f"{mesh.size} devices ({mesh.devices.flat[0].device_kind}), {millions:.1f} million parameters"

@@ -183,12 +183,10 @@ def step_seconds(
   config = with_loss(config, w_loc=1.0)
   with config.ignore_type():
     config.train.update(epochs=1, warmup_steps=1)
-  mesh = device_mesh(
-    config.train.batch_size, devices, setting="config.train.batch_size", **config.mesh.to_dict()
-  )
+  mesh = device_mesh(config.train.batch_size, devices, setting="config.train.batch_size")
   model = make_model(config, len(source.categories))
   state, optimizer = create_state(config, model, plan.steps_per_epoch, mesh, None)
-  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh)
+  train_step = make_train_step(config, model, optimizer, plan.steps_per_epoch, mesh, state)
   batches = train_batches(source, plan, config.data, range(plan.steps_per_epoch * 10**6), input_share(mesh))
 
   def run(steps: int) -> float:

@@ -17,9 +17,10 @@ from ml_collections import ConfigDict
 from iou_det.config import input_size
 from iou_det.data.plan import images_per_step
 from iou_det.data.source import Category
+from iou_det.forms import forms
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.network import forward, make_anchors, network_inputs
-from iou_det.parallel import replicated, split_batch, split_state
+from iou_det.parallel import replicated, split_batch, state_formats
 from iou_det.training.accumulate import Outputs, network_outputs, pull_back
 from iou_det.training.losses import Losses, Targets, detection_losses, loss_terms, make_targets
 from iou_det.weights.pretrained import load_pretrained
@@ -179,14 +180,14 @@ def create_state(
     variables = start_from_detector(config, categories, variables, mesh)
   elif categories and config.model.pretrained:
     variables = load_pretrained(config.model, variables)
-  variables = jax.device_put(variables, split_state(mesh, variables))
+  variables = jax.device_put(variables, state_formats(mesh, variables))
   trainable = trainable_mask(variables["params"], config.model)
   optimizer = make_optimizer(config.train, steps_per_epoch, trainable)
   make = lambda variables: TrainState(
     step=jnp.zeros((), jnp.int32), **variables, opt_state=optimizer.init(variables["params"])
   )
-  shardings = split_state(mesh, jax.eval_shape(make, variables))
-  return jax.jit(make, out_shardings=shardings)(variables), optimizer
+  formats = state_formats(mesh, jax.eval_shape(make, variables))
+  return jax.jit(make, out_shardings=formats)(variables), optimizer
 
 
 def make_train_step(
@@ -195,6 +196,7 @@ def make_train_step(
   optimizer: optax.GradientTransformation,
   steps_per_epoch: int,
   mesh: Mesh,
+  state: TrainState,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
   """The jitted step: `step(state, batch, portrait) -> state, metrics`; the old state is donated.
 
@@ -205,12 +207,14 @@ def make_train_step(
   schedule = learning_rate(config.train, steps_per_epoch)
 
   def loss_of(outputs: Outputs, targets: Targets) -> tuple[Array, Losses]:
-    out = detection_losses(loss_terms(*outputs, targets, config), config.loss)
-    return out.classification + out.localization, out
+    logits, deltas, *ious = outputs
+    terms = loss_terms(logits, deltas, targets, config, forms(mesh), *ious)
+    out = detection_losses(terms, config.loss)
+    return out.total, out
 
   def step(state: TrainState, batch: dict[str, Array], portrait: bool) -> tuple[TrainState, dict[str, Array]]:
     if config.train.accumulate == 1:
-      inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
+      inputs, anchors, level_sizes = network_inputs(config, batch, portrait, mesh, train=True)
       targets = make_targets(config, inputs, anchors, level_sizes, portrait)
 
       def loss_fn(params):
@@ -237,12 +241,12 @@ def make_train_step(
     state = dataclasses.replace(
       state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )
-    return jax.lax.with_sharding_constraint(state, split_state(mesh, state)), metrics
+    return state, metrics
 
   return jax.jit(
     step,
     static_argnums=2,
     donate_argnums=0,
     in_shardings=(None, split_batch(mesh)),  # None: as the state lies
-    out_shardings=(None, replicated(mesh)),
+    out_shardings=(state_formats(mesh, state), replicated(mesh)),
   )

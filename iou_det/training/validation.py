@@ -14,6 +14,7 @@ from iou_det.config import evaluation_views
 from iou_det.data.plan import TrainingFilter
 from iou_det.data.source import Source, corners
 from iou_det.detector import Also
+from iou_det.forms import forms
 from iou_det.models.retinanet import RetinaNet
 from iou_det.network import forward, network_inputs
 from iou_det.training.losses import detection_losses, loss_terms, make_targets
@@ -29,6 +30,7 @@ class BatchLoss(NamedTuple):
 
   classification: Float[Array, ""]
   localization: Float[Array, ""]
+  other: Float[Array, ""]
   normalizer: Float[Array, ""]
 
 
@@ -51,19 +53,19 @@ def validation_loss(config: ConfigDict, model: RetinaNet, mesh: Mesh, source: So
   def of(
     outputs: list[tuple[Any, ...]], variables: PyTree, batch: dict[str, Array], portrait: bool
   ) -> BatchLoss:
-    inputs, anchors, level_sizes = network_inputs(plain, batch, portrait, train=True)
+    inputs, anchors, level_sizes = network_inputs(plain, batch, portrait, mesh, train=True)
     if True in views:
-      logits, deltas = outputs[views.index(True)][:2]
+      logits, deltas, _, _, _, *ious = outputs[views.index(True)]
     else:  # test-time augmentation at other sizes
-      logits, deltas = forward(model, variables, inputs.images, mesh)
+      logits, deltas, *ious = forward(model, variables, inputs.images, mesh)
     real = batch["example"] & (batch["original_size"].min(axis=1) >= keep.min_image_side)
     real &= batch["valid"].any(axis=1) | keep.keep_empty
     inputs = inputs._replace(valid=inputs.valid & real[:, None])
     targets = make_targets(plain, inputs, anchors, level_sizes, portrait)
     targets = targets._replace(inside=targets.inside & real[:, None])
-    terms = loss_terms(logits, deltas, targets, plain)
+    terms = loss_terms(logits, deltas, targets, plain, forms(mesh), *ious)
     losses = detection_losses(terms, plain.loss, real)
-    return BatchLoss(losses.classification, losses.localization, losses.normalizer)
+    return BatchLoss(losses.classification, losses.localization, losses.other, losses.normalizer)
 
   return Also(of, keep, max(most, 1))
 
@@ -75,4 +77,4 @@ def mean_loss(batches: list[BatchLoss]) -> dict[str, float]:
     return {}
   mean = lambda name: float(np.average([getattr(b, name) for b in batches], weights=weights))
   parts = {f"loss_{name}": mean(name) for name in ("classification", "localization")}
-  return {"loss": sum(parts.values()), **parts}
+  return {"loss": sum(parts.values()) + mean("other"), **parts}

@@ -13,6 +13,7 @@ from iou_det.data.pipeline import train_batches
 from iou_det.data.plan import make_plan
 from iou_det.data.source import Source
 from iou_det.errors import UserError
+from iou_det.forms import forms
 from iou_det.network import forward, make_model, network_inputs
 from iou_det.parallel import device_mesh, to_device
 from iou_det.processes import of_process_0
@@ -59,13 +60,13 @@ def fit_w_loc(
   exponents = jnp.array(lambdas, jnp.float32)
 
   def sums(state, batch, portrait: bool) -> Float[Array, "sums"]:
-    inputs, anchors, level_sizes = network_inputs(config, batch, portrait, train=True)
+    inputs, anchors, level_sizes = network_inputs(config, batch, portrait, mesh, train=True)
     zeros = lambda values: [jnp.zeros((len(inputs.images), n, 1, values)) for n in level_sizes]
     logits, deltas = zeros(model.num_classes), zeros(4)
     if state is not None:
-      logits, deltas = forward(model, state.variables, inputs.images, mesh)
+      logits, deltas = forward(model, state.variables, inputs.images, mesh)[:2]
     targets = make_targets(config, inputs, anchors, level_sizes, portrait)
-    terms = lambda c: loss_terms(logits, deltas, targets, c)
+    terms = lambda c: loss_terms(logits, deltas, targets, c, forms(mesh))
     own = terms(config)
     plain = own if config.loss.localization == "smooth_l1" else terms(baseline)
     loss = jnp.where(own.positive, own.box_weights * own.box_loss, 0.0)

@@ -15,7 +15,7 @@ from iou_det.data.source import Category
 from iou_det.detector import Detector
 from iou_det.errors import UserError
 from iou_det.network import make_model, variable_shapes
-from iou_det.parallel import abstract, device_mesh, split_state
+from iou_det.parallel import abstract, device_mesh, state_formats
 from iou_det.processes import of_process_0
 from iou_det.storage import AnyPath, local_copy, user_path
 from iou_det.weights.card import facts_of_run
@@ -73,7 +73,7 @@ def find_detector(source: str | os.PathLike[str], step: str | int = "last") -> S
       raise UserError(
         f"{path} holds other arrays than its config describes; write it anew by `iou-det export`"
       )
-    return jax.device_put(saved.variables, split_state(mesh, shapes)), saved.step
+    return jax.device_put(saved.variables, state_formats(mesh, shapes)), saved.step
 
   return Stored(saved.config, saved.categories, read, lambda step: saved.facts)
 
@@ -128,14 +128,9 @@ def load_detector(
     raise UserError(f"batch_size={batch_size}: must be 1 or more")
   stored = find_detector(source, step)
   config = stored.config
-  if jax.device_count() % (config.mesh.fsdp * config.mesh.space):
-    logging.info("the run's mesh does not divide the %d devices here: data only", jax.device_count())
-    config.mesh.update(fsdp=1, space=1)
-  shares = jax.device_count() // config.mesh.space
-  config.eval.batch_size = batch_size or -(-config.eval.batch_size // shares) * shares
-  mesh = device_mesh(
-    config.eval.batch_size, **config.mesh.to_dict(), setting="eval.batch_size (--batch_size)"
-  )
+  devices = jax.device_count()
+  config.eval.batch_size = batch_size or -(-config.eval.batch_size // devices) * devices
+  mesh = device_mesh(config.eval.batch_size, setting="eval.batch_size (--batch_size)")
   model = make_model(config, len(stored.categories))
   variables, trained = stored.read(mesh)
   return Detector(config, model, mesh, stored.categories, variables, trained, batch_size)

@@ -280,7 +280,7 @@ class Checkpoints:
     arguments = ocp.args.StandardRestore(abstract_state)
     with self._reading(step):
       state = ocp.StandardCheckpointHandler().restore(self.folder / str(step) / "state", args=arguments)
-    return self._as_saved(step, state)
+    return self._as_saved(step, state, abstract_state)
 
   def restore_variables(self, step: int, abstract_variables: PyTree, *, averaged: bool = False) -> PyTree:
     """Parameters and norm statistics of a step; the optimizer's state is not read.
@@ -299,7 +299,7 @@ class Checkpoints:
       if odd := leaf_names(part_of(stored, some)) ^ leaf_names(some):
         raise ValueError(f"of another network than config.json's, in {', '.join(sorted(odd)[:3])}, ...")
       read = ocp.PyTreeCheckpointHandler().restore(folder, args=arguments)
-    read = self._as_saved(step, read)
+    read = self._as_saved(step, read, some)
     if averaged:
       read["params"] = read.pop("opt_state")[AVERAGE]["params"]
     return read
@@ -315,14 +315,15 @@ class Checkpoints:
     path = self.folder / str(step) / "run" / "metadata"
     return parse_json(path.read_bytes(), path, "it is damaged")
 
-  def _as_saved(self, step: int, tree: PyTree) -> PyTree:
-    """The arrays that were read, or Damaged if their digests are not those that were saved."""
+  def _as_saved(self, step: int, tree: PyTree, wanted: PyTree) -> PyTree:
+    """The arrays that were read, lying as is wanted; or Damaged if their digests are not the saved ones."""
     saved = self.run_information(step).get("digests", {})  # older checkpoints have none
     now = digests(tree) if saved else {}
     with self._reading(step):
       if other := [name for name, number in now.items() if number != saved.get(name)]:
         raise ValueError(f"{len(other)} arrays are not what was saved: {', '.join(other[:3])}, ...")
-    return tree
+    # Orbax leaves the axes in their own order.
+    return jax.device_put(tree, jax.tree.map(lambda x: x.format, wanted))
 
   @contextmanager
   def _reading(self, step: int) -> Iterator[None]:

@@ -158,6 +158,12 @@ ENTRY %main (a: f32[16], b: f32[16]) -> f32[16] {
   %got = f32[16]{0} collective-permute-done(%sent)
   %gotten = f32[16]{0} collective-permute-done(%more)
   %own = f32[4]{0} fusion(%a), kind=kCustom, calls=%kept
+  %token = token[] after-all()
+  %out = (f32[16]{0}, u32[], token[]) send(%a, %token), is_host_transfer=true
+  %in = (f32[8]{0}, u32[], token[]) recv(%token), is_host_transfer=true
+  %away = token[] send-done(%out), is_host_transfer=true
+  %other = f32[16]{0} negate(%gotten)
+  %here = (f32[8]{0}, token[]) recv-done(%in), is_host_transfer=true
   ROOT %plain = f32[4]{0} all-reduce(%b), to_apply=%add
 }
 """
@@ -169,6 +175,7 @@ ENTRY %main (a: f32[16], b: f32[16]) -> f32[16] {
   # Two that run beside each other run beside no work.
   assert found["collective-permute"] == {"count": 2, "bytes": 128, "overlapped": 0}
   assert [k.bytes for k in counted.kernels if k.bytes == 128], "64 bytes read and 64 written"
+  assert found["recv"] == {"count": 1, "bytes": 32, "overlapped": 1}
 
 
 def test_collectives_of_known_programs():

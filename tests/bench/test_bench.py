@@ -76,7 +76,7 @@ def test_what_is_rematerialised_is_counted_once(monkeypatch):
     with monkeypatch.context() as patch:
       patch.setattr(jax.stages.Lowered, "compile", lambda lowered: nothing)  # FLOPs are counted before it
       stated[remat] = case.compile_step().flops
-    step = make_train_step(config, case.model, case.optimizer, 1000, case.mesh)
+    step = make_train_step(config, case.model, case.optimizer, 1000, case.mesh, case.state)
     written[remat] = step.lower(case.state, case.host, False).cost_analysis()["flops"]
   assert written[True] > 1.02 * written[False], "nothing is done again: this test shows nothing"
   assert stated == {False: written[False], True: written[False]}

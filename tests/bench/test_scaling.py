@@ -19,7 +19,7 @@ def test_a_step_on_eight_devices_exchanges_its_gradients_once(tmp_path):
   out = tmp_path / "scaling.jsonl"
   case = Case(tinier_config("made up"), num_classes=4, boxes=5, batch_size=8)
   row = measure_step(case, "devices", repeats=1, out=out)
-  assert row["mesh"] == {"data": 8, "fsdp": 1, "space": 1}
+  assert row["hardware"]["devices"] == 8
   gradients = 4 * 202_000  # bytes of the tiny network's parameters, about
   assert 0.9 * gradients < row["collectives"]["all-reduce"]["bytes"] < 1.3 * gradients
   assert json.loads(out.read_text())["collectives"] == row["collectives"]

@@ -10,9 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from iou_det.data.preprocess import _resized, preprocess
+from iou_det.forms import ANY, Forms
 from iou_det.ops.detection import unscale_boxes
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+PRODUCTS = Forms(products=True)
 NO_CHANGE = {"flip_horizontal": 0.0, "flip_vertical": 0.0, "transpose": 0.0, "scale_jitter": (1.0, 1.0)}
 NO_CHANGE |= dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0) | {"rounding": "round"}
 
@@ -40,11 +42,11 @@ def make_batch(images, canvas, boxes=None, epochs=None, indices=None):
   return {k: jnp.asarray(v) for k, v in batch.items()}
 
 
-def run(batch, size, short, long, augment=None, convention="modern", seed=0):
+def run(batch, size, short, long, augment=None, convention="modern", seed=0, forms=ANY):
   key = None if augment is None else jax.random.key(seed)
   sizes = {"short": short, "long": long, "mean": MEAN, "std": STD}
   data = ConfigDict(sizes | NO_CHANGE | (augment or {}))
-  f = lambda b: preprocess(b, data, size, convention, key)
+  f = lambda b: preprocess(b, data, size, convention, key, forms)
   return jax.device_get(jax.jit(f)(batch))
 
 
@@ -66,6 +68,7 @@ def linear(image, size):
   return image
 
 
+@pytest.mark.parametrize("forms", [ANY, PRODUCTS], ids=["gathers", "products"])
 @pytest.mark.parametrize(
   ("sizes", "canvas", "size", "short", "long"),
   [
@@ -75,10 +78,10 @@ def linear(image, size):
     ([(427, 640), (480, 333)], (480, 640), (640, 640), 640, 640),  # at sizes where float32 positions round
   ],
 )
-def test_resize_is_opencvs(sizes, canvas, size, short, long):
+def test_resize_is_opencvs(sizes, canvas, size, short, long, forms):
   rng = np.random.default_rng(0)
   images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in sizes]
-  out = run(make_batch(images, canvas), size, short, long)
+  out = run(make_batch(images, canvas), size, short, long, forms=forms)
   for i, image in enumerate(images):
     h, w = image.shape[:2]
     s = min(short / min(h, w), long / max(h, w))
@@ -132,6 +135,18 @@ def test_boxes_follow_the_pixels(augment):
       seen.add(tuple(np.round(out.boxes[i, 0])))
   assert out.valid.sum() + out.cropped.sum() == count
   assert len(seen) == 1 if 1.0 in augment.values() else len(seen) > 2
+
+
+def test_products_give_the_same_as_gathers_whatever_is_changed_by_chance():
+  augment = dict(flip_horizontal=0.5, flip_vertical=0.5, transpose=0.5, scale_jitter=(0.6, 1.6))
+  augment |= dict.fromkeys(("brightness", "contrast", "saturation"), 0.4) | {"hue": 0.1}
+  rng = np.random.default_rng(1)
+  images = [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in [(60, 80), (64, 51), (33, 80)] * 4]
+  batch = make_batch(images, (64, 80), [np.array([[3, 4, 30, 31]])] * len(images))
+  gathered, multiplied = (run(batch, (96, 96), 72, 96, augment, forms=f) for f in (ANY, PRODUCTS))
+  np.testing.assert_allclose(pixels(multiplied.images), pixels(gathered.images), atol=1e-3)
+  for ours, theirs in zip(multiplied[1:], gathered[1:], strict=True):
+    np.testing.assert_array_equal(ours, theirs)
 
 
 def test_random_numbers_depend_on_epoch_and_record_only():

@@ -69,7 +69,7 @@ def test_real_images_give_the_detections_of_the_slow_version(real_data):
   batches = eval_batches(source, config.data, 4, (0, 1))
   batch, portrait = next(iter(batches))
   arrays = to_device(batch, mesh)
-  inputs, anchors, level_sizes = network_inputs(config, arrays, portrait, train=False)
+  inputs, anchors, level_sizes = network_inputs(config, arrays, portrait, mesh, train=False)
 
   @jax.jit
   def network(state):

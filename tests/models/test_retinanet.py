@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from iou_det import models
+from iou_det.forms import Forms
 from iou_det.models import resnet
 from iou_det.models.fpn import FPN, upsample
+from iou_det.models.layers import max_pool, max_pool_of_blocks
 from iou_det.models.resnet import LAYOUT, ConvNorm, ResNet, patches, stem_convolution
 from iou_det.models.retinanet import RetinaNet, trainable_mask
 from iou_det.ops.anchors import anchors, by_anchor, level_shapes
@@ -158,6 +160,24 @@ def test_p7_is_a_convolution_of_p6_with_a_relu_if_asked(relu):
   np.testing.assert_allclose(p7[0, 0, 0], expected, atol=1e-5)
 
 
+def test_an_iou_branch_is_one_convolution_and_changes_nothing_else():
+  images = jax.ShapeDtypeStruct((1, 40, 72, 3), jnp.float32)
+  flat = lambda tree: {
+    jax.tree_util.keystr(path): x.shape for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
+  outputs = lambda **options: jax.eval_shape(tiny(**options).init_with_output, jax.random.key(0), images)
+  (logits, deltas, ious), branch = outputs(iou_branch=True)
+  plain, without = outputs()
+  added = flat(branch).items() - flat(without).items()
+  head = "['params']['regression_head']['iou']"
+  assert added == {(f"{head}['bias']", (9,)), (f"{head}['kernel']", (3, 3, 8, 9))}
+  assert (flat(plain), by_anchor_shape(ious)) == (flat((logits, deltas)), by_anchor_shape(deltas, 4))
+
+
+def by_anchor_shape(levels, values=1):
+  return jax.eval_shape(lambda levels: by_anchor(levels, values), levels).shape[:2]
+
+
 def test_initial_values():
   model = tiny(prior=0.05, min_level=5, max_level=5)
   key = jax.random.key(0, impl="rbg")  # compiles in a sixth of the time
@@ -269,6 +289,31 @@ def test_stem_on_blocks_of_pixels_is_the_plain_convolution(height, width):
   weights = jax.random.normal(jax.random.key(1), (7, 7, 3, 5))
   plain = jax.lax.conv_general_dilated(x, weights, (2, 2), [(3, 3)] * 2, dimension_numbers=LAYOUT)
   np.testing.assert_allclose(stem_convolution(x, weights), plain, atol=1e-4)
+
+
+def test_stem_on_blocks_of_four_and_its_pool_are_the_plain_ones():
+  x = jax.random.normal(jax.random.key(0), (2, 16, 24, 3))
+  weights = jax.random.normal(jax.random.key(1), (7, 7, 3, 5))
+  plain = jax.lax.conv_general_dilated(x, weights, (2, 2), [(3, 3)] * 2, dimension_numbers=LAYOUT)
+  of_blocks = stem_convolution(x, weights, block=4)
+  assert of_blocks.shape == (2, 4, 6, 20)
+  pixels = of_blocks.reshape(2, 4, 6, 2, 2, 5).transpose(0, 1, 3, 2, 4, 5).reshape(plain.shape)
+  np.testing.assert_allclose(pixels, plain, atol=1e-4)
+  np.testing.assert_allclose(max_pool_of_blocks(of_blocks), max_pool(plain), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ("size", "frozen", "wide"), [((32, 64), 0, True), ((32, 64), -1, False), ((30, 64), 0, False)]
+)
+def test_a_frozen_stem_may_see_blocks_of_four_and_finds_the_same(size, frozen, wide):
+  images = jax.random.normal(jax.random.key(0), (1, *size, 3))
+  plain = ResNet(model_section(depth=18, width=4, frozen_stages=frozen))
+  blocks = plain.clone(forms=Forms(stem_block=4))
+  variables = plain.init(jax.random.key(1), images)
+  run = jax.jit(lambda v: (plain.apply(v, images), blocks.apply(v, images)))
+  for ours, theirs in zip(*run(variables), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+  assert ("f32[3,3,48,16]" in str(jax.make_jaxpr(blocks.apply)(variables, images))) == wide
 
 
 class Shortcut(nn.Module):

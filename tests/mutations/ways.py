@@ -271,7 +271,7 @@ def without_network() -> None:
   def load_detector(*args: Any, **options: Any) -> Any:
     config: ConfigDict = base_config()
     config.data.update(short=64, long=96, canvas=(64, 96), threads=1)
-    mesh: Any = types.SimpleNamespace(size=1, shape={"space": 1})
+    mesh: Any = types.SimpleNamespace(size=1)
     blind = detector.Detector(config, None, mesh, (Category(1, "cat"),), {})  # type: ignore[arg-type]
     blind.__dict__["step"] = step
     return blind

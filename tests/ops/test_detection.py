@@ -33,10 +33,12 @@ def draw(seed, batch=2, classes=3):
   }
 
 
-def oracle(logits, deltas, anchors, image_size, scale, convention, nms):
+def oracle(logits, deltas, anchors, image_size, scale, convention, nms, ious=None):
   """One image: [(x1, y1, x2, y2 in original pixels, score, label)], best first."""
   logits, deltas = np.float64(logits), np.float64(deltas)
   scores = 1 / (1 + np.exp(-logits))
+  if ious is not None:
+    scores = scores**0.5 * (1 / (1 + np.exp(-np.float64(ious)))) ** 0.5
   chosen, start = [], 0
   for size in LEVELS:
     order = sorted(range(start, start + size), key=lambda a: -max(scores[a]))
@@ -117,6 +119,18 @@ def test_anchors_that_take_no_part_are_no_candidates():
   for image in range(2):
     one = {k: np.asarray(v if k == "anchors" else v[image]) for k, v in drawn.items()}
     expected = oracle(**one, convention="legacy", nms="hard")
+    assert len(expected) >= 8
+    np.testing.assert_allclose(rows(found, image), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_an_iou_branch_chooses_and_scores_by_both():
+  drawn = draw(5)
+  drawn["ious"] = 3 * jnp.float32(np.random.default_rng(5).normal(0, 1, drawn["logits"].shape[:2]))[..., None]
+  settings = {"convention": "modern", "nms": "hard"}
+  found = jax.jit(lambda **arrays: detect(**arrays, level_sizes=LEVELS, **settings, **SETTINGS))(**drawn)
+  for image in range(2):
+    one = {k: np.asarray(v if k == "anchors" else v[image]) for k, v in drawn.items()}
+    expected = oracle(**one, **settings)
     assert len(expected) >= 8
     np.testing.assert_allclose(rows(found, image), expected, rtol=1e-4, atol=1e-4)
 

@@ -53,16 +53,13 @@ def test_balanced_l1_and_its_gradient_are_continuous(beta):
   np.testing.assert_allclose(slope(function, d), 1.5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-  "function,limit", [(other_losses.balanced_l1, 1.5), (other_losses.authentic_smooth_l1, 1.0)]
-)
-def test_offset_losses_of_extremes_have_a_gradient(function, limit):
+def test_balanced_l1_of_extremes_has_a_gradient():
   """Infinite offsets belong to empty boxes; the caller's mask multiplies their gradient by 0."""
-  got = slope(function, EXTREMES)
-  np.testing.assert_allclose(got[3:], limit * np.sign(EXTREMES[3:]), rtol=1e-6)
+  got = slope(other_losses.balanced_l1, EXTREMES)
+  np.testing.assert_allclose(got[3:], 1.5 * np.sign(EXTREMES[3:]), rtol=1e-6)
   np.testing.assert_allclose(got[:3], 0, atol=1e-2)
   finite = np.isfinite(EXTREMES)
-  assert np.all(np.isfinite(function(jnp.asarray(EXTREMES))[finite]))
+  assert np.all(np.isfinite(other_losses.balanced_l1(jnp.asarray(EXTREMES))[finite]))
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.2])
@@ -166,59 +163,100 @@ def test_giou_loss_of_offsets_is_that_of_the_decoded_boxes_and_l1_the_sum_of_err
     np.testing.assert_allclose(l1[i], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("mu", [0.02, 0.5])
-def test_authentic_smooth_l1_and_its_gradient(mu):
-  d = np.concatenate([np.linspace(-2, 2, 41), [1e-4, -1e-3, 300.0, 1e5]]).astype(np.float32)
-  exact = d.astype(np.float64)
-  root = np.sqrt(exact**2 + mu**2)
-  function = partial(other_losses.authentic_smooth_l1, mu=mu)
-  np.testing.assert_allclose(function(jnp.asarray(d)), root - mu, rtol=1e-5, atol=1e-12)
-  np.testing.assert_allclose(slope(function, d), exact / root, rtol=1e-5, atol=1e-7)
-
-
-def draw_offsets(seed, batch=2):
+def draw_scores(seed, n=200):
+  """Logits, IoUs as targets, and which are positives."""
   rng = np.random.default_rng(seed)
-  d = rng.normal(0, 0.05, (batch, 7, 4)).astype(np.float32)
-  return d, rng.random((batch, 7)) < 0.6
+  quality = rng.uniform(size=n)
+  logits = rng.normal(0, 3, n)
+  quality[:4], logits[:4] = [0.0, 1.0, 0.5, 1 / (1 + math.exp(-1.5))], [0.0, 0.0, 0.0, 1.5]  # t = p last
+  return np.float32(logits), np.float32(quality), rng.random(n) < 0.5
 
 
-@pytest.mark.parametrize("mu,bins", [(0.02, 10), (0.1, 3), (0.02, 1)])
-def test_gradient_harmonizing_weights_equal_the_oracle(mu, bins):
-  d, positive = draw_offsets(0)
-  got = other_losses.gradient_harmonizing_weights(jnp.asarray(d), jnp.asarray(positive), mu=mu, bins=bins)
-  np.testing.assert_allclose(got, oracle.gradient_harmonizing_weights(d, positive, mu, bins), rtol=1e-6)
+QUALITY_LOSSES = {
+  "quality focal": (
+    lambda z, q, positive: other_losses.quality_focal_loss(z, jnp.where(positive, q, 0.0)),
+    lambda z, q, positive: oracle.quality_focal_loss(z, q if positive else 0.0, 2.0),
+  ),
+  "varifocal": (
+    lambda z, q, positive: other_losses.varifocal_loss(z, positive, q),
+    lambda z, q, positive: oracle.varifocal_loss(z, positive, q, 0.75, 2.0, True),
+  ),
+  "varifocal without q": (
+    lambda z, q, positive: other_losses.varifocal_loss(z, positive, q, alpha=0.4, gamma=1.5, weighted=False),
+    lambda z, q, positive: oracle.varifocal_loss(z, positive, q, 0.4, 1.5, False),
+  ),
+  "cross entropy": (
+    lambda z, q, positive: other_losses.cross_entropy(z, q),
+    lambda z, q, positive: oracle.binary_entropy(z, q),
+  ),
+}
 
 
-def test_each_part_with_examples_gets_the_same_total_weight():
-  d, positive = draw_offsets(1)
-  d[0, 0], positive[0, 0] = [0.0, np.inf, -1e30, 1e-30], True  # the first and the last part
-  weights = np.asarray(other_losses.gradient_harmonizing_weights(jnp.asarray(d), jnp.asarray(positive)))
-  assert np.all(np.isfinite(weights)) and np.all(weights[~positive] == 0)
-  n, values = 4 * positive.sum(), weights[positive].ravel()
-  with np.errstate(over="ignore"):
-    norm = np.where(np.isinf(d), 1.0, np.abs(d / np.sqrt(np.minimum(np.square(d), 1e30) + 0.02**2)))
-  part = np.minimum((norm[positive].ravel() * 10).astype(int), 9)
-  assert len(set(part)) > 5
-  for p in set(part):
-    np.testing.assert_allclose(values[part == p].sum(), n / 10, rtol=1e-5)
+@pytest.mark.parametrize("name", QUALITY_LOSSES)
+def test_losses_of_a_quality_and_their_slopes_equal_the_oracle(name):
+  """Slopes by differences of the float64 oracle, also at a logit of 0, where the parts of softplus meet."""
+  ours, theirs = QUALITY_LOSSES[name]
+  drawn = draw_scores(0)
+  loss, gradient = jax.jit(jax.vmap(jax.value_and_grad(ours)))(*map(jnp.asarray, drawn))
+  rows = [(float(z), float(q), bool(p)) for z, q, p in zip(*drawn, strict=True)]
+  np.testing.assert_allclose(loss, [theirs(*row) for row in rows], rtol=2e-5, atol=1e-7)
+  step = 1e-5
+  expected = [(theirs(z + step, q, p) - theirs(z - step, q, p)) / (2 * step) for z, q, p in rows]
+  np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=2e-6)
 
 
-def test_evenly_spread_gradients_weigh_one():
-  norm = (np.arange(20) + 0.5) / 20
-  d = (0.02 * norm / np.sqrt(1 - norm**2)).reshape(1, 5, 4).astype(np.float32)
-  weights = other_losses.gradient_harmonizing_weights(jnp.asarray(d), jnp.ones((1, 5), bool))
-  np.testing.assert_allclose(weights, 1.0, rtol=1e-6)
+@pytest.mark.parametrize("name", QUALITY_LOSSES)
+def test_losses_of_a_quality_are_finite_and_least_at_it(name):
+  ours, _ = QUALITY_LOSSES[name]
+  both = jax.vmap(jax.value_and_grad(ours), (0, None, None))
+  for quality, positive in ((0.0, True), (0.7, True), (1.0, True), (0.7, False)):
+    logits = jnp.array([-1e4, -80.0, 0.0, 80.0, 1e4])
+    loss, gradient = both(logits, jnp.float32(quality), jnp.array(positive))
+    assert np.all(np.isfinite(loss)) and np.all(np.isfinite(gradient)) and np.all(np.asarray(loss) >= 0)
+  at = jnp.float32(math.log(0.7 / 0.3))
+  np.testing.assert_allclose(jax.grad(ours)(at, jnp.float32(0.7), jnp.array(True)), 0.0, atol=1e-6)
 
 
-def test_no_positives_have_no_weight_and_no_gradient_flows():
-  d, positive = draw_offsets(2)
-  d[0, 0] = np.nan  # an anchor that is not positive may be anything
-  positive[0, 0] = False
-  d, positive = jnp.asarray(d), jnp.asarray(positive)
-  weights = other_losses.gradient_harmonizing_weights
-  np.testing.assert_array_equal(weights(d, jnp.zeros_like(positive)), 0.0)
-  assert np.all(np.isfinite(weights(d, positive)))
-  np.testing.assert_array_equal(jax.grad(lambda d: weights(d, positive).sum())(d), 0.0)
+def test_hard_targets_make_the_quality_focal_loss_the_focal_loss_without_alpha():
+  logits, _, positive = draw_scores(1)
+  hard = jnp.float32(positive)
+  got = other_losses.quality_focal_loss(jnp.asarray(logits), hard)
+  focal = losses.sigmoid_focal_loss(jnp.asarray(logits), hard, alpha=0.5, gamma=2.0)
+  np.testing.assert_allclose(got, 2 * focal, rtol=1e-5, atol=1e-7)
+
+
+def test_concordance_equals_the_covariance_matrix_and_its_extremes():
+  logits, iou, positive = draw_scores(2)
+  scores = jax.nn.sigmoid(jnp.asarray(logits)).reshape(20, 10)
+  iou, positive = iou.reshape(20, 10), positive.reshape(20, 10)
+  loss = jax.jit(other_losses.concordance_loss)
+  np.testing.assert_allclose(
+    loss(scores, iou, positive), oracle.concordance_loss(scores, iou, positive), rtol=1e-5
+  )
+  u = jnp.array([0.2, 0.5, 0.9])
+  every = jnp.ones(3, bool)
+  np.testing.assert_allclose(loss(u, u, every), 0.0, atol=1e-6)
+  np.testing.assert_allclose(loss(u[::-1] - u.mean() + u[::-1].mean(), u[::-1], every), 0.0, atol=1e-6)
+  np.testing.assert_allclose(loss(2 * u.mean() - u, u, every), 2.0, rtol=1e-5)  # the other way round
+  assert 0 < float(loss(0.5 * u, u, every)) < 1  # an order alone does not do
+  assert loss(u, u, every & False) == 0 and loss(u, 1 - u, jnp.arange(3) == 1) == 0
+  assert loss(jnp.full(3, 0.3), jnp.full(3, 0.3), every) == 0
+
+
+def test_concordance_pulls_scores_to_ious_and_no_box():
+  scores, iou = jnp.array([0.1, 0.8, 0.3, 0.9]), jnp.array([0.9, 0.2, 0.4, 0.1])
+  positive = jnp.array([True, True, True, False])
+  by_score, by_iou = jax.grad(other_losses.concordance_loss, (0, 1))(scores, iou, positive)
+  np.testing.assert_array_equal(by_iou, 0.0)
+  assert by_score[0] < 0 < by_score[1] and by_score[3] == 0
+  step = 1e-4
+  for i in range(3):
+    up, down = (np.asarray(scores, np.float64) + sign * step * (np.arange(4) == i) for sign in (1, -1))
+    mask = np.asarray(positive)
+    slope_of = oracle.concordance_loss(up, iou, mask) - oracle.concordance_loss(down, iou, mask)
+    np.testing.assert_allclose(by_score[i], slope_of / (2 * step), rtol=1e-3)
+  same = jnp.full(4, 0.3)
+  assert np.all(np.isfinite(jax.grad(other_losses.concordance_loss)(same, same, positive)))
 
 
 SHAPE = (2, 9, 3)
@@ -314,14 +352,13 @@ def test_no_gradient_flows_through_isr_weights():
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-def test_counts_and_ranks_run_over_the_batch_of_all_devices():
+def test_ranks_and_correlations_run_over_the_batch_of_all_devices():
   split = NamedSharding(Mesh(np.array(jax.devices()[:8]), "batch"), PartitionSpec("batch"))
   example = arrays(*draw(5, batch=8))
-  d, positive = (jnp.asarray(x) for x in draw_offsets(6, batch=8))
-  for function, inputs in (
-    (ISR, example),
-    (other_losses.gradient_harmonizing_weights, (d, positive)),
-  ):
-    got = jax.jit(function, in_shardings=split, out_shardings=split)(*inputs)
-    assert len(got.sharding.device_set) == 8
-    np.testing.assert_allclose(got, jax.jit(function)(*inputs), rtol=1e-6)
+  got = jax.jit(ISR, in_shardings=split, out_shardings=split)(*example)
+  assert len(got.sharding.device_set) == 8
+  np.testing.assert_allclose(got, jax.jit(ISR)(*example), rtol=1e-6)
+  positive = example[2].any(-1)
+  scores = jax.nn.sigmoid(example[0][..., 0])
+  got = jax.jit(other_losses.concordance_loss, in_shardings=split)(scores, example[1], positive)
+  np.testing.assert_allclose(got, other_losses.concordance_loss(scores, example[1], positive), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""What leaves the run again: candidates before NMS, soft-NMS, results for COCO's evaluation server."""
+"""What leaves the run again: candidates, detections without a threshold, results for COCO's server."""
 
 import json
 import shutil
@@ -49,14 +49,21 @@ def test_candidates_become_the_runs_detections_by_nms(run):
   assert (run.folder / "candidates.npz").stat().st_mtime == before  # not made again
 
 
-def test_soft_nms_scores_the_same_checkpoint_beside_the_runs_own_figures(run, shapes_folder):
-  own = (run.folder / "metrics.json").read_text()
-  paper_results.soft_nms(run.workdir, "gaussian")
-  soft = Results.read(run.workdir, "soft_nms_gaussian")
-  assert soft.folder.name == "val_soft_nms_gaussian" and soft.metrics["step"] == run.metrics["step"]
+def test_a_threshold_of_0_scores_the_same_checkpoint_beside_the_runs_own_figures(
+  run, shapes_folder, monkeypatch
+):
+  own, used = (run.folder / "metrics.json").read_text(), []
+  load = paper_results.load_detector
+  monkeypatch.setattr(paper_results, "load_detector", lambda *a: used.append(load(*a)) or used[0])
+  paper_results.score_without_threshold(run.workdir)
+  paper_results.score_without_threshold(run.workdir)  # done before
+  assert len(used) == 1 and used[0].config.eval.score_threshold == 0.0 < run.config.eval.score_threshold
+  every = Results.read(run.workdir, paper_results.NO_THRESHOLD)
+  assert every.folder.name == "val_threshold0" and every.metrics["step"] == run.metrics["step"]
   truth = json.loads((shapes_folder / "annotations" / "instances_val.json").read_text())
-  assert evaluate(truth, soft.detections())["AP"] == pytest.approx(soft.metrics["AP"], abs=1e-9)
-  assert list(soft.detections().rows()) != list(run.detections().rows())
+  assert evaluate(truth, every.detections())["AP"] == pytest.approx(every.metrics["AP"], abs=1e-9)
+  scores = lambda results: sorted((row["score"] for row in results.detections().rows()), reverse=True)
+  assert scores(every)[: len(scores(run))] == pytest.approx(scores(run), abs=1e-6)
   assert (run.folder / "metrics.json").read_text() == own
 
 

@@ -1,6 +1,8 @@
 """Sums by bin of IoU against float64 loops."""
 
 import dataclasses
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ from iou_det.ops import losses
 from iou_det.ops.anchors import by_anchor
 from iou_det.parallel import device_mesh, to_device
 from iou_det.training.diagnostics import BINS, as_row, by_iou, make_diagnostics
-from iou_det.training.losses import Terms
+from iou_det.training.losses import Terms, detection_losses, loss_terms, make_targets
 from iou_det.training.step import create_state
 from tests import oracles
 from tests.tiny import tinier_config
@@ -32,10 +34,13 @@ def draw(seed, positives=True):
     positive=positive,
     counted=positive,
     own_loss=np.where(positive, rng.uniform(0.1, 2, (b, a)), 0),
-    other_loss=rng.uniform(0.1, 2, (b, a)),
+    other_loss=rng.uniform(0.1, 2, b),
     own_weights=rng.uniform(0.5, 2, (b, a)),
     box_loss=rng.uniform(0.1, 2, (b, a)),
     box_weights=rng.uniform(0.5, 2, (b, a)),
+    smooth_l1=rng.uniform(0.1, 2, (b, a)),
+    iou_loss=np.zeros((b, a)),
+    concordance=np.zeros(()),
     normalizer=np.zeros(0),
   ), rng.uniform(0.1, 1, (b, a))
 
@@ -109,7 +114,7 @@ def test_gradient_of_a_real_batch_equals_the_derivative_written_down(shapes_fold
   arrays = to_device(batch, mesh)
   got = jax.device_get(make_diagnostics(config, model, mesh)(state, arrays, portrait))
 
-  inputs, anchors, _ = network_inputs(config, arrays, portrait, train=True)
+  inputs, anchors, _ = network_inputs(config, arrays, portrait, None, train=True)
   deltas = model.apply({"params": params, "batch_stats": state.batch_stats}, inputs.images)[1]
   deltas = np.asarray(by_anchor(deltas, 4))
   anchors, boxes = np.asarray(anchors, np.float64), np.asarray(inputs.boxes, np.float64)
@@ -127,3 +132,15 @@ def test_gradient_of_a_real_batch_equals_the_derivative_written_down(shapes_fold
   assert (counts > 0).sum() >= 4 and counts.sum() > 20
   np.testing.assert_array_equal(got["positives"], counts)
   np.testing.assert_allclose(got["localization_gradient"], gradient, rtol=1e-4)
+
+  targets = make_targets(config, inputs, jnp.asarray(anchors, jnp.float32), (len(anchors),), portrait)
+
+  def loss(which, params):
+    outputs = model.apply({"params": params, "batch_stats": state.batch_stats}, inputs.images)
+    return getattr(detection_losses(loss_terms(*outputs, targets, config), config.loss), which)
+
+  row = as_row(got)
+  for which in ("classification", "localization"):
+    gradients = jax.jit(jax.grad(partial(loss, which)))(params)
+    squares = [np.sum(np.square(x)) for part in ("backbone", "fpn") for x in jax.tree.leaves(gradients[part])]
+    np.testing.assert_allclose(row[f"{which}_gradient_norm"], math.sqrt(sum(squares)), rtol=1e-4)

@@ -11,11 +11,20 @@ import pytest
 
 from iou_det.config import base_config, validate
 from iou_det.errors import UserError
+from iou_det.forms import ANY, Forms
 from iou_det.ops import anchors as anchor_ops
 from iou_det.ops import other_losses
 from iou_det.ops.other_losses import CLASSIFICATION, LOCALIZATION
-from iou_det.training.losses import Targets, class_sums, detection_losses, loss_terms
-from tests import oracles
+from iou_det.training.losses import (
+  Targets,
+  class_sums,
+  class_sums_by_products,
+  detection_losses,
+  loss_terms,
+  pick,
+  pick_by_product,
+)
+from tests import oracle_other_losses, oracles
 
 SIZE, STRIDES = (64, 96), (16, 32)
 ANCHORS = anchor_ops.anchors(SIZE, strides=STRIDES, octaves=1, convention="modern", scale=1.5)
@@ -56,10 +65,10 @@ def jitted(arrays, settings):
   return losses_of(arrays, dict(settings))
 
 
-def losses_of(arrays, settings):
+def losses_of(arrays, settings, forms=ANY):
   config = base_config()
   config.loss.update(settings)
-  return detection_losses(terms_of(arrays, settings), config.loss)
+  return detection_losses(terms_of(arrays, settings, forms), config.loss)
 
 
 def by_level(rows):
@@ -69,14 +78,15 @@ def by_level(rows):
   return [level.reshape(len(rows), *shape, -1) for shape, level in levels]
 
 
-def terms_of(arrays, settings):
+def terms_of(arrays, settings, forms=ANY):
   config = base_config()
   config.match.update(MATCH)
   config.loss.update(settings)
   arrays = dict(arrays)
   logits, deltas = by_level(arrays.pop("logits")), by_level(arrays.pop("deltas"))
+  ious = [by_level(arrays.pop("ious"))] if "ious" in arrays else []
   targets = Targets(anchors=jnp.asarray(ANCHORS), level_sizes=LEVELS, **arrays)
-  return loss_terms(logits, deltas, targets, config)
+  return loss_terms(logits, deltas, targets, config, forms, *ious)
 
 
 def run(drawn, **changes):
@@ -230,42 +240,138 @@ def test_classification_losses_leave_the_boxes_alone(classification):
   np.testing.assert_array_equal(jax.grad(loss)(arrays["deltas"]), 0.0)
 
 
-def varifocal(logits, target, iou, loss):  # arXiv:2008.13367 Eq. (2): one that needs the IoU
-  quality, entropy = (
-    jnp.where(target, iou, 0.0),
-    jax.nn.softplus(logits) - logits * jnp.where(target, iou, 0.0),
-  )
-  return entropy * jnp.where(target, quality, loss.alpha * jax.nn.sigmoid(logits) ** loss.gamma)
-
-
+@pytest.mark.parametrize("sums", [class_sums, class_sums_by_products])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", [*CLASSIFICATION, "varifocal"])
-def test_sums_by_level_equal_those_over_an_array_of_all_classes(monkeypatch, name, dtype):
+@pytest.mark.parametrize("name", CLASSIFICATION)
+def test_sums_by_level_equal_those_over_an_array_of_all_classes(name, dtype, sums):
   """And so do the gradients, of any cotangents."""
-  monkeypatch.setitem(CLASSIFICATION, "varifocal", varifocal)
   drawn, rng, config = draw(seed=8), np.random.default_rng(8), base_config()
   levels = [level.astype(dtype) for level in by_level(jnp.float32(drawn["logits"]))]
   shape = drawn["logits"].shape
   labels = jnp.asarray(rng.integers(-1, shape[2], shape[:2]))
-  iou, *weights = jnp.float32(rng.uniform(size=(3, *shape[:2])))
+  counted = jnp.asarray(rng.uniform(size=shape[:2]) < 0.8) | (labels >= 0)
+  iou, of_own = jnp.float32(rng.uniform(size=(2, *shape[:2])))
+  weights = of_own, jnp.float32(rng.uniform(size=shape[0]))
   loss = lambda *arrays: CLASSIFICATION[name](*arrays, config.loss)
 
   def plain(levels):
     own = labels[..., None] == jnp.arange(shape[2])
     every = loss(anchor_ops.by_anchor(levels, shape[2]), own, jnp.where(own, iou[..., None], 0.0))
-    return jnp.sum(every, axis=-1, where=own), jnp.sum(every, axis=-1, where=~own)
+    others = jnp.sum(every, axis=-1, where=~own)
+    return jnp.sum(every, axis=-1, where=own), jnp.sum(others, axis=1, where=counted)
 
   def with_gradient(sums):
     values, pull = jax.vjp(sums, levels)
     return values, pull(tuple(weights))[0]
 
   expected = jax.jit(with_gradient, static_argnums=0)(plain)
-  got = jax.jit(with_gradient, static_argnums=0)(lambda z: class_sums(z, labels, iou, LEVELS, loss))
+  got = jax.jit(with_gradient, static_argnums=0)(lambda z: sums(z, labels, counted, iou, loss))
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), got[0], expected[0])
   close = {"rtol": 1e-5, "atol": 1e-6} if dtype == jnp.float32 else {"rtol": 1e-2}  # a step of bfloat16
   for ours, theirs in zip(got[1], expected[1], strict=True):
     assert ours.dtype == dtype
     np.testing.assert_allclose(np.float32(ours), np.float32(theirs), **close)
+
+
+def test_a_factor_of_the_classification_loss_is_one():
+  drawn = draw(seed=7)
+  plain, twice = run(drawn, eta=1.5), run(drawn, eta=1.5, w_cls=2.0)
+  np.testing.assert_allclose(twice.classification, 2 * plain.classification, rtol=1e-6)
+  assert twice.localization == plain.localization
+
+
+def test_the_effective_weight_of_another_box_loss_is_that_of_smooth_l1():
+  drawn = draw(seed=4)
+  plain, other = run(drawn), run(drawn, localization="giou", w_loc=2.0)
+  np.testing.assert_allclose(other.loc_weight, other.localization / plain.localization, rtol=1e-6)
+
+
+@pytest.mark.parametrize("average", ["batch", "image"])
+@pytest.mark.parametrize("iou_target", ["detached", "attached"])
+def test_the_iou_branch_s_loss_is_the_positives_cross_entropy_with_their_iou(iou_target, average):
+  drawn = draw(seed=9)
+  ious = np.random.default_rng(9).normal(0, 2, drawn["deltas"].shape[:2])
+  arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
+  settings = PLAIN | {"iou_target": iou_target}
+
+  def total(deltas, ious, settings=settings):
+    terms = terms_of(arrays | {"deltas": deltas, "ious": ious}, settings)
+    config = base_config()
+    config.loss.average = average
+    return detection_losses(terms, config.loss).other, terms
+
+  ((loss, terms), (by_deltas, by_ious)) = jax.value_and_grad(total, (0, 1), has_aux=True)(
+    arrays["deltas"], jnp.float32(ious)[..., None]
+  )
+  sums = np.zeros(2)
+  for b, a in zip(*np.nonzero(terms.positive), strict=True):
+    sums[b] += oracle_other_losses.binary_entropy(float(ious[b, a]), float(terms.iou[b, a]))
+  counts = np.asarray(terms.positive).sum(axis=1)
+  expected = sums.sum() / counts.sum() if average == "batch" else np.mean(sums / counts)
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)
+  np.testing.assert_array_equal((np.asarray(by_ious)[..., 0] != 0), terms.positive)
+  assert np.isfinite(by_deltas).all() and np.any(by_deltas != 0) == (iou_target == "attached")
+  assert run(drawn).other == 0
+
+
+def test_concordance_is_of_the_scores_of_the_positives_own_classes():
+  drawn = draw(seed=10)
+  arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in drawn.items()}
+  loss = lambda logits, deltas: (
+    losses_of(arrays | {"logits": logits, "deltas": deltas}, PLAIN | {"concordance": 0.2}).other
+  )
+  value, (by_logits, by_deltas) = jax.value_and_grad(loss, (0, 1))(arrays["logits"], arrays["deltas"])
+  terms = terms_of(arrays, PLAIN)
+  positive = np.asarray(terms.positive)
+  scores, own = np.zeros(positive.shape), np.zeros(drawn["logits"].shape, bool)
+  for b, a in zip(*np.nonzero(positive), strict=True):
+    # The class whose focal loss is the positive's own one.
+    focal = [oracles.sigmoid_focal_loss(z, True, 0.25, 2.0) for z in drawn["logits"][b, a]]
+    k = int(np.argmin(np.abs(np.array(focal) - float(terms.own_loss[b, a]))))
+    scores[b, a], own[b, a, k] = 1 / (1 + np.exp(-drawn["logits"][b, a, k])), True
+  expected = 0.2 * oracle_other_losses.concordance_loss(scores, terms.iou, positive)
+  np.testing.assert_allclose(value, expected, rtol=1e-4)
+  np.testing.assert_array_equal(by_deltas, 0.0)
+  np.testing.assert_array_equal(np.asarray(by_logits) != 0, own)
+
+
+def test_labels_beyond_bfloat16s_whole_numbers_are_spread_exactly():
+  """Of 300 classes 257 and 299 are none of bfloat16's; each anchor's logits are its classes' numbers."""
+  classes = 300
+  logits = [jnp.tile(jnp.arange(classes, dtype=jnp.float32), 2)[None, None, None].repeat(3, axis=2)]
+  labels = jnp.array([[256, 257, 258, 299, -1, 0]])
+  target_or_not = lambda z, target, iou: jnp.where(target, z, 1.0)
+  everyone = jnp.ones(labels.shape, bool)
+  own, others = class_sums_by_products(logits, labels, everyone, jnp.ones(labels.shape), target_or_not)
+  np.testing.assert_array_equal(own, [[256, 257, 258, 299, 0, 0]])
+  np.testing.assert_array_equal(others, [6 * classes - 5])
+
+
+@pytest.mark.parametrize(
+  "changes", [{}, {"isr_gamma": 2.0, "average": "image", "eta": 1.5, "loc_weights": "eq5"}]
+)
+def test_losses_by_products_are_the_others_with_their_gradients(changes):
+  arrays = {k: jnp.asarray(v, jnp.float32 if v.dtype == float else None) for k, v in draw(seed=11).items()}
+  outputs = {k: arrays.pop(k) for k in ("logits", "deltas")}
+
+  @jax.jit
+  def run(outputs):
+    total = lambda outputs, forms: sum(losses_of(arrays | outputs, PLAIN | changes, forms)[:2])
+    return [jax.value_and_grad(total)(outputs, forms) for forms in (ANY, Forms(products=True))]
+
+  plain, products = run(outputs)
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-6, atol=1e-8), products, plain)
+
+
+def test_what_a_product_picks_is_exact():
+  rng = np.random.default_rng(0)
+  boxes = (rng.uniform(0, 1500, (2, 7, 4)) * 2.0 ** rng.integers(-30, 3, (2, 7, 4))).astype(np.float32)
+  labels, index = jnp.asarray(rng.integers(0, 2**24, (2, 7))), jnp.asarray(rng.integers(0, 7, (2, 50)))
+  none = jnp.zeros(0)
+  targets = Targets(none, (50,), jnp.asarray(boxes), labels, none, none)
+  for ours, theirs in zip(pick_by_product(targets, index), pick(targets, index), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+    assert ours.dtype == theirs.dtype
 
 
 def test_no_loss_was_forgotten_in_the_tables():

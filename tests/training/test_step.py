@@ -172,6 +172,6 @@ def test_the_logged_gradient_norm_is_the_one_that_is_clipped():
   state, optimizer = create_state(config, model, 1, mesh, None)
   before = jax.device_get(state.params)
   arrays = to_device(synthetic.batch(config, 8, 2, boxes=3), mesh)
-  state, metrics = make_train_step(config, model, optimizer, 1, mesh)(state, arrays, False)
+  state, metrics = make_train_step(config, model, optimizer, 1, mesh, state)(state, arrays, False)
   moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before))
   np.testing.assert_allclose(moved / metrics["learning_rate"], metrics["gradient_norm"], rtol=1e-3)

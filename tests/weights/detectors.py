@@ -89,7 +89,7 @@ def compare(saved: Saved, key: str, which: str, images: list[np.ndarray], path: 
 
   @jax.jit
   def run(variables, batch):
-    inputs, anchors, level_sizes = network_inputs(config, batch, False, train=False)
+    inputs, anchors, level_sizes = network_inputs(config, batch, False, None, train=False)
     logits, deltas = model.apply(variables, inputs.images)
     targets = make_targets(config, inputs, anchors, level_sizes, False)
     losses = detection_losses(loss_terms(logits, deltas, targets, config), config.loss)

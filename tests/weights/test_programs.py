@@ -69,8 +69,9 @@ np.savez(sys.argv[3], **found)
 """
 
 
-def detector(**evaluation):
+def detector(iou_branch=False, **evaluation):
   config = tinier_config("none")
+  config.model.iou_branch = iou_branch
   config.model.min_level = 4
   config.eval.update(score_threshold=0.05, candidates_per_level=40, max_detections=30, **evaluation)
   model = make_model(config, len(CATEGORIES))
@@ -125,7 +126,7 @@ def test_stablehlo_finds_what_the_detector_finds(tmp_path):
 
 
 def test_stablehlo_has_the_settings_of_evaluation(tmp_path):
-  ours = detector(nms="linear", class_agnostic=True, tta_flip=True)
+  ours = detector(nms="linear", class_agnostic=True, tta_flip=True, iou_branch=True)
   images = pictures(["portrait"])
   exported = jax.export.deserialize(bytearray(to_stablehlo(ours.config, ours.model, ours.variables)))
   found = dict(zip(("boxes", "scores", "labels", "valid"), exported.call(images["portrait"]), strict=True))
@@ -134,7 +135,9 @@ def test_stablehlo_has_the_settings_of_evaluation(tmp_path):
 
 
 @pytest.mark.onnx
-@pytest.mark.parametrize("settings", [{}, {"class_agnostic": True, "tta_flip": True, "nms": "none"}])
+@pytest.mark.parametrize(
+  "settings", [{}, {"class_agnostic": True, "tta_flip": True, "nms": "none", "iou_branch": True}]
+)
 def test_onnx_finds_what_the_detector_finds(settings, tmp_path):
   ours = detector(**settings)
   images = pictures(["portrait", "beyond the canvas"])

@@ -27,7 +27,7 @@ NAMES = ("triangle", "rectangle", "star", "ellipse")
 def variables(config, names):
   """A fresh state's, for classes of these names, on two devices."""
   categories = tuple(Category(10 + i, name) for i, name in enumerate(names))
-  mesh = device_mesh(8, jax.devices()[:2], fsdp=2)
+  mesh = device_mesh(8, jax.devices()[:2])
   state, _ = create_state(config, make_model(config, len(names)), 4, mesh, categories)
   return jax.device_get(state.variables)
 

@@ -1,0 +1,41 @@
+"""A platform's forms are chosen by the mesh, reach every part of a step, and change nothing but roundings."""
+
+import jax
+import numpy as np
+
+from iou_det.bench.synthetic import Case
+from iou_det.forms import ANY, BY_PLATFORM, forms
+from iou_det.network import suppression
+from iou_det.ops.nms import BLOCK
+from iou_det.parallel import device_mesh
+from tests.tiny import tinier_config
+
+
+def test_they_are_those_of_the_meshs_devices(monkeypatch):
+  mesh, e = device_mesh(1, jax.devices()[:1]), tinier_config("made up").eval
+  assert forms(None) == forms(mesh) == ANY and suppression(e, mesh)["nms_block"] is None
+  monkeypatch.setitem(BY_PLATFORM, "cpu", BY_PLATFORM["gpu"])
+  assert suppression(e, mesh)["nms_block"] == BLOCK and suppression(e, None)["nms_block"] is None
+
+
+def test_a_step_by_a_tpus_forms_is_the_step(monkeypatch):
+  config = tinier_config("made up")
+  config.model.frozen_stages = 0
+  config.data.scale_jitter = (0.7, 1.3)
+  case = Case(config, 3, 4, 4, jax.devices()[:2])
+
+  def first_step():
+    traced = case._step(config).trace(case.state, case.arrays, False)
+    state = jax.tree.map(lambda x: x.copy(), case.state)  # it is given away
+    return str(traced.jaxpr), jax.device_get(traced.lower().compile()(state, case.arrays))
+
+  text, (state, metrics) = first_step()
+  monkeypatch.setitem(BY_PLATFORM, "cpu", BY_PLATFORM["tpu"])
+  by_products, (other_state, other_metrics) = first_step()
+  # The stem on blocks of 4x4 pixels, and what a channel is to its anchor.
+  assert all(form in by_products and form not in text for form in ("3,3,48,32", "i8[4,2,3,9]"))
+  for name, value in metrics.items():
+    np.testing.assert_allclose(other_metrics[name], value, rtol=1e-4, err_msg=name)
+  moved = lambda new: jax.tree.map(lambda a, b: a - b, new.params, jax.device_get(case.state.params))
+  for ours, theirs in zip(*map(jax.tree.leaves, (moved(other_state), moved(state))), strict=True):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3 * np.abs(theirs).max() + 1e-9)
