@@ -231,7 +231,8 @@ def largest_batch(peak_of: Callable[[int], int | None], first: int, peak: int | 
       a, b = (most, beyond) if beyond else fitting[-2:]
       low, high = peaks[a] or 0, peaks[b] or 0
       number = a + int((memory - low) * (b - a) / max(high - low, 1))
-      if not beyond:  # a little more may take a little less: of such a line no end can be told
+      # A little more may take a little less: of such a line no end can be told. That from 0 ends too early.
+      if not beyond and a:
         number = min(number, 2 * most)
     number = max(number, most + 1)
     number = min(number, beyond - 1) if beyond else number

@@ -52,9 +52,10 @@ def figures(c: Compiled, largest: int | None) -> dict[str, Any]:
 def page(row: dict[str, Any]) -> str:
   """For people; GB are 1e9 bytes."""
   gb = lambda name: f"{row[name] / 1e9:.4g}"
-  several = f", {row['slices']} slices" if row["slices"] > 1 else ""
+  hosts = f"{row['hosts']} host{'s' * (row['hosts'] > 1)}"
+  hosts += f", {row['slices']} slices" if row["slices"] > 1 else ""
   lines = [
-    f"{row['compile']} for {row['target']}: {row['chips']} x {row['chip']} on {row['hosts']} hosts{several}; "
+    f"{row['compile']} for {row['target']}: {row['chips']} x {row['chip']} on {hosts}; "
     f"{row['batch']} images, {row['batch_per_chip']:g} a chip"
   ]
   say = lambda label, text: lines.append(f"  {label:<20}{text}")
@@ -85,7 +86,8 @@ def page(row: dict[str, Any]) -> str:
     )
   for kind, each in row["collectives"].items():
     if each["count"]:
-      say(kind, f"{each['count']}, {each['bytes'] / 1e6:.1f} MB, {each['overlapped']} beside other work")
+      name = "from other slices" if kind == "recv" else kind
+      say(name, f"{each['count']}, {each['bytes'] / 1e6:.1f} MB, {each['overlapped']} beside other work")
   if row["estimated_cycles"]:
     say("XLA's estimate", f"{row['estimated_cycles'] / 1e6:.1f} M cycles, one kernel after another")
   if row["bound_seconds"]:

@@ -1,4 +1,4 @@
-"""On TPUs the mesh is as good as jax's own helpers make it; slices exchange no more than they must."""
+"""On TPUs the mesh is as good as jax's own helpers make it; slices exchange what they must."""
 
 import json
 

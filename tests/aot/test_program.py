@@ -86,6 +86,17 @@ def test_the_largest_batch_is_found_in_few_steps(first, refused):
   assert len(tried) <= 10 and len(set(tried)) == len(tried), tried
 
 
+def test_far_below_the_end_few_sizes_are_tried():
+  tried = []
+
+  def peak_of(images):
+    tried.append(images)
+    return 460 + 447 * images
+
+  assert largest_batch(peak_of, 1, peak_of(1), 84_900) == 188
+  assert len(tried) <= 5, tried
+
+
 def test_a_little_more_that_takes_a_little_less_leads_nowhere_far():
   tried = []
 
