@@ -95,7 +95,7 @@ def compile_for(target: Target, config: ConfigDict, classes: int, what: str) -> 
 def mesh_of(target: Target, config: ConfigDict, what: str) -> tuple[int, Mesh]:
   """Images of a step, and the mesh; a UserError if they do not go together."""
   images = images_per_step(config.train) if what == "train" else config.eval.batch_size
-  return images, device_mesh(images, target.devices, setting="--batch_size")
+  return images, device_mesh(images, target.devices, setting=f"--target={target.name}: --batch_size")
 
 
 def without_remat(config: ConfigDict) -> ConfigDict:
@@ -231,7 +231,7 @@ def largest_batch(peak_of: Callable[[int], int | None], first: int, peak: int | 
       a, b = (most, beyond) if beyond else fitting[-2:]
       low, high = peaks[a] or 0, peaks[b] or 0
       number = a + int((memory - low) * (b - a) / max(high - low, 1))
-      # A little more may take a little less: of such a line no end can be told. The one from 0 ends too early.
+      # A little more may take a little less: of such a line no end can be told. The one from 0 ends early.
       if not beyond and a:
         number = min(number, 2 * most)
     number = max(number, most + 1)
