@@ -96,5 +96,5 @@ def page(row: dict[str, Any]) -> str:
       f"{row['bound_seconds'] * 1e3:.2f} ms a step, {row['bound_images_per_second']:.0f} images/s at the "
       f"most: {row['bound_is']}",
     )
-    say("input", f"{row['host_cores']} cores a host feed its chips at that bound")
+    say("input", f"cores of a host that feed its chips at that bound: {row['host_cores']}")
   return "\n".join(lines)

@@ -127,9 +127,10 @@ ENTRY %main (a: f32[64,128]) -> f32[64,128] {
   %a = f32[64,128]{1,0:T(8,128)} parameter(0)
   %ahead = (f32[64,128]{1,0:T(8,128)S(1)}, f32[64,128]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
   %near = f32[64,128]{1,0:T(8,128)S(1)} copy-done(%ahead)
-  ROOT %there = f32[64,128]{1,0:T(8,128)} negate(%near)
+  ROOT %there = f32[64,128]{1,0:T(8,128)} negate(%near), backend_config={"x":{},"estimated_cycles":"1500"}
 }
 """
+  assert count(tpu, one_memory=False).cycles == 1500, "XLA's own estimate, of what it gives one of"
   kernels = count(tpu, one_memory=False).kernels
   assert [k.bytes for k in kernels] == [4 * 64 * 128] * 2, "read once, written once"
   assert [k.bytes for k in count(tpu, one_memory=True).kernels] == [2 * 4 * 64 * 128] * 2

@@ -139,7 +139,7 @@ def test_batches_that_do_not_divide():
   config = tinier_config("made up")
   config.train.batch_size = 6
   with pytest.raises(
-    UserError, match="--batch_size=6 is not divisible by the 4 devices; allowed are multiples"
+    UserError, match="--target=cpu:4: --batch_size=6 is not divisible by the 4 devices; allowed are multiples"
   ):
     compile_for(get_target("cpu:4", 1), config, 3, "train")
 

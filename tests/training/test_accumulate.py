@@ -81,7 +81,7 @@ def test_three_steps_equal_those_of_the_whole_batch(whole, parts, devices):
     assert held < 0.6 * whole[3], (held, whole[3])
 
 
-def plain_inputs(config, batch, portrait, train):
+def plain_inputs(config, batch, portrait, mesh, train):
   """In the place of preprocessing, and `linear` in the network's, so that losses compile in no time."""
   rest = {name: batch[name] for name in ("boxes", "labels", "valid", "image_size")}
   images, none = batch["image"] / 255.0, jnp.zeros(len(batch["image"]), jnp.int32)
@@ -126,7 +126,7 @@ def test_gradients_of_every_loss_are_those_of_the_whole_batch(monkeypatch, loss)
 
   @jax.jit
   def at_once(params, batch):
-    (inputs,) = plain_inputs(config, batch, False, train=True)
+    (inputs,) = plain_inputs(config, batch, False, mesh, train=True)
     run = lambda params: loss_of(linear(model, {"params": params}, inputs.images, mesh), inputs)
     return jax.value_and_grad(run, has_aux=True)(params)
 

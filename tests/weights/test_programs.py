@@ -79,6 +79,8 @@ def detector(iou_branch=False, **evaluation):
   variables = jax.tree.map(np.array, variables)
   for head, factor in (("classification_head", 60.0), ("regression_head", 10.0)):
     variables["params"][head]["output"]["kernel"] *= factor  # scores far apart, boxes that move
+  if iou_branch:
+    variables["params"]["regression_head"]["iou"]["kernel"] *= 60.0
   return Detector(config, model, device_mesh(1, jax.devices()[:1]), CATEGORIES, variables)
 
 
