@@ -103,7 +103,7 @@ def steps():
     optimizer = make_optimizer(config.train, 1, {"a": True, "b": True})
     state = TrainState(jnp.zeros((), jnp.int32), params, {}, optimizer.init(params))
     state = jax.device_put(jax.tree.map(jnp.copy, state), state_formats(mesh, state))
-    step = make_train_step(config, make_model(config, classes), optimizer, 1, mesh)
+    step = make_train_step(config, make_model(config, classes), optimizer, 1, mesh, state)
     arrays = to_device(host, mesh)
     program = step.lower(state, arrays, False).compile()
     return *jax.device_get(program(state, arrays)), program.as_text()
