@@ -250,6 +250,15 @@ def validate(config: ConfigDict) -> None:
       f"config.loss.w_loc={loss.w_loc} is the paper's for smooth L1, not for "
       f"config.loss.localization={loss.localization}; give --config.loss.w_loc=auto or a number of your own"
     )
+  if loss.classification == "quality_focal" and loss.gamma < 1:
+    raise UserError(
+      f"config.loss.gamma={loss.gamma}: must be 1 or more for config.loss.classification=quality_focal: "
+      "below, its slope is infinite where a score is right"
+    )
+  if loss.iou_target != "detached" and not config.model.iou_branch:
+    raise UserError(
+      f"config.loss.iou_target={loss.iou_target} is of an IoU branch; give --config.model.iou_branch=True too"
+    )
   images = {"a step": images_per_step(config.train), "an evaluation's batch": config.eval.batch_size}
   for what, number in images.items():
     if loss.group and number % loss.group:
@@ -336,7 +345,8 @@ def from_dict(values: Any) -> ConfigDict:
 
   if not isinstance(values, dict):
     raise UserError("config.json holds no settings; restore it, or train in a new --workdir")
-  values.pop("mesh", None)  # of an earlier version: how a run lay on its devices, which changed no number
+  if set(values.pop("mesh", {}).values()) - {1}:  # of an earlier version
+    logging.info("config.json's mesh.fsdp and mesh.space are gone; they changed no number")
   lacking = []
   for name, setting in FIELDS.items():  # of an earlier version: it did what the default says
     section, _, field = name.rpartition(".")
@@ -349,8 +359,8 @@ def from_dict(values: Any) -> ConfigDict:
   config = ConfigDict(tuples(values))
   if config.loss.localization == "ghm_r":
     raise UserError(
-      "config.loss.localization='ghm_r' is an earlier version's; evaluate this run with "
-      f"version 0.1.0, or train anew with one of {', '.join(map(repr, LOCALIZATION))}"
+      "config.loss.localization='ghm_r' is an earlier version's: evaluate this run with the version that "
+      f"trained it, or train anew with one of {', '.join(map(repr, LOCALIZATION))}"
     )
   for name in FIELDS:
     check_field(name, get_field(config, name))

@@ -1,6 +1,7 @@
-"""Which form of a computation suits a platform, where they are equal but for rounding: chosen here alone.
+"""Which form of a computation suits a platform, where they are equal but for rounding.
 
-Only a ReLU's gradient (`iou_det.models.layers`) asks the compiler instead: no module knows the mesh.
+Chosen here alone, but for two: a ReLU's gradient (`iou_det.models.layers`) asks the compiler, for no module
+knows the mesh; whether parts of a batch stand in a loop, `training.accumulate.unrolled`.
 """
 
 from typing import NamedTuple

@@ -70,6 +70,7 @@ def abstract(mesh: Mesh, state: PyTree) -> PyTree:
 def input_share(mesh: Mesh) -> tuple[int, int]:
   """Which part of every batch this process loads, and of how many parts: one for each process of the mesh."""
   processes = list(dict.fromkeys(d.process_index for d in mesh.devices.flat))
+  assert jax.process_index() in processes, "this process has none of the mesh's devices"
   return processes.index(jax.process_index()), len(processes)
 
 

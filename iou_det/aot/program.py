@@ -95,7 +95,7 @@ def compile_for(target: Target, config: ConfigDict, classes: int, what: str) -> 
 def mesh_of(target: Target, config: ConfigDict, what: str) -> tuple[int, Mesh]:
   """Images of a step, and the mesh; a UserError if they do not go together."""
   images = images_per_step(config.train) if what == "train" else config.eval.batch_size
-  return images, device_mesh(images, target.devices, setting="--batch_size")
+  return images, device_mesh(images, target.devices, setting=f"--target={target.name}: --batch_size")
 
 
 def without_remat(config: ConfigDict) -> ConfigDict:

@@ -77,6 +77,8 @@ def page(row: dict[str, Any]) -> str:
   say("computes", f"{row['flops'] / 1e12:.4g} TFLOP a chip in convolutions and products, {share}")
   loops = row["loops_of_unknown_length"]
   unknown = f"; {loops} loops of unknown length count once" if loops else ""
+  if row["bytes"] < row["floor_bytes"]:
+    unknown += "; the rest stayed on the chip"
   say("moves", f"{gb('bytes')} GB a chip in {row['kernels']} kernels; floor {gb('floor_bytes')} GB{unknown}")
   for name, part in sorted(row["parts"].items(), key=lambda item: -item[1]["bytes"]):
     mega, giga = part["bytes"] / 1e6, part["flops"] / 1e9

@@ -76,11 +76,12 @@ def get_target(text: str, slices: int) -> Target:
   Args:
     slices: of TPUs: so many of the topology, with a data-center network between them.
   """
-  name, _, shape = text.partition(":")
+  text = text.lower()
+  name, colon, shape = text.partition(":")
   if name not in CHIPS:
     raise UserError(f"--target={text}: there is no {name!r}; known: {FORMS}")
   sides = [int(n) for n in shape.split("x")] if re.fullmatch(r"\d+(x\d+)*", shape) else []
-  if shape and (not sides or 0 in sides):
+  if colon and (not sides or 0 in sides):
     raise UserError(f"--target={text}: {shape!r} is no number of chips; allowed: {FORMS}")
   chip = CHIPS[name]
   if name.startswith("v"):

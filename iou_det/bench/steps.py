@@ -78,7 +78,7 @@ def parts(case: Case, config: ConfigDict) -> dict[str, Any]:
   network = lambda params, images: forward(model, state.variables | {"params": params}, images, case.mesh)
 
   def backbone(params, images):
-    trunk = backbone_class(config.model.backbone)(model.settings, model.dtype)
+    trunk = backbone_class(config.model.backbone)(model.settings, model.dtype, forms(case.mesh))
     variables = {"params": params["backbone"], "batch_stats": stats.get("backbone", {})}
     return trunk.apply(variables, images)
 

@@ -76,6 +76,8 @@ def compiled_config() -> ConfigDict:
   config = CONFIG.value
   if BATCH_SIZE.value:
     config.train.batch_size = config.eval.batch_size = BATCH_SIZE.value
+  if WHAT.value == "detect":
+    config.loss.group = 0  # which a batch to detect in need not divide
   if not config.data.path and not to_choose(config):
     config.data.path = "made up"
   from iou_det.training.own import settle

@@ -2,11 +2,11 @@
 
 usage: iou-det reproduce EXPERIMENT --preset=coco|deeppcb|shapes --workdir=W
 
-EXPERIMENT: table1, table2, table3, table4, fig1, fig2, fig3 (the paper's); comparison (the methods that the
-paper sets itself against); wloc_sweep (AP against the localization weight, with and without IoU balancing);
-all. Trainings lie in W/runs/PRESET/NAME/seedS and are shared: a finished one is used as it is, an interrupted
-one goes on. Tables (Markdown, CSV) and plots (PNG, SVG) go to W/PRESET/EXPERIMENT. Figures 2 and 3 of runs of
-your own: iou-det reproduce fig2 --workdirs=runs/a,runs/b --workdir=W.
+EXPERIMENT: table1, table2, table3, table4, fig1, fig2, fig3 (the paper's); comparison (other ways of tying
+scores to IoU, other box losses); wloc_sweep (AP against the localization weight, with and without IoU
+balancing); all. Trainings lie in W/runs/PRESET/NAME/seedS and are shared: a finished one is used as it is, an
+interrupted one goes on. Tables (Markdown, CSV) and plots (PNG, SVG) go to W/PRESET/EXPERIMENT. Figures 2 and
+3 of runs of your own: iou-det reproduce fig2 --workdirs=runs/a,runs/b --workdir=W.
 """
 
 import shlex

@@ -103,8 +103,13 @@ class Results:
     return self.config.loss.w_cls
 
   @property
-  def effective_weight(self) -> float:
-    """Localization loss over smooth L1 with weights of 1, averaged over all training steps."""
+  def effective_weight(self) -> float | None:
+    """Localization loss over smooth L1 with weights of 1, averaged over all training steps.
+
+    None: an earlier version trained with another box loss, and measured that against itself.
+    """
+    if self.config.loss.localization != "smooth_l1" and self.localization_gradient is None:
+      return None
     steps = np.array([row["step"] for row in self.training])
     weights = [row["localization_weight"] for row in self.training]
     return float(np.average(weights, weights=np.diff(steps, prepend=0)))

@@ -109,7 +109,7 @@ def quality_focal_loss(
 
   Args:
     quality: t, the IoU on the class of a positive, 0 elsewhere.
-    beta: exponent, 0 or from 1 on (between, its slope at p = t is infinite).
+    beta: exponent, 1 or more (below, its slope at p = t is infinite).
   """
   return jnp.abs(quality - jax.nn.sigmoid(logits)) ** beta * cross_entropy(logits, quality)
 

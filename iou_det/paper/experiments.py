@@ -270,7 +270,9 @@ def make_rows(
     cells: dict[str, Cell] = {}
     if table is None or table.weights:  # means over seeds: as trained, and over training
       cells["w_loc"] = float(np.mean([r.w_loc for r in found]))
-      cells["effective weight"] = float(np.mean([r.effective_weight for r in found]))
+      weights = [r.effective_weight for r in found]
+      known = [weight for weight in weights if weight is not None]
+      cells["effective weight"] = float(np.mean(known)) if len(known) == len(found) else None
     if table is not None and table.details:
       cells |= details(found) | {"published": published or None}
     label = label.format(depth=found[0].config.model.depth)

@@ -24,6 +24,7 @@ LOSSES = {
     "Localization loss",
     "Where it is: the part of the loss that boxes come from; its weight w_loc is in it.",
   ),
+  "loss_other": ("Other losses", "Of the IoU branch and concordance."),
   "positive_iou": (
     "IoU of the positives",
     "Mean IoU of the predicted boxes of the anchors that belong to an object: higher is better.",

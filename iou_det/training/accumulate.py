@@ -1,7 +1,7 @@
 """A step on the parts of a batch, one after another, that is a step on the whole, whatever its loss.
 
-Our losses are no sums over images: their normalisers, the sums of Eq. (2) and (5) and the ranks and counts of
-the compared losses run over the batch. (optax.MultiSteps averages the gradients of parts whose normalisers
+Our losses are no sums over images: their normalisers, the sums of Eq. (2) and (5) and the ranks of the
+compared losses run over the batch. (optax.MultiSteps averages the gradients of parts whose normalisers
 are their own: that is another loss.) So the network is run on all parts first, the loss is taken of all their
 outputs at once, and its gradient with respect to these is pulled back through each part. That costs one
 more forward, a third more FLOPs; held at once are one part's images and activations, and the outputs of

@@ -62,7 +62,7 @@ def make_diagnostics(
       logits, deltas, *ious = outputs
       terms = loss_terms(logits, deltas, targets, config, forms(mesh), *ious)
       out = detection_losses(terms, config.loss)
-      return (out.classification + out.other, out.localization), (terms, out.normalizer)
+      return (out.classification, out.localization), (terms, out.normalizer)
 
     logits, deltas, *ious = outputs
     deltas = [level.astype(jnp.float32) for level in deltas]  # so that their gradient is not rounded either

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +63,9 @@ class Terms(NamedTuple):
   box_weights: Float[Array, "batch anchors"]
   smooth_l1: Float[Array, "batch anchors"]  # what the baseline's box loss would be
   iou_loss: Float[Array, "batch anchors"]  # of the IoU branch; 0 without one
-  concordance: Float[Array, ""]  # with its factor; 0 without one
-  # Of Eq. (2): of each pyramid level where the config says so, or one; of each of loss.group's groups.
-  normalizer: Float[Array, "*groups levels"]
+  # Of each of loss.group's groups, or of the batch:
+  concordance: Float[Array, "*groups"]  # with its factor; 0 without one
+  normalizer: Float[Array, "*groups levels"]  # of Eq. (2): of each pyramid level where the config says so
 
   def classification(self, by_image: bool = False) -> Float[Array, "..."]:
     """The sum over the batch, or those of its images."""
@@ -113,8 +113,12 @@ def loss_terms(
   sums = class_sums_by_products if forms.products else class_sums
   own_loss, other_loss = sums(logits, labels, counted, iou, class_loss)
 
-  def weigh(own_loss, iou, labels, index, pairs: BoxPairs) -> tuple[tuple[Array, ...], Array]:
-    """All that runs over several images: weights of both losses and the box loss; Eq. (2)'s normaliser."""
+  scores = iou  # not asked for
+  if s.concordance:
+    scores = sums(logits, labels, counted, iou, lambda logits, *_: jax.nn.sigmoid(logits))[0]
+
+  def weigh(own_loss, scores, iou, labels, index, pairs: BoxPairs) -> tuple[tuple[Array, ...], Any]:
+    """All that runs over several images: weights of both losses and box losses; concordance, normaliser."""
     positive = pairs.positive
     own_weights = losses.normalized_localization_weights(own_loss, iou, positive, lambd=s.eta, **by_level)
     if s.isr_gamma:
@@ -127,21 +131,20 @@ def loss_terms(
       )
     else:
       box_weights = losses.iou_balanced_localization_weights(iou, lambd=s.lambd, w_loc=s.w_loc)
-    return (own_weights, box_loss, box_weights, smooth_l1), normalizer
+    concordance = jnp.zeros(())
+    if s.concordance:
+      concordance = s.concordance * concordance_loss(scores, iou, positive)
+    return (own_weights, box_loss, box_weights, smooth_l1), (concordance, normalizer)
 
   pairs = BoxPairs(offsets, box_ops.encode(target_boxes, anchors), boxes, target_boxes, positive)
-  weighted, normalizer = by_group(weigh, s.group)(own_loss, iou, labels, matched.index, pairs)
+  weighted, of_groups = by_group(weigh, s.group)(own_loss, scores, iou, labels, matched.index, pairs)
   own_weights, box_loss, box_weights, smooth_l1 = weighted
-  iou_loss, concordance = jnp.zeros_like(iou), jnp.zeros(())
+  iou_loss = jnp.zeros_like(iou)
   if ious is not None:
     predicted = anchor_ops.by_anchor(ious, 1)[..., 0]
     iou_loss = cross_entropy(predicted, iou if s.iou_target == "detached" else overlap)
-  if s.concordance:
-    sigmoid = lambda logits, target, iou: jax.nn.sigmoid(logits)
-    scores = sums(logits, labels, counted, iou, sigmoid)[0]
-    concordance = s.concordance * concordance_loss(scores, iou, positive)
   of_anchors = own_loss, other_loss, own_weights, box_loss, box_weights, smooth_l1
-  return Terms(iou, positive, counted, *of_anchors, iou_loss, concordance, normalizer)
+  return Terms(iou, positive, counted, *of_anchors, iou_loss, *of_groups)
 
 
 def by_group(
@@ -348,7 +351,7 @@ def detection_losses(terms: Terms, loss: ConfigDict, real: Bool[Array, " batch"]
     classification=total(terms.classification(by_image)) / divisor,
     localization=localization / divisor,
     positives=positives.mean(dtype=jnp.float32),
-    other=iou_loss / divisor + terms.concordance,
+    other=iou_loss / divisor + terms.concordance.mean(),
     positive_iou=jnp.sum(terms.iou, where=terms.positive) / jnp.maximum(positives.sum(), 1),
     loc_weight=localization / jnp.maximum(unweighted, jnp.finfo(unweighted.dtype).tiny),
     normalizer=normalizer,

@@ -67,8 +67,9 @@ class Progress:
     if parts and best is not None and best != step:
       parts[0] += f" (best: {self.scores[best]:.3f}, step {best})"
     if "loss" in row:
-      both = f"{row['loss_classification']:.3f} + {row['loss_localization']:.3f}"
-      parts.append(f"loss {row['loss']:.3f} (classification + localization: {both})")
+      of = [name for name in ("classification", "localization", "other") if f"loss_{name}" in row]
+      numbers = " + ".join(f"{row[f'loss_{name}']:.3f}" for name in of)
+      parts.append(f"loss {row['loss']:.3f} ({' + '.join(of)}: {numbers})")
     if self.lead:
       logging.info(f"step {step}, {split}: {', '.join(parts) or 'nothing to score'}; {row['seconds']:.1f} s")
 

@@ -169,7 +169,6 @@ def create_state(
   """
   images = jnp.zeros((1, 64, 64, 3))  # parameters do not depend on the size; a small one keeps tracing cheap
   init = lambda key: {"batch_stats": {}, **model.init(key, images)}
-  # Whole on each device and only then split: to compile random numbers for a split state takes twice as long.
   variables = jax.jit(init, out_shardings=replicated(mesh))(jax.random.key(config.seed))
   if config.model.frozen_stages >= 0 and not config.model.pretrained and not config.model.init:
     logging.warning(
@@ -238,6 +237,8 @@ def make_train_step(
       "gradient_norm": optax.tree.norm(gradients),
       "learning_rate": schedule(state.step),
     }
+    if config.model.iou_branch or config.loss.concordance:
+      metrics["loss_other"] = out.other
     state = dataclasses.replace(
       state, step=state.step + 1, params=optax.apply_updates(state.params, updates), opt_state=opt_state
     )

@@ -76,5 +76,7 @@ def mean_loss(batches: list[BatchLoss]) -> dict[str, float]:
   if not weights.sum():
     return {}
   mean = lambda name: float(np.average([getattr(b, name) for b in batches], weights=weights))
-  parts = {f"loss_{name}": mean(name) for name in ("classification", "localization")}
-  return {"loss": sum(parts.values()) + mean("other"), **parts}
+  parts = {f"loss_{name}": mean(name) for name in ("classification", "localization", "other")}
+  if not parts["loss_other"]:  # the config asks for none
+    del parts["loss_other"]
+  return {"loss": sum(parts.values()), **parts}

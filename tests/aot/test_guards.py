@@ -30,9 +30,9 @@ class Cost(NamedTuple):
 
 R50 = ("--config=retinanet:short=800", "--batch_size=16", "--target=h100")
 COSTS = {
-  R50: {"h100": Cost(72.38, 7.117, 1105)},
-  (*R50, "--what=detect"): {"h100": Cost(24.42, 1.239, 318)},
-  ("--config=deeppcb", "--target=h100"): {"h100": Cost(22.17, 2.759, 1252)},
+  R50: {"h100": Cost(72.39, 7.119, 1108)},
+  (*R50, "--what=detect"): {"h100": Cost(24.42, 1.239, 320)},
+  ("--config=deeppcb", "--target=h100"): {"h100": Cost(22.17, 2.751, 1253)},
   (*SMALL, "--target=h100:1x8,v5e:2x2"): {
     "h100:1x8": Cost(0.0854, 0.00693, 811, 3),
     "v5e:2x2": Cost(0.02298, 0.02022, 2046, 3),

@@ -117,6 +117,7 @@ def test_no_image_fits():
   [
     ("b300:8", 1, "there is no 'b300'; known: v5e, v5p, v6e, h100, h200, a100, cpu"),
     ("v5e:axb", 1, "'axb' is no number of chips; allowed: "),
+    ("v5e:", 1, "'' is no number of chips; allowed: "),
     ("h100:2x9", 1, "allowed are h100:HOSTSxCHIPS with up to 8 chips a host"),
     ("h100:8", 2, "h100 has none, TPUs have; several hosts are written h100:2x8"),
     ("cpu:99", 1, "there are 8 CPU devices"),

@@ -194,6 +194,10 @@ def test_a_pilot_s_weight_is_scaled_until_its_figure_is_the_goal_s(tmp_path):
   (reproduction.folder(Run("giou", 1)) / "w_loc.json").write_text('{"w_loc": 0.8}')
   run = Run("giou_effective", 1)
   assert run.needs == (Run("loc", 1), Run("giou", 1))
+  with pytest.raises(UserError, match=r"giou/seed1/metrics\.jsonl does not say effective_weight"):
+    reproduction.config(run)  # of an earlier version, which compared a box loss with itself
+  with (reproduction.folder(Run("giou", 1)) / "metrics.jsonl").open("a") as file:
+    file.write(json.dumps({"step": 1, "localization_gradient_norm": 1.0}) + "\n")
   config = reproduction.config(run)
   assert config.loss.w_loc == pytest.approx(0.8 * 3 / 2)
   assert config.loss.localization == "giou" and config.loss.lambd == 0

@@ -9,18 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from iou_det.bench import synthetic
+from iou_det.config import input_size
 from iou_det.data import open_dataset
 from iou_det.data.pipeline import train_batches
 from iou_det.data.plan import make_plan
-from iou_det.network import make_model, network_inputs
+from iou_det.network import make_anchors, make_model, network_inputs
 from iou_det.ops import losses
 from iou_det.ops.anchors import by_anchor
 from iou_det.parallel import device_mesh, to_device
+from iou_det.training import accumulate, diagnostics
 from iou_det.training.diagnostics import BINS, as_row, by_iou, make_diagnostics
 from iou_det.training.losses import Terms, detection_losses, loss_terms, make_targets
-from iou_det.training.step import create_state
+from iou_det.training.step import TrainState, create_state
 from tests import oracles
 from tests.tiny import tinier_config
+from tests.training import test_accumulate as parts
 
 
 def draw(seed, positives=True):
@@ -144,3 +148,36 @@ def test_gradient_of_a_real_batch_equals_the_derivative_written_down(shapes_fold
     gradients = jax.jit(jax.grad(partial(loss, which)))(params)
     squares = [np.sum(np.square(x)) for part in ("backbone", "fpn") for x in jax.tree.leaves(gradients[part])]
     np.testing.assert_allclose(row[f"{which}_gradient_norm"], math.sqrt(sum(squares)), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "loss",
+  [{"group": 2, "concordance": 0.2, "normalizer": "level"}, {"average": "image"}],
+  ids=["group", "image"],
+)
+def test_gradient_norms_are_of_the_losses_as_training_adds_them_up(loss, monkeypatch):
+  config = parts.config_of(1, eta=1.5, **loss)
+  anchors = make_anchors(config, input_size(config, False))
+  inputs_of = lambda *arguments, **rest: (*parts.plain_inputs(*arguments, **rest), *anchors)
+  monkeypatch.setattr(accumulate, "forward", parts.linear)
+  monkeypatch.setattr(accumulate, "network_inputs", inputs_of)
+  monkeypatch.setattr(diagnostics, "SHARED", ("a", "b"))
+  mesh = device_mesh(parts.IMAGES, jax.devices()[:1])
+  batch = to_device(synthetic.batch(config, parts.IMAGES, parts.CLASSES, boxes=4), mesh)
+  pixels, rng = -(-batch["image"][0].size // 97), np.random.default_rng(0)
+  draw = lambda values: jnp.float32(rng.normal(0, 0.02, (pixels, 18 * values)))
+  params = {"a": draw(parts.CLASSES), "b": draw(4)}
+  state = TrainState(jnp.zeros((), jnp.int32), params, {}, ())
+  got = jax.device_get(make_diagnostics(config, make_model(config, parts.CLASSES), mesh)(state, batch, False))
+
+  def losses_of(params):
+    inputs = inputs_of(config, batch, False, mesh, train=True)[0]
+    outputs = parts.linear(None, {"params": params}, inputs.images, mesh)
+    targets = make_targets(config, inputs, *anchors, False)
+    out = detection_losses(loss_terms(*outputs, targets, config), config.loss)
+    return jnp.stack([out.classification, out.localization])
+
+  slopes = jax.jit(jax.jacrev(losses_of))(params)
+  for which, name in enumerate(("classification", "localization")):
+    norm = math.sqrt(sum(float(jnp.sum(jnp.square(slope[which]))) for slope in slopes.values()))
+    assert norm > 0 and got[f"{name}_gradient_norm"] == pytest.approx(norm, rel=1e-4)

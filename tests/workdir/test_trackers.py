@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 import types
 from importlib.machinery import ModuleSpec
 
@@ -134,6 +135,7 @@ def test_wandb_itself_writes_the_rows_offline_and_goes_on(tmp_path, monkeypatch,
   monkeypatch.setenv("WANDB_MODE", "offline")
   monkeypatch.setenv("WANDB_SILENT", "true")
   log(tmp_path, "wandb")
+  time.sleep(1.1)  # W&B names a start's folder by the second
   log(tmp_path, "wandb", start_step=2, rows={3: {"loss": 1.0}})
   number = read_json(tmp_path / "trackers.json", "")["wandb"]
   got = []
