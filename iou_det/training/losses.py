@@ -244,7 +244,8 @@ def class_sums_by_products(
 
   A cell's anchors and classes stay one axis of channels. What belongs to an anchor is spread over its
   classes, and theirs added up for it, by products with a matrix of 0 and 1: they are exact, since each adds
-  up one value and zeros. What a channel is to its anchor is kept in a byte for the backward pass.
+  up one value and zeros. What a channel is to its anchor is kept for the backward pass, as large as a logit:
+  so its gradient can take the place in memory.
   """
   no, none = jnp.zeros((), bool), jnp.zeros(())
   other = lambda z: loss(z.astype(jnp.float32), no, none)
@@ -259,7 +260,7 @@ def class_sums_by_products(
     channel = jnp.arange(z.shape[-1]) % classes
     spread_labels = spread(labels)
     role = jnp.where(spread_labels == channel, OWN, jnp.where(spread_labels == UNCOUNTED, UNCOUNTED, OTHER))
-    role = jax.lax.optimization_barrier(role.astype(jnp.int8))  # written once, not computed for each use
+    role = jax.lax.optimization_barrier(role.astype(z.dtype))  # written once, not computed for each use
     own = jnp.where(role == OWN, z, jnp.zeros((), z.dtype))
     matrix = jnp.repeat(jnp.eye(labels.shape[-1], dtype=z.dtype), classes, axis=0)
     own = exact("bhwc,ca->bhwa", own, matrix, preferred_element_type=jnp.float32)
