@@ -106,7 +106,12 @@ class Reproduction:
       config.data.path = self.data
     if self.smoke:
       shrink(config)
-      if run.name not in ("baseline", "loc", *QUALITY_LOSSES):  # of which something is made; else its
+      if run.name not in (
+        "baseline",
+        "loc",
+        *QUALITY_LOSSES,
+        *BOX_LOSSES,
+      ):  # of which something is made; else its
         config.train.diagnostics_every = 0  # program is compiled for nothing
     for name, source in RUNS[run.name].items():
       if isinstance(source, tuple):
