@@ -19,7 +19,7 @@ Argument: run=both (default) or another of iou_det/paper/runs.py: baseline, cls,
           short=600 ([600,1000], default) or 800 ([800,1333], Table 1; coco only)
 w_loc is Table 4's on coco (2.878 for R101 at 800, as the authors' code) and fitted on the data elsewhere.
 Hardware: hours on COCO not measured; 4 images go on 1, 2 or 4 devices;
-          shapes: 3 to 6 minutes a run, 2 CPU cores (AMD EPYC, AVX-512).
+          shapes: 2 min 30 s a run with compiling and scoring beside other work, 2 CPU cores (Intel Xeon).
 Expected (paper): AP on test-dev at short=800: R50 35.9 -> 37.0, R101 38.1 -> 39.2 (Table 1); on val-2017 with
           R50 at 600: baseline 34.4, cls 35.1, loc 35.2, both 35.7 (Table 2), eta 1.0, 1.4, 1.6: 34.7, 35.0,
           34.9, lambd 0.5, 1.0, 1.8: 35.0, 35.1, 35.1 (Table 4). Ours on COCO: not measured.
