@@ -184,8 +184,7 @@ class Detector:
     if jax.process_count() > 1:
       raise UserError("a detector is called in a single process; several evaluate data sets: iou-det eval")
     if self.call_size is None:
-      shares = self.mesh.size
-      self.call_size = even_batch(number, self.config.eval.batch_size, shares)
+      self.call_size = even_batch(number, self.config.eval.batch_size, self.mesh.size)
     threads = number_of_threads(self.config.data.threads)
     pixels = read_ahead(images, read, threads, 2 * self.call_size)
     for seen in self.in_batches(pixels, self.call_size, self.step):

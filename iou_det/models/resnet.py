@@ -214,8 +214,8 @@ class ResNet(nn.Module):
   def __call__(self, images: Float[Array, "b h w 3"]) -> list[Float[Array, "b _ _ _"]]:
     s = self.settings
     # Only a frozen stem's: in `max_pool_of_blocks` equals share the gradient.
-    blocks = s.norm == "frozen_bn" and s.frozen_stages >= 0 and not any(n % 4 for n in images.shape[1:3])
-    side = self.forms.stem_block if blocks else 2
+    frozen = s.norm == "frozen_bn" and s.frozen_stages >= 0 and not any(n % 4 for n in images.shape[1:3])
+    side = self.forms.stem_block if frozen else 2
     layer, pool = ConvNorm(s.norm, self.dtype, side), max_pool if side == 2 else max_pool_of_blocks
     block = nn.remat(Block) if s.remat else Block  # no activations kept: the backward pass makes them again
     if s.stem == "patchify":

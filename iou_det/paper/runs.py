@@ -106,13 +106,9 @@ class Reproduction:
       config.data.path = self.data
     if self.smoke:
       shrink(config)
-      if run.name not in (
-        "baseline",
-        "loc",
-        *QUALITY_LOSSES,
-        *BOX_LOSSES,
-      ):  # of which something is made; else its
-        config.train.diagnostics_every = 0  # program is compiled for nothing
+      # Elsewhere their program would be compiled for nothing.
+      if run.name not in ("baseline", "loc", *QUALITY_LOSSES, *BOX_LOSSES):
+        config.train.diagnostics_every = 0
     for name, source in RUNS[run.name].items():
       if isinstance(source, tuple):
         goal, *pilots = [self.folder(needed) for needed in run.needs]
