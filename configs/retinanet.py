@@ -1,4 +1,4 @@
-"""RetinaNet on COCO 2017 as the paper trains it (mmdetection 0.6, 1x), but for the batch and its normalisers.
+"""RetinaNet on COCO 2017 as the paper trains it (mmdetection 0.6, 1x), but for what is OURS below.
 
 What is whose. "paper": arXiv:1908.05641, "Implementation Details"; files: its authors' repository at 67b8955,
 a fork of mmdetection 0.6 (where none is named: configs/retinanet_r50_fpn_1x_2gpu.py).
@@ -11,9 +11,16 @@ a fork of mmdetection 0.6 (where none is named: configs/retinanet_r50_fpn_1x_2gp
   alpha 0.25, gamma 2, delta 0.11       loss_cls, loss_bbox (beta); the paper's text has 0.111
   Eq. (2) by pyramid level              mmdet/models/anchor_heads/anchor_head.py, loss_single
   anchors, matching, test protocol      bbox_head, train_cfg, test_cfg
+  R50, R101; stage 1 and norms frozen   backbone: torchvision's (here timm's copy), frozen_stages=1, norm_eval
+  FPN 256, P6 from C5; towers of 4      neck: add_extra_convs; bbox_head: stacked_convs, feat_channels
+  class bias by a prior of 0.01         mmdet/models/anchor_heads/retina_head.py
+  flip 0.5, mean, std, sides >= 32      data, img_norm_cfg; mmdet/datasets/coco.py
   batch 16 at 600 too                   OURS. paper: 4 for the ablations ("2 GPUs", rate "divided by 4"), 16
-                                        for Table 1; (its repository: also 2 x 6 at 0.0075, 4 x 4 at 0.01)
+                                        for Table 1; (its repository: also 2 x 6 at 0.0075, 4 x 4 at 0.01,
+                                        R101 at 800 2 x 2 at 0.0025)
   one normaliser for all 16 images      OURS (loss.group=0). paper: per GPU of 2 images (anchor_head.py, loss)
+  padding to the canvas; batches of     OURS. paper: a GPU's 2 images to the larger of them (test: an image
+  one orientation, not a GPU's 2        alone); each GPU its own orientation
   bfloat16 on accelerators              OURS (model.dtype=auto). paper: float32
 configs/paper.py has the paper's batch and groups; all that still differs from mmdetection: docs/fidelity.md.
 

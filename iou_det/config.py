@@ -250,6 +250,12 @@ def validate(config: ConfigDict) -> None:
       f"config.loss.w_loc={loss.w_loc} is the paper's for smooth L1, not for "
       f"config.loss.localization={loss.localization}; give --config.loss.w_loc=auto or a number of your own"
     )
+  if loss.classification.startswith("varifocal") and loss.alpha == 0.25:
+    raise UserError(
+      "config.loss.alpha=0.25 is the focal loss's, not for config.loss.classification="
+      f"{loss.classification}, where it weighs all but positives; give --config.loss.alpha=0.75 (its "
+      "authors') or a number of your own"
+    )
   if loss.classification == "quality_focal" and loss.gamma < 1:
     raise UserError(
       f"config.loss.gamma={loss.gamma}: must be 1 or more for config.loss.classification=quality_focal: "

@@ -152,6 +152,14 @@ def test_a_w_loc_of_table_4_is_for_smooth_l1_alone(localization):
   validate(with_loss(config, w_loc=3.0))
 
 
+@pytest.mark.parametrize("classification", ["varifocal", "varifocal_unweighted"])
+def test_the_focal_loss_s_alpha_is_not_varifocal_s(classification):
+  config = with_loss(shapes_config(), classification=classification)
+  with pytest.raises(UserError, match=rf"alpha=0\.25.*classification={classification}.*alpha=0\.75"):
+    validate(config)
+  validate(with_loss(config, alpha=0.75))
+
+
 def test_command_line_check_names_the_near_field():
   file = f"--config={CONFIGS / 'shapes.py'}"
   check_command_line([file, "--config.train.epochs=3", "--noconfig.match.force_match"])

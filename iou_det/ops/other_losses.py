@@ -29,8 +29,8 @@ def balanced_l1(
       x = |d| / beta, alpha ln(b + 1) = gamma
       alpha / b (b x + 1) ln(b x + 1) - alpha x    where x < 1, else gamma x + C
 
-  C makes it continuous, and its slope, alpha ln(b x + 1) up to `gamma`, is continuous too. (mmdetection's is
-  the same for a beta of 1 alone.)
+  C makes it continuous, and its slope, alpha ln(b x + 1) up to `gamma`, is continuous too. mmdetection's is
+  the same for a beta of 1 alone: with its RetinaNet's 0.11 the slope there is 4.05 at a d of 0, here 0.
 
   Args:
     d: differences of box offsets.
@@ -128,6 +128,8 @@ def varifocal_loss(
       q    on the class of a positive (1 where not `weighted`)
       alpha p^gamma    everywhere else
 
+  (A positive whose q is exactly 0 is left out; Eq. (2) takes it as a negative.)
+
   Args:
     positive: whether it is the class of a positive.
     quality: q, the IoU there; read nowhere else.
@@ -146,7 +148,8 @@ def concordance_loss(
 
       ccc = 2 cov(s, u) / (var(s) + var(u) + (mean(s) - mean(u))^2)
 
-  In [0, 2]; 0 for fewer than two positives. No gradient flows to the boxes, as in the authors' code.
+  In [0, 2]; 0 for fewer than two positives. No gradient flows to the boxes, as in the authors' code, whose
+  RetinaNet has Spearman's coefficient, by pyramid level; a weight of 0.2 for concordance is their ATSS's.
   """
   iou = jax.lax.stop_gradient(iou)
   count = jnp.maximum(positive.sum(), 1)

@@ -95,6 +95,11 @@ def ap_table(
   formats = {name: "+z.1f" for name in (*differences[:3], "paper difference")}
   formats |= {name: ".2f" for name in ("difference spread", "spread", *extra)}
   formats |= {name: ".3f" for name in extra if name == "Spearman" or name.endswith(" gradient")}
+  if "effective weight" in extra:
+    caption += (
+      " w_loc: the weight of the localization loss. Effective weight: that loss over smooth L1 with weights "
+      "of 1, averaged over training."
+    )
   caption += (
     " Difference: to the baseline, with a 95% bootstrap over images, paired by image and seed, without "
     "the seeds' spread. Spreads: standard deviations over seeds, of the difference paired by seed and of the "
@@ -107,8 +112,8 @@ def ap_table(
 def contrast_table(
   output: Output, name: str, intervals: Intervals, pairs: Sequence[tuple[Row, Row]], *, caption: str
 ) -> str:
-  """AP and AP90 of one row minus another, with intervals and the spread of the difference over seeds."""
-  figures = ("AP", "AP90")
+  """AP, AP75 and AP90 of one row minus another, with intervals and the difference's spread over seeds."""
+  figures = ("AP", "AP75", "AP90")
   columns = [f"{figure}{part}" for figure in figures for part in ("", " low", " high", " spread")]
   between = lambda a, b: [cell for figure in figures for cell in intervals.between(a, b, figure)]
   body = [[a.label, b.label, *between(a, b)] for a, b in pairs]

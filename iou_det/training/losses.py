@@ -347,12 +347,15 @@ def detection_losses(terms: Terms, loss: ConfigDict, real: Bool[Array, " batch"]
   by_image = together > 0
   localization = total(terms.localization(by_image))
   unweighted, iou_loss = (total(terms.of_positives(x, by_image)) for x in (terms.smooth_l1, terms.iou_loss))
+  groups: Any = terms.concordance.size  # a group of fillers has none
+  if real is not None and loss.group:
+    groups = jnp.maximum(real.reshape(-1, loss.group).any(axis=1).sum(), 1)
   divisor = normalizer if real is None else jnp.maximum(normalizer, 1.0)  # all may be fillers
   return Losses(
     classification=total(terms.classification(by_image)) / divisor,
     localization=localization / divisor,
     positives=positives.mean(dtype=jnp.float32),
-    other=iou_loss / divisor + terms.concordance.mean(),
+    other=iou_loss / divisor + terms.concordance.sum() / groups,
     positive_iou=jnp.sum(terms.iou, where=terms.positive) / jnp.maximum(positives.sum(), 1),
     loc_weight=localization / jnp.maximum(unweighted, jnp.finfo(unweighted.dtype).tiny),
     normalizer=normalizer,

@@ -84,11 +84,45 @@ def test_contrasts_are_differences_of_table_2(everything):
   contrasts = table(workdir, "table2", "contrasts")
   assert len(contrasts) == 6
   for row in contrasts:
-    for figure in ("AP", "AP90"):
+    for figure in ("AP", "AP75", "AP90"):
       expected = float(ap[row["run"]][figure]) - float(ap[row["minus"]][figure])
       assert float(row[figure]) == pytest.approx(expected, abs=1e-9)
       assert float(row[f"{figure} low"]) <= float(row[f"{figure} high"])
       assert row[f"{figure} spread"] == ""  # one seed
+
+
+def test_the_comparison_holds_the_figures_of_the_runs_at_both_thresholds(everything):
+  workdir, _ = everything
+  names = (
+    "baseline",
+    "quality_focal",
+    "quality_focal_scaled",
+    "iou_branch_attached",
+    "loc",
+    "giou",
+    "giou_effective",
+  )
+  for variant, scores in (("", "eval/test"), ("_threshold0", "eval/test_threshold0")):
+    rows = table(workdir, "comparison", f"comparison{variant}")
+    assert len(rows) == len(names)
+    found = 0
+    for row, name in zip(rows, names, strict=True):
+      run = workdir / "runs" / "shapes_smoke" / name / "seed0"
+      metrics = json.loads((run / scores / "metrics.json").read_text())
+      assert float(row["AP"]) == pytest.approx(100 * metrics["AP"])
+      assert float(row["AP75"]) == pytest.approx(100 * metrics["AP75"])
+      found += len(json.loads((run / scores / "detections.json").read_text()))
+      assert float(row["w_cls"]) == json.loads((run / "config.json").read_text())["loss"]["w_cls"]
+      log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+      for column, key in (("cls", "classification"), ("loc", "localization")):
+        norms = [r[f"{key}_gradient_norm"] for r in log if f"{key}_gradient_norm" in r]
+        assert (row[f"{column} gradient"] != "") == bool(norms)
+        if norms:
+          assert float(row[f"{column} gradient"]) == pytest.approx(np.mean(norms))
+    assert bool(rows[3]["published"]) is False and found > 0
+  focal, quality, scaled = rows[:3]
+  ratio = float(focal["cls gradient"]) / float(quality["cls gradient"])
+  assert float(scaled["w_cls"]) == pytest.approx(ratio)
 
 
 def test_dry_run_of_all_lists_each_run_once(everything):

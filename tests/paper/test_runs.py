@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import pytest
 
 from iou_det.config import validate, with_loss
@@ -223,14 +224,43 @@ def test_other_processes_train_what_process_0_says(tmp_path, monkeypatch):
   """They ask no file: theirs may be older. Here the run that the weight comes from is not there at all."""
   run, other = Run("baseline_w_loc", 0), Run("cls", 0)
   settings = with_loss(run_config(run, "shapes"), w_loc=1 / 3).to_dict()
-  said = iter(json.loads(json.dumps([settings, None])))  # None: finished
+  said = iter(
+    json.loads(json.dumps([None, settings, None]))
+  )  # of the folders; the runs' settings, None: finished
   trained = []
   monkeypatch.setattr(reproduce, "by_process_0", lambda work: next(said))
-  monkeypatch.setattr(reproduce, "train", lambda config, workdir: trained.append((config, workdir)))
+  monkeypatch.setattr(reproduce, "train", lambda config, workdir, devices: trained.append((config, workdir)))
   reproduction = Reproduction(tmp_path, "shapes")
   reproduce.run_all([run, other], reproduction)
   ((config, workdir),) = trained
   assert config.to_dict() == settings and workdir == reproduction.folder(run)
+
+
+def test_a_folder_of_other_settings_is_refused_before_any_training(tmp_path, monkeypatch):
+  reproduction = Reproduction(tmp_path, "shapes")
+  runs = plan("table2", reproduction, seeds=2, controls=True)
+  older = reproduction.config(Run("both", 1))
+  older.train.epochs += 2
+  write_run(reproduction.folder(Run("both", 1)), older)
+  moved = reproduction.config(Run("cls", 0))
+  moved.data.path = "elsewhere"  # data may move
+  write_run(reproduction.folder(Run("cls", 0)), moved)
+  monkeypatch.setattr(reproduce, "train", lambda *_: pytest.fail("it trains"))
+  with pytest.raises(UserError, match=r"both/seed1 was trained .*train\.epochs: 4 != 2.*delete the folder"):
+    reproduce.run_all(runs, reproduction)
+  text = dry_run(runs, reproduction)
+  assert re.search(r"^both/seed1 +other settings ", text, re.MULTILINE) and "is refused" in text
+  assert "14 runs" not in text and "16 runs; to do: 112,000 images" in text
+
+
+@pytest.mark.parametrize(("devices", "processes", "used"), [(8, 1, 4), (3, 1, 1), (2, 1, 2), (8, 8, 8)])
+def test_no_more_devices_are_used_than_share_a_step_s_images_evenly(monkeypatch, devices, processes, used):
+  config = run_config(Run("baseline", 0), "coco")
+  assert config.train.batch_size == 4
+  there = jax.devices()[:1] * devices
+  monkeypatch.setattr(reproduce.jax, "devices", lambda: there)
+  monkeypatch.setattr(reproduce.jax, "process_count", lambda: processes)
+  assert len(reproduce.devices_for(config)) == used
 
 
 def test_dry_run_tells_hours_by_runs_that_were_begun(tmp_path):

@@ -62,6 +62,22 @@ def test_fillers_make_no_group_and_no_image():
   assert out.normalizer == 2
 
 
+def test_concordance_is_the_mean_over_groups_with_an_image():
+  pairs, real = [draw(0), draw(1), draw(2)], (True,) * 4 + (False,) * 2
+  settings = PLAIN | {"group": 2, "concordance": 0.2}
+  config = base_config()
+  config.loss.update(settings)
+
+  @jax.jit
+  def other(arrays, real):
+    return detection_losses(terms_of(arrays, settings), config.loss, real).other
+
+  all_real = jnp.ones(6, bool)
+  first, second = (other(joined([pair] * 3), all_real) for pair in pairs[:2])
+  assert abs(first - second) > 1e-4
+  np.testing.assert_allclose(other(joined(pairs, real), jnp.array(real)), (first + second) / 2, rtol=1e-5)
+
+
 def test_the_logged_normaliser_is_the_mean_over_groups_that_have_one():
   pairs, none = [draw(0), draw(1), draw(2)], jnp.ones(6, bool)
   of = lambda *real: in_pairs(joined(pairs, np.repeat(real, 2)), none)[1]["eq2_normalizer"]
