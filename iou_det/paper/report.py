@@ -49,7 +49,7 @@ class Difference(NamedTuple):
 
 
 class Intervals:
-  """Differences of AP between rows with 95 % intervals, by a bootstrap over images paired by seed."""
+  """Differences of AP between rows with 95 % intervals: a bootstrap over images and seeds, paired by both."""
 
   def __init__(self, rows: Sequence[Row], *, smoke: bool = False):
     self.rows = rows
@@ -61,10 +61,15 @@ class Intervals:
   def between(self, row: Row, other: Row, figure: str = "AP") -> Difference:
     """AP or AP at one IoU (AP90) of a row minus another row's.
 
-    Each sample of images gives one difference, the mean over seeds of `row` minus `other` of that seed.
+    Each sample of images and seeds gives one difference, the mean over its seeds of `row` minus `other` of
+    that seed. It has one seed fewer than there are, drawn with replacement: the mean's variance is not
+    underestimated then. Of one seed it is over images alone.
     """
     columns = [i for i, name in enumerate(AP_AT) if figure in ("AP", name)]
-    samples = (self.ap[row.label] - self.ap[other.label])[..., columns].mean(axis=(0, 2))
+    samples = (self.ap[row.label] - self.ap[other.label])[..., columns].mean(axis=2)  # seed, sample
+    number, size = samples.shape
+    drawn = np.random.default_rng(0).integers(number, size=(max(number - 1, 1), size))
+    samples = np.take_along_axis(samples, drawn, axis=0).mean(axis=0)
     ours, others = (
       np.array([[r.figure(AP_AT[i]) for i in columns] for r in results], float)  # None becomes NaN
       for results in (row.results, other.results)
@@ -101,9 +106,8 @@ def ap_table(
       "of 1, averaged over training."
     )
   caption += (
-    " Difference: to the baseline, with a 95% bootstrap over images, paired by image and seed, without "
-    "the seeds' spread. Spreads: standard deviations over seeds, of the difference paired by seed and of the "
-    "run's own figure."
+    " Difference: to the baseline, with a 95% bootstrap over images and seeds, paired by both. Spreads: "
+    "standard deviations over seeds, of the difference paired by seed and of the run's own figure."
   )
   columns = ["run", *extra, *figures, *differences, *last]
   return output.table(name, columns, body, caption=caption, formats=formats)
@@ -119,7 +123,7 @@ def contrast_table(
   body = [[a.label, b.label, *between(a, b)] for a, b in pairs]
   formats = {name: ".2f" if name.endswith("spread") else "+z.1f" for name in columns}
   caption += (
-    " Low, high: 95% bootstrap over images, paired by image and seed. Spread: standard deviation over seeds "
+    " Low, high: 95% bootstrap over images and seeds, paired by both. Spread: standard deviation over seeds "
     "of the difference of each seed."
   )
   return output.table(name, ["run", "minus", *columns], body, caption=caption, formats=formats)
@@ -130,7 +134,7 @@ def ap_differences(output: Output, intervals: Intervals) -> None:
   base, *others = intervals.rows
   at_each = lambda row: np.array([intervals.between(row, base, name)[:3] for name in AP_AT]).T
   shown = {row.label: at_each(row) for row in others}
-  caption = f"{output.source}; 95% intervals of a bootstrap over images, paired by image and seed."
+  caption = f"{output.source}; 95% intervals of a bootstrap over images and seeds, paired by both."
   plot = Plot(output, "ap_differences", "AP at each IoU against the baseline", caption)
   plots.ap_differences(plot, np.array(IOUS), shown, baseline=base.label)
 

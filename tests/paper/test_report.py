@@ -82,6 +82,24 @@ def test_difference_and_spread_are_those_of_the_seeds(results, tmp_path):
   assert (plain["difference"], plain["w_loc"], better["w_loc"]) == ("", "", "2.5")
 
 
+def test_an_interval_contains_the_seeds_spread(results):
+  """Every image is off by the same, so that images bring next to nothing."""
+  shifts = (4.0, 6.0, 8.0, 10.0, 12.0)
+  plain = report.Row("plain", [results(8.0, s) for s in range(5)])
+  other = report.Row("other", [results(shift, s) for s, shift in enumerate(shifts)])
+  intervals = report.Intervals([plain, other])
+  value, low, high, spread = intervals.between(other, plain)
+  own = []
+  for a, b in zip(plain.results, other.results, strict=True):
+    pair = report.Row("plain", [a]), report.Row("other", [b])
+    own.append(report.Intervals(pair).between(*reversed(pair)))
+  of_images = np.mean([(d.high - d.low) ** 2 for d in own]) / 5
+  expected = np.hypot(2 * 1.96 * spread / np.sqrt(5), np.sqrt(of_images))
+  assert low < value < high
+  assert high - low == pytest.approx(expected, rel=0.2)
+  assert spread > 3 * np.sqrt(of_images) / 4  # so that images alone would give less than half of it
+
+
 def test_one_seed_has_no_spread(results):
   row = report.Row("plain", [results(8.0, 0)])
   assert row.spread("AP") is None and row.mean("APl") is None
