@@ -24,6 +24,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*"
 BINS_COLOURMAP = "viridis"  # for what has an order
 IOU = "IoU with the ground truth"
+WHOLE = (
+  "{x:,.0f}"  # numbers on a logarithmic scale, which matplotlib writes as formulas: none are set, see `Plot`
+)
 BEHIND = {
   "facecolor": "white",
   "edgecolor": "none",
@@ -44,6 +47,7 @@ def mean_scores(plot: Plot, runs: Mapping[str, ScorePerIou]) -> None:
       bottom.bar(left, counts, width, align="edge", color=COLOURS[i])
     top.set(ylabel="mean score", ylim=(0, None))
     bottom.set_yscale("symlog", linthresh=1)  # a logarithm that can show an empty bin
+    bottom.yaxis.set_major_formatter(WHOLE)
     bottom.set(ylabel="detections", ylim=(0, None), xlabel=IOU, xlim=(edges[0], edges[-1]))
     for axis in (top, bottom):
       axis.grid(axis="x", visible=False)
@@ -99,7 +103,8 @@ def score_against_iou(plot: Plot, runs: Mapping[str, Overlaps], spearman: Mappin
     most = max([10, *(count for cell in cells for count in cell.get_array().tolist())])
     for cell in cells:
       cell.set_norm(LogNorm(1, most))
-    axes[0].figure.colorbar(cells[0], ax=axes[: len(runs)], label="detections in a cell", pad=0.01)
+    counts = {"label": "detections in a cell", "format": WHOLE}
+    axes[0].figure.colorbar(cells[0], ax=axes[: len(runs)], pad=0.01, **counts)
   rows = [
     [run, spearman[run], iou, score, int(count)]
     for run, cell in zip(runs, cells, strict=True)

@@ -88,6 +88,7 @@ def test_files_hold_labels_caption_and_stamp(folder, name):
   words = texts(folder / f"{name}_1.5.svg")
   shown = " ".join(words)
   assert STAMP in words and f"Title of {name}: {STAMP}" in words
+  assert "mathdefault" not in shown
   for word in [*CASES[name][1], "Matched at 0.5; best score first."]:
     assert word in shown, word
   assert {row["stamp"] for row in rows(folder, name)} == {STAMP}
