@@ -103,8 +103,8 @@ def score_against_iou(plot: Plot, runs: Mapping[str, Overlaps], spearman: Mappin
     most = max([10, *(count for cell in cells for count in cell.get_array().tolist())])
     for cell in cells:
       cell.set_norm(LogNorm(1, most))
-    counts = {"label": "detections in a cell", "format": WHOLE}
-    axes[0].figure.colorbar(cells[0], ax=axes[: len(runs)], pad=0.01, **counts)
+    what = "detections in a cell"
+    axes[0].figure.colorbar(cells[0], ax=axes[: len(runs)], label=what, pad=0.01, format=WHOLE)
   rows = [
     [run, spearman[run], iou, score, int(count)]
     for run, cell in zip(runs, cells, strict=True)
