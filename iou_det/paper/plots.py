@@ -25,7 +25,7 @@ MARKERS = "osD^vP*"
 BINS_COLOURMAP = "viridis"  # for what has an order
 IOU = "IoU with the ground truth"
 WHOLE = (
-  "{x:,.0f}"  # numbers on a logarithmic scale, which matplotlib writes as formulas: none are set, see `Plot`
+  "{x:,.0f}"  # on a logarithmic scale, where matplotlib's own are formulas, which `Plot` shows as they are
 )
 BEHIND = {
   "facecolor": "white",

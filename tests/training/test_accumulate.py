@@ -59,7 +59,7 @@ def whole():
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_there_is_a_loop_only_over_several_parts(parts):
-  """XLA takes a loop of one turn away, but on a CPU its gradients of convolutions stay 20 times as slow."""
+  """XLA takes a loop of one turn away, but on a CPU its gradients of convolutions stay slow."""
   config, mesh = config_of(parts), device_mesh(1, jax.devices()[:1])
   model = make_model(config, CLASSES)
   state, _ = create_state(config, model, 1, mesh, None)
