@@ -37,6 +37,7 @@ class Rule(NamedTuple):
 ANYTHING = Rule("anything", lambda v: True)
 ABOVE_0 = Rule("above 0", lambda v: v > 0)
 FROM_0 = Rule("0 or more", lambda v: v >= 0)
+INT32_FROM_0 = Rule("between 0 and 2147483647", lambda v: 0 <= v < 2**31)
 FROM_0_TO_1 = Rule("between 0 and 1", lambda v: 0 <= v <= 1)
 ABOVE_0_TO_1 = Rule("above 0 and at most 1", lambda v: 0 < v <= 1)
 FROM_0_TO_HALF = Rule("between 0 and 0.5", lambda v: 0 <= v <= 0.5)
@@ -76,7 +77,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS: dict[str, dict[str, Setting]] = {  # lengths in pixels, schedule lengths in epochs
-  "": {"seed": Setting(0)},
+  "": {"seed": Setting(0, INT32_FROM_0)},
   "model": {
     "backbone": Setting("resnet", one_of(*BACKBONES)),
     "depth": Setting(50, one_of(*BLOCKS)),  # of the ResNet

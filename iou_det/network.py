@@ -94,8 +94,7 @@ def network_inputs(
     train: with the config's augmentation.
   """
   size = input_size(config, portrait)
-  key = jax.random.key(config.seed) if train else None
-  inputs = preprocess(batch, config.data, size, config.anchors.convention, key, forms(mesh))
+  inputs = preprocess(batch, config.data, size, config.anchors.convention, train, forms(mesh))
   return inputs, *make_anchors(config, size)
 
 

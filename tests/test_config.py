@@ -105,6 +105,14 @@ def test_validate_names_field_and_allowed_values(field, value, message):
   assert field in str(error.value)
 
 
+@pytest.mark.parametrize("seed", [-1, 2**31])
+def test_seeds_that_make_no_random_numbers_are_refused(seed):
+  config = shapes_config()
+  config.seed = seed
+  with pytest.raises(UserError, match=rf"config\.seed={seed}: must be between 0 and 2147483647"):
+    validate(config)
+
+
 def test_json_round_trip_and_differences():
   config = shapes_config()
   again = from_dict(json.loads(json.dumps(config.to_dict())))

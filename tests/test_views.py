@@ -41,7 +41,7 @@ def case():
     image=images, image_size=sizes, original_size=originals.astype(np.int32),
     boxes=np.zeros((BATCH, 1, 4), np.float32), labels=np.zeros((BATCH, 1), np.int32),
     valid=np.zeros((BATCH, 1), bool), index=np.arange(BATCH, dtype=np.int32),
-    epoch=np.zeros(BATCH, np.int32), example=np.ones(BATCH, bool),
+    epoch=np.zeros(BATCH, np.int32), seed=np.zeros(BATCH, np.int32), example=np.ones(BATCH, bool),
   )  # fmt: skip
   return config, variables, batch
 

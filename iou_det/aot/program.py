@@ -136,6 +136,7 @@ def batch_shapes(config: ConfigDict, images: int, mesh: Mesh) -> dict[str, jax.S
     "valid": ((boxes,), jnp.bool_),
     "index": ((), jnp.int32),
     "epoch": ((), jnp.int32),
+    "seed": ((), jnp.int32),
     "example": ((), jnp.bool_),
   }
   place = split_batch(mesh)

@@ -60,6 +60,7 @@ def batch(
     "valid": np.tile(np.arange(rows) < boxes, (images, 1)),
     "index": np.arange(images, dtype=np.int32),
     "epoch": np.zeros(images, np.int32),
+    "seed": np.zeros(images, np.int32),
     "example": np.ones(images, bool),
   }
 

@@ -38,7 +38,7 @@ EXIF_HELP = "Whether pictures are turned as EXIF says; auto: unless annotated si
 EXIF_FLAG = flags.DEFINE_enum("exif", "auto", EXIF, EXIF_HELP)
 FRACTION_HELP = "Of a data set with one split: this share of it becomes the split val, the rest is train."
 FRACTION = flags.DEFINE_float("val_fraction", None, FRACTION_HELP)
-SEED = flags.DEFINE_integer("seed", 0, "Of --val_fraction: which images become val.")
+SEED = flags.DEFINE_integer("seed", 0, "Of --val_fraction: which images become val.", lower_bound=0)
 SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Drop bad records, and list them, instead of stopping.")
 OVERWRITE = flags.DEFINE_bool("overwrite", False, "Replace splits that are there.")
 

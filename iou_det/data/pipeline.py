@@ -40,7 +40,8 @@ OR_DROP = "or drop it with `iou-det prepare --skip_bad` or --config.data.skip_ba
 # image uint8 [b, h, w, 3] RGB, top left in its canvas; image_size, original_size int32 [b, 2]: height, width
 # in the canvas and as stored; boxes float32 [b, max_boxes, 4]: x1, y1, x2, y2 in canvas pixels; labels int32
 # and valid bool [b, max_boxes]; index (of the record), epoch int32 [b] (plus EPOCHS for each time that repeat
-# factors had the record before in the epoch, for other random numbers); example bool [b]: False for fillers.
+# factors had the record before in the epoch, for other random numbers); seed int32 [b] (as a constant of the
+# step it would make each seed compile anew); example bool [b]: False for fillers.
 HostBatch = dict[str, np.ndarray]
 
 
@@ -80,6 +81,7 @@ class Loader:
   canvas: tuple[int, int]  # short and long side, pixels
   max_boxes: int
   keep: TrainingFilter | None  # None: no boxes are needed
+  seed: int = 0  # of the augmentation
 
   def __call__(self, example: Example) -> dict[str, np.ndarray]:
     record = self.source[example.record]
@@ -95,6 +97,7 @@ class Loader:
     return row | {
       "index": np.array(example.record, np.int32),
       "epoch": np.array(example.epoch, np.int32),
+      "seed": np.array(self.seed, np.int32),
       "example": np.array(example.real),
     }
 
@@ -190,7 +193,7 @@ def train_batches(
     share: (part, parts), see `iou_det.parallel.input_share`.
   """
   rows = part_rows(plan.batch_size, *share)
-  load = Loader(source, tuple(data.canvas), data.max_boxes, TrainingFilter.of(data))
+  load = Loader(source, tuple(data.canvas), data.max_boxes, TrainingFilter.of(data), plan.seed)
   batches = run(TrainRows(plan, steps, rows), load, len(rows), data.threads, data.workers)
   return zip(batches, (plan.batch(step).portrait for step in steps), strict=True)
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 from ml_collections import ConfigDict
 
 from iou_det.data.colour import jitter_colour, jitters_colour
@@ -37,7 +37,7 @@ def preprocess(
   data: ConfigDict,
   size: tuple[int, int],
   convention: str,
-  key: Key[Array, ""] | None = None,
+  augment: bool = False,
   forms: Forms = ANY,
 ) -> Inputs:
   """Turns a batch of canvases (see `pipeline.train_batches`) into the network's input.
@@ -49,12 +49,12 @@ def preprocess(
     data: the config's section.
     size: height and width of the input, pixels.
     convention: "legacy" scales inclusive corners (x2 - 1), as mmdetection 0.6; the others every edge.
-    key: with one, flip, transpose (which needs a square input), multiply the size after resizing by a
-      factor of `scale_jitter`, cropping at a random place what exceeds the input, and change colours as
-      `jitter_colour`. With an image's epoch and record index it gives that image's random numbers, wherever
-      in whichever batch it is.
+    augment: flip, transpose (which needs a square input), multiply the size after resizing by a factor of
+      `scale_jitter`, cropping at a random place what exceeds the input, and change colours as
+      `jitter_colour`. An image's random numbers follow from its seed, epoch and record index, wherever in
+      whichever batch it is.
   """
-  if key is not None and data.transpose and size[0] != size[1]:
+  if augment and data.transpose and size[0] != size[1]:
     raise ValueError(f"transposition needs a square input, got {size[0]}x{size[1]}")
   mean, std = jnp.array(tuple(data.mean)), jnp.array(tuple(data.std))
   limit = jnp.array(size)
@@ -64,8 +64,9 @@ def preprocess(
     boxes, valid = row["boxes"], row["valid"]
     resized = _resized(image_size, data.short, data.long, data.rounding)
     offset = jnp.zeros(2, jnp.int32)
-    if key is not None:
-      own_key = jax.random.fold_in(jax.random.fold_in(key, row["epoch"]), row["index"])
+    if augment:
+      of_epoch = jax.random.fold_in(jax.random.key(row["seed"]), row["epoch"])
+      own_key = jax.random.fold_in(of_epoch, row["index"])
       random = jax.random.uniform(own_key, (6,))
       low, high = data.scale_jitter
       if (low, high) != (1.0, 1.0):
@@ -85,7 +86,7 @@ def preprocess(
     # Up to their last line images have rows and columns in the order that suits what comes next.
     rows, columns = (_by_phase(side) if forms.products else jnp.arange(side) for side in size)
     y, x = rows, columns
-    if key is not None:
+    if augment:
       flip_x, flip_y = random[0] < data.flip_horizontal, random[1] < data.flip_vertical
       y = jnp.where(flip_y, seen[0] - 1 - y, y)
       x = jnp.where(flip_x, seen[1] - 1 - x, x)
@@ -105,13 +106,13 @@ def preprocess(
       pixels = _sample(pixels.swapaxes(0, 1), x + offset[1], image_size[1], resized[1])
       pixels = pixels.swapaxes(0, 1)
     inside = (rows < seen[0])[:, None] & (columns < seen[1])
-    if key is not None and jitters_colour(data):
+    if augment and jitters_colour(data):
       pixels = jitter_colour(pixels, inside, data, jax.random.fold_in(own_key, 1))
     pixels = (pixels - mean) / std
     pixels = jnp.where(inside[..., None], pixels, 0.0)
 
     cropped = jnp.zeros((), jnp.int32)
-    if key is not None:
+    if augment:
       before, boxes = boxes, jnp.clip(boxes, 0.0, jnp.tile(seen[::-1], 2))
       # A box that was small before loses nothing by clipping and stays, as in mmdetection.
       least = jnp.minimum(before[:, 2:] - before[:, :2], 1.0)

@@ -113,7 +113,7 @@ def test_input_pipelines_are_timed_over_the_same_number_of_images(shapes_folder,
   assert [r["by"] for r in measured] == ["opencv", "iou-det", "iou-det", "usual"]
   assert {(r["batch"], r["calls_per_repeat"]) for r in measured} == {(8, 3)}
   ours, usual = (next(r for r in measured if r["what"].startswith(name)) for name in (OURS, USUAL))
-  rest = 2 * 2 * 4 + 16 * (16 + 4 + 1) + 4 + 4 + 1  # sizes; boxes, labels, valid; index, epoch, example
+  rest = 2 * 2 * 4 + 16 * (16 + 4 + 1) + 3 * 4 + 1  # sizes; boxes, labels, valid; index, epoch, seed, example
   assert ours["bytes_to_device_per_image"] == 64 * 96 * 3 + rest
   assert usual["bytes_to_device_per_image"] == 4 * 64 * 96 * 3
   assert ours["host_memory_bytes"] is not None

@@ -100,6 +100,11 @@ def test_an_epoch_has_each_usable_image_in_batches_of_one_orientation():
   assert order(plan, 0) != order(make_plan(seed=1), 0)
 
 
+def test_a_batch_has_the_seed_of_its_augmentation():
+  batches = train_batches(memory(), make_plan(seed=3), make_config().data, range(1), (0, 1))
+  assert [batch["seed"].tolist() for batch, _ in batches] == [[3] * 4]
+
+
 def test_a_batch_holds_decoded_pixels_and_the_boxes_to_train_on():
   for batch, portrait in read():
     assert batch["image"].shape == (4, *((96, 64) if portrait else (64, 96)), 3)

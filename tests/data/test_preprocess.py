@@ -33,6 +33,7 @@ def make_batch(images, canvas, boxes=None, epochs=None, indices=None):
     "valid": np.zeros((n, rows), bool),
     "index": np.array(indices if indices is not None else range(n), np.int32),
     "epoch": np.array(epochs if epochs is not None else [0] * n, np.int32),
+    "seed": np.zeros(n, np.int32),
     "example": np.ones(n, bool),
   }
   for i, (image, own) in enumerate(zip(images, boxes, strict=True)):
@@ -43,10 +44,10 @@ def make_batch(images, canvas, boxes=None, epochs=None, indices=None):
 
 
 def run(batch, size, short, long, augment=None, convention="modern", seed=0, forms=ANY):
-  key = None if augment is None else jax.random.key(seed)
+  batch = batch | {"seed": jnp.full_like(batch["index"], seed)}
   sizes = {"short": short, "long": long, "mean": MEAN, "std": STD}
   data = ConfigDict(sizes | NO_CHANGE | (augment or {}))
-  f = lambda b: preprocess(b, data, size, convention, key, forms)
+  f = lambda b: preprocess(b, data, size, convention, augment is not None, forms)
   return jax.device_get(jax.jit(f)(batch))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from iou_det.aot.program import trace
 from iou_det.bench import synthetic
 from iou_det.config import base_config
 from iou_det.network import make_model
@@ -175,3 +176,15 @@ def test_the_logged_gradient_norm_is_the_one_that_is_clipped():
   state, metrics = make_train_step(config, model, optimizer, 1, mesh, state)(state, arrays, False)
   moved = optax.tree.norm(jax.tree.map(lambda a, b: a - b, jax.device_get(state.params), before))
   np.testing.assert_allclose(moved / metrics["learning_rate"], metrics["gradient_norm"], rtol=1e-3)
+
+
+def test_seeds_share_one_program():
+  """So that the second seed of a config finds it in the compilation cache."""
+  mesh = device_mesh(8, jax.devices()[:1])
+  programs = set()
+  for seed in (0, 7):
+    config = tinier_config("made up")
+    config.seed = seed
+    config.data.update(flip_horizontal=0.5, scale_jitter=(0.8, 1.2), brightness=0.4)
+    programs.add(trace(config, 2, "train", 8, mesh)[1].lower().as_text())
+  assert len(programs) == 1
