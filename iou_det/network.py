@@ -91,7 +91,7 @@ def network_inputs(
   """What the network sees of a batch of the pipeline, its anchors and their number per level.
 
   Args:
-    train: with the config's augmentation.
+    train: with the config's augmentation, by the batch's seed.
   """
   size = input_size(config, portrait)
   inputs = preprocess(batch, config.data, size, config.anchors.convention, train, forms(mesh))

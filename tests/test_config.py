@@ -106,7 +106,7 @@ def test_validate_names_field_and_allowed_values(field, value, message):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**31])
-def test_seeds_that_make_no_random_numbers_are_refused(seed):
+def test_seeds_that_a_batch_cannot_hold_are_refused(seed):
   config = shapes_config()
   config.seed = seed
   with pytest.raises(UserError, match=rf"config\.seed={seed}: must be between 0 and 2147483647"):

@@ -40,8 +40,9 @@ OR_DROP = "or drop it with `iou-det prepare --skip_bad` or --config.data.skip_ba
 # image uint8 [b, h, w, 3] RGB, top left in its canvas; image_size, original_size int32 [b, 2]: height, width
 # in the canvas and as stored; boxes float32 [b, max_boxes, 4]: x1, y1, x2, y2 in canvas pixels; labels int32
 # and valid bool [b, max_boxes]; index (of the record), epoch int32 [b] (plus EPOCHS for each time that repeat
-# factors had the record before in the epoch, for other random numbers); seed int32 [b] (as a constant of the
-# step it would make each seed compile anew); example bool [b]: False for fillers.
+# factors had the record before in the epoch, for other random numbers); seed int32 [b] (config.seed, for the
+# augmentation; 0 in evaluations; as a constant of the step it would make each seed compile anew); example
+# bool [b]: False for fillers.
 HostBatch = dict[str, np.ndarray]
 
 

@@ -150,7 +150,7 @@ def test_products_give_the_same_as_gathers_whatever_is_changed_by_chance():
     np.testing.assert_array_equal(ours, theirs)
 
 
-def test_random_numbers_depend_on_epoch_and_record_only():
+def test_random_numbers_depend_on_seed_epoch_and_record_only():
   augment = dict(flip_horizontal=0.5, flip_vertical=0.5, transpose=0.5, scale_jitter=(0.7, 1.3))
   image, box = one_rectangle()
 
@@ -163,6 +163,8 @@ def test_random_numbers_depend_on_epoch_and_record_only():
   np.testing.assert_array_equal(first.images[3], other.images[0])
   np.testing.assert_array_equal(first.boxes[2], other.boxes[1])
   assert (first.images[0] != first.images[3]).any()
+  seeded = run(make([3, 3], [7, 8]), (96, 96), 72, 96, augment, seed=1)
+  assert (first.images[0] != seeded.images[0]).any() and (first.images[1] != seeded.images[1]).any()
 
 
 def test_boxes_cropped_away_are_counted_and_invalid():
