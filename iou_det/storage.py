@@ -36,6 +36,7 @@ def user_path(text: str | os.PathLike[str], *, write: bool = False) -> epath.Pat
   Also for a bucket that is not there, or may not be read (`write`: written): at once, not hours later.
   """
   given = os.fspath(text)
+  check_not_empty(given)
   if match := re.fullmatch(r"gs://([a-z0-9][a-z0-9._-]+[a-z0-9])/+([^/].*)", given):
     if ".." in given.split("/"):
       raise UserError(f"{given}: an object store knows no '..'; {ALLOWED}")
@@ -53,7 +54,14 @@ def local_path(text: str | os.PathLike[str], what: str, remedy: str = MOUNT) -> 
   """A path that has to be of this machine; a UserError, that begins with `what` it is, for any other."""
   if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", os.fspath(text)):
     raise UserError(f"{what} {os.fspath(text)} has to be a path of this machine: {remedy}")
+  check_not_empty(os.fspath(text), f"{what}: ")
   return Path(text)
+
+
+def check_not_empty(path: str, what: str = "") -> None:
+  """Refuses what `--workdir=$UNSET` gives: it would be the current folder."""
+  if not path:
+    raise UserError(f"{what}the path is empty; give one (. is the current folder)")
 
 
 def absolute(path: AnyPath) -> epath.Path:

@@ -201,6 +201,13 @@ def test_other_paths_are_refused(text):
     local_path(text, "data path")
 
 
+def test_an_empty_path_is_not_the_current_folder():
+  with pytest.raises(UserError, match=r"^the path is empty; give one"):
+    user_path("")
+  with pytest.raises(UserError, match=r"^--data_dir: the path is empty; give one"):
+    local_path("", "--data_dir")
+
+
 def test_local_paths_stay_what_they_are(tmp_path):
   for text in ("runs/x", "/data/x", "~/x", "./a:/b", "x:y"):
     assert os.fspath(user_path(text)) == os.fspath(local_path(text, "")) == os.path.normpath(text)

@@ -22,11 +22,12 @@ from iou_det.paper.reproduce import dry_run, plan, prepare_smoke_data, run_all
 from iou_det.paper.runs import PRESETS, Reproduction
 from iou_det.processes import by_process_0, start_distributed
 from iou_det.storage import local_path, user_path
+from iou_det.workdir.run import check_no_file
 
 PRESET = flags.DEFINE_enum("preset", "shapes", PRESETS, "What to train on; coco is the paper's protocol.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the runs, tables and figures.", required=True)
 DATA = flags.DEFINE_string("data", "", "Dataset; default: the preset's own path (coco has none).")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Train each run with so many seeds, 0, 1, ...", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 1, "Train each run with so many seeds, 0, 1, ...", 1, 1000)
 CONTROLS_HELP = "table2: also a baseline with a larger localization weight (two ways), and Eq. (5)."
 CONTROLS = flags.DEFINE_bool("controls", False, CONTROLS_HELP)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Only list the runs, their images, steps and hours.")
@@ -45,6 +46,7 @@ def main(arguments: list[str]) -> None:
   if CONTROLS.value and experiment not in ("table2", "all"):
     raise UserError(f"--controls belongs to table2, not to {experiment}")
   workdir = user_path(WORKDIR.value, write=True)
+  check_no_file(workdir)
   command = shlex.join(["iou-det", "reproduce", *sys.argv[1:]])
   if WORKDIRS.value:
     if experiment not in ("fig2", "fig3") or len(WORKDIRS.value) < 2:

@@ -204,12 +204,12 @@ def diagnostics(
     total = values.sum(axis=1, keepdims=True)
     shares[name] = np.divide(values, total, out=np.full(values.shape, np.nan), where=total > 0)
   with plot.panels(4.2, note=bins_text(edges), ncols=2, sharey=True) as axes:
-    ends = np.append(steps, steps[-1] + np.diff(steps, prepend=steps[-1] - 1)[-1])
+    ends = np.append(steps[0] - np.diff(steps, append=steps[-1] + 1)[0], steps)
     scale = BoundaryNorm(edges, 256)
     colours = colormaps[BINS_COLOURMAP](scale(edges[:-1]))
     for axis, (name, share) in zip(axes, shares.items(), strict=True):
-      held = np.concatenate([share, share[-1:]]).T  # until the next step; stays visible if there is only one
-      axis.stackplot(ends, 100 * np.nan_to_num(held), colors=colours, step="post")
+      held = np.concatenate([share[:1], share]).T  # since the step before; stays visible if there is only one
+      axis.stackplot(ends, 100 * np.nan_to_num(held), colors=colours, step="pre")
       axis.set_title(f"Share of the {name}", loc="left")
       axis.set(xlabel="training step", xlim=(ends[0], ends[-1]), ylim=(0, 100))
     axes[0].set_ylabel("share (%)")

@@ -34,11 +34,15 @@ def read_checked_config(workdir: AnyPath) -> ConfigDict:
   return config
 
 
+def check_no_file(workdir: AnyPath) -> None:
+  if workdir.exists() and not workdir.is_dir():
+    raise UserError(f"--workdir={workdir} is a file; give a folder")
+
+
 def check_workdir(workdir: AnyPath, config: ConfigDict) -> None:
   """Refuses a workdir that belongs to another config, is not a run's, or where checkpoints cannot be read."""
   check_name(workdir)
-  if workdir.exists() and not workdir.is_dir():
-    raise UserError(f"--workdir={workdir} is a file; give a new folder")
+  check_no_file(workdir)
   if (workdir / "config.json").exists():
     there = read_config(workdir)
     different = without_epochs(config_lib.training_differences(there, config), there)

@@ -171,6 +171,12 @@ def test_csv_of_diagnostics(folder):
   np.testing.assert_array_equal(got[..., 3], expected)
 
 
+def test_the_axis_of_diagnostics_ends_with_the_last_step(tmp_path):
+  draw(tmp_path, "diagnostics", [np.array([200, 400, 600]), EDGES, AMOUNTS])
+  ticks = [int(word) for word in texts(tmp_path / "diagnostics_1.5.svg") if word.isdigit()]
+  assert max(ticks) == 600 and 200 in ticks  # the first is held from 0 on
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_a_smoke_run_may_have(tmp_path):
   """One seed, one step, no detections."""

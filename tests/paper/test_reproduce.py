@@ -173,6 +173,10 @@ def test_figures_of_any_workdirs(everything, tmp_path):
     (["fig2", "--workdirs=a,b,c,d,e,f,g,h", "--workdir=w"], "names 8 workdirs; a figure shows 7 at most"),
     (["table2", "--preset=deeppcb", "--data=nowhere", "--workdir=w"], "data path nowhere is not a folder"),
     (["table2", "--seeds=0", "--workdir=w"], "seeds"),
+    (["table2", "--seeds=1001", "--dry_run", "--workdir=w"], "integer in the range [1, 1000]"),
+    (["table2", "--dry_run", "--workdir="], "the path is empty; give one (. is the current folder)"),
+    (["table2", "--dry_run", "--workdir=file"], "--workdir=file is a file; give a folder"),
+    (["table2", "--smoke", "--workdir=file"], "--workdir=file is a file; give a folder"),
     (["table2", "--preset=deeppcb", "--smoke", "--workdir=w"], "--smoke runs on shapes"),
     (["table2", "--smoke", "--data=d", "--workdir=w"], "leave out --data"),
     (["fig2", "--workdirs=a,b", "--seeds=3", "--workdir=w"], "--seeds has no meaning with --workdirs"),
@@ -181,6 +185,7 @@ def test_figures_of_any_workdirs(everything, tmp_path):
 )
 def test_bad_requests_end_in_one_line(arguments, message, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  (tmp_path / "file").touch()
   done = reproduce(*arguments)
   assert done.returncode == 2
   lines = [line for line in done.stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line)]
