@@ -329,18 +329,18 @@ def write_table(experiment: str, rows: Sequence[Row], output: Output, variant: s
 
 
 def wloc_sweep(rows: Sequence[Row], output: Output) -> str:
-  """AP and AP90 against the localization weight, and against the mean effective weight."""
+  """AP and AP90 against the localization weight, and against the mean effective weight; AP50 in the table."""
   body: list[list[Cell]] = []
   for row in rows:
     ap = [figure for name in ("AP", "AP90") for figure in (row.mean(name), row.spread(name))]
-    body.append([row.label, *row.cells.values(), *ap])
-  curve = lambda label: np.array([line[1:] for line in body if line[0] == label], float).T  # NaN for None
+    body.append([row.label, *row.cells.values(), *ap, row.mean("AP50")])
+  curve = lambda label: np.array([line[1:-1] for line in body if line[0] == label], float).T  # NaN for None
   curves = {label: curve(label) for label in (WITHOUT, WITH)}
   caption = report.with_spread(output.source, len(rows[0].results))
   plots.sweep(Plot(output, "wloc_sweep", "AP against the localization weight", caption), curves)
   return output.table(
     "wloc_sweep_table",
-    ["run", "w_loc", "effective weight", "AP", "AP spread", "AP90", "AP90 spread"],
+    ["run", "w_loc", "effective weight", "AP", "AP spread", "AP90", "AP90 spread", "AP50"],
     body,
     caption=f"AP against the localization weight. {output.source}. The effective weight is the localization "
     "loss over what it is with weights of 1, averaged over training.",

@@ -125,6 +125,21 @@ def test_the_comparison_holds_the_figures_of_the_runs_at_both_thresholds(everyth
   assert float(scaled["w_cls"]) == pytest.approx(ratio)
 
 
+def test_the_sweep_holds_the_figures_of_the_runs(everything):
+  workdir, _ = everything
+  rows = table(workdir, "wloc_sweep", "wloc_sweep_table")
+  names = ("baseline", "weight2.0", "loc_weight1.0", "loc_weight2.0")
+  assert [(row["run"].split()[0], float(row["w_loc"])) for row in rows] == [
+    ("without", 1.0), ("without", 2.0), ("with", 1.0), ("with", 2.0),
+  ]  # fmt: skip
+  for row, name in zip(rows, names, strict=True):
+    run = workdir / "runs" / "shapes_smoke" / name / "seed0"
+    metrics = json.loads((run / "eval" / "test" / "metrics.json").read_text())
+    assert float(row["AP"]) == pytest.approx(100 * metrics["AP"])
+    assert float(row["AP50"]) == pytest.approx(100 * metrics["AP50"])
+    assert float(row["AP90"]) == pytest.approx(100 * metrics["AP_per_iou"]["0.90"])
+
+
 def test_dry_run_of_all_lists_each_run_once(everything):
   workdir, _ = everything
   listed = reproduce("all", "--preset=shapes", "--smoke", "--dry_run", f"--workdir={workdir}")
